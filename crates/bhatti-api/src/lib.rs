@@ -1,0 +1,1 @@
+//! The HTTP contract: bodies, paths and errors, without a server.

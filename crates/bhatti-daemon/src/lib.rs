@@ -1,0 +1,1 @@
+//! The library behind `bhatti serve`: configuration, wiring, HTTP.

@@ -1,0 +1,20 @@
+//! What an engine must do: the traits, the boot description, the conformance suite.
+//!
+//! An engine turns a [`BootSpec`] into a running virtual machine and hands back a [`Vm`]. It
+//! knows nothing of users, names, HTTP or the store, and nothing of what travels over the link.
+//!
+//! Promises every engine keeps (held by [`conformance`]):
+//! - `boot` either returns a running machine or leaves nothing behind: no process, no cgroup,
+//!   no file outside [`BootSpec::dir`].
+//! - A machine outlives the handle, and the daemon. [`Engine::adopt`] finds it again from its
+//!   [`VmRecord`], or says that it is gone; it never adopts a process it cannot prove is ours.
+//! - `kill` is idempotent and returns only when the process is gone.
+//! - `exited` may be awaited by many and at any time, also after the fact.
+
+mod engine;
+mod error;
+
+pub use engine::{
+    Accel, BootSpec, Carrier, Engine, EngineInfo, Exit, Nic, Private, RootDisk, Shape, Vm, VmRecord,
+};
+pub use error::EngineError;

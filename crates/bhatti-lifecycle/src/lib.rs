@@ -1,0 +1,1 @@
+//! The heart: one actor per sandbox, admission, creation, recovery.

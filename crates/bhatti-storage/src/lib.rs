@@ -1,0 +1,1 @@
+//! Files on disk: images found and checked, atomic writes, free space.

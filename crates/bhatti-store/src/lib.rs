@@ -1,0 +1,1 @@
+//! SQLite: the record of what should exist.

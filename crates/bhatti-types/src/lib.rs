@@ -1,0 +1,18 @@
+//! Ids, names, sizes and phases: the vocabulary every other crate shares.
+//!
+//! Text becomes one of these types at the edge (HTTP, command line, database) and stays one.
+//! No I/O, no async, no SQL.
+
+mod id;
+mod label;
+mod name;
+mod phase;
+mod secret;
+mod size;
+
+pub use id::{BadId, EngineId, ImageId, RequestId, SandboxId, UserId};
+pub use label::{BadLabel, Labels, check_label_key};
+pub use name::{BadName, Name};
+pub use phase::{Phase, Status, Thermal};
+pub use secret::{ApiKey, Redacted};
+pub use size::{Cpus, BadCpus, Mib};

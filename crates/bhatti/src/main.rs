@@ -1,0 +1,2 @@
+//! The bhatti command: client and daemon in one binary.
+fn main() {}

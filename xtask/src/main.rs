@@ -1,0 +1,2 @@
+//! The project's own tools: guest image, tidy, checks.
+fn main() {}
