@@ -1,1 +1,17 @@
-//! The HTTP contract: bodies, paths and errors, without a server.
+//! The HTTP contract: bodies, paths and errors. Compiles without a server.
+//!
+//! Daemon and client share these types, so neither can drift from the other. Field order is the
+//! order on the wire. What is checked where: shape here, meaning in `bhatti-lifecycle`.
+
+mod body;
+mod error;
+mod exec;
+mod json;
+pub mod route;
+mod sandbox;
+
+pub use body::{Health, StatusBody};
+pub use error::{ErrorBody, Hint, hint_for};
+pub use exec::{ExecDetached, ExecEvent, ExecRequest, ExecResult};
+pub use json::{BadJson, from_json, to_json, to_json_pretty};
+pub use sandbox::{CreateSandbox, FileSpec, PatchSandbox, Sandbox};

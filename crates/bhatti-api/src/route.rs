@@ -1,0 +1,51 @@
+//! Paths and header names, spelled once.
+
+/// `GET`: is anybody there. No authentication.
+pub const HEALTH: &str = "/health";
+/// `GET` list, `POST` create.
+pub const SANDBOXES: &str = "/sandboxes";
+
+/// On every API response: the daemon's version.
+pub const VERSION_HEADER: &str = "x-bhatti-version";
+/// On a create that found an identical sandbox.
+pub const EXISTING_HEADER: &str = "x-bhatti-existing";
+/// On every response, if the server wants newer clients.
+pub const MIN_CLI_HEADER: &str = "x-bhatti-min-cli";
+/// Asks `exec` to stream.
+pub const NDJSON: &str = "application/x-ndjson";
+
+/// The largest JSON body, in bytes.
+pub const MAX_JSON: usize = 1 << 20;
+/// The largest body of a create, in bytes: it carries files as base64.
+pub const MAX_CREATE: usize = 32 << 20;
+
+/// `/sandboxes/:sandbox`, escaped.
+pub fn sandbox(sandbox: &str) -> String {
+    format!("{SANDBOXES}/{}", escape(sandbox))
+}
+
+/// `/sandboxes/:sandbox/exec`, escaped.
+pub fn exec(sandbox: &str) -> String {
+    format!("{SANDBOXES}/{}/exec", escape(sandbox))
+}
+
+/// Percent-encodes everything but unreserved characters.
+pub fn escape(segment: &str) -> String {
+    let mut out = String::with_capacity(segment.len());
+    for byte in segment.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn segments_are_escaped() {
+        assert_eq!(super::exec("a/b c"), "/sandboxes/a%2Fb%20c/exec");
+    }
+}

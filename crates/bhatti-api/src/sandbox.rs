@@ -1,0 +1,116 @@
+//! `/sandboxes`: the record, and what creates and changes it.
+
+use std::collections::BTreeMap;
+
+use bhatti_types::{Labels, Status, Thermal};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// A sandbox as clients see it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sandbox {
+    pub id: String,
+    pub name: String,
+    /// Empty if it was not made from a template.
+    #[serde(default)]
+    pub template_id: String,
+    /// The engine's name for the machine; not the sandbox id.
+    #[serde(default)]
+    pub engine_id: String,
+    pub status: Status,
+    /// Private address, empty if there is none.
+    #[serde(default)]
+    pub ip: String,
+    /// Always `{}`; older clients expect the field.
+    #[serde(default)]
+    pub engine_meta: BTreeMap<String, String>,
+    #[serde(default)]
+    pub created_by: String,
+    pub created_at: Timestamp,
+    /// Left out until the first stop; stays set afterwards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped_at: Option<Timestamp>,
+    #[serde(default)]
+    pub keep_hot: bool,
+    /// As requested, fraction kept.
+    #[serde(default)]
+    pub cpus: f64,
+    #[serde(default)]
+    pub memory_mb: u32,
+    /// 0: the image's size.
+    #[serde(default)]
+    pub disk_size_mb: u32,
+    #[serde(default)]
+    pub image: String,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: Labels,
+    /// In listings, for running sandboxes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thermal: Option<Thermal>,
+    /// In listings, when something is published.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub urls: Vec<String>,
+}
+
+/// `POST /sandboxes`. Every field is optional; what is absent or zero takes the server's default.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CreateSandbox {
+    /// Empty: generated.
+    pub name: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub template_id: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub image: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_mb: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_size_mb: Option<i64>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub init: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_hot: Option<bool>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub hugepages: bool,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<FileSpec>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: Labels,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub persistent_volumes: Vec<serde_json::Value>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub new_volumes: Vec<serde_json::Value>,
+}
+
+/// A file put into the guest before anything of the user's runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FileSpec {
+    /// Absolute path.
+    pub guest_path: String,
+    /// Standard base64.
+    pub content: String,
+    /// Octal, `0644` when empty.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub mode: String,
+}
+
+/// `PATCH /sandboxes/:s`: what is absent stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PatchSandbox {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_hot: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels_add: Labels,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub labels_remove: Vec<String>,
+}

@@ -1,0 +1,1 @@
+//! The configuration file: read in layers, checked wholly, typos pointed at.
