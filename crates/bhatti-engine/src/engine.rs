@@ -81,6 +81,8 @@ pub struct EngineInfo {
     pub accel: Accel,
     /// One sentence: why this accelerator, e.g. `no vmx or svm in /proc/cpuinfo`.
     pub why: String,
+    /// Promised isolation this host cannot give, one sentence each; empty on a good host.
+    pub warnings: Vec<String>,
 }
 
 /// What executes the guest's instructions.
