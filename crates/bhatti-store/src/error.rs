@@ -1,0 +1,38 @@
+//! What callers may branch on.
+
+use std::path::PathBuf;
+
+/// The store could not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("failed to open the database {path}", path = .path.display())]
+    Open { path: PathBuf, #[source] source: rusqlite::Error },
+    #[error("failed to open the database file {path}", path = .path.display())]
+    File { path: PathBuf, #[source] source: std::io::Error },
+    #[error("database schema {found} is newer than this program knows ({known}); update bhatti")]
+    TooNew { found: u32, known: u32 },
+    #[error("migration {number} failed")]
+    Migration { number: u32, #[source] source: rusqlite::Error },
+    #[error("database query failed")]
+    Query(#[from] rusqlite::Error),
+    /// A row holds something this program cannot read.
+    #[error("{table} row {key} has an unreadable {column}")]
+    Corrupt { table: &'static str, key: String, column: &'static str },
+    #[error("user {0:?} already exists")]
+    UserExists(String),
+    #[error("user {0:?} not found")]
+    NoUser(String),
+    #[error("user has {0} active sandbox(es) — destroy them first")]
+    UserHasSandboxes(u32),
+    #[error("all subnets are in use")]
+    NoSubnet,
+    /// The row changed or vanished between reading and writing.
+    #[error("sandbox {0} is gone")]
+    NoSandbox(String),
+    #[error("name {0:?} is already in use")]
+    NameTaken(String),
+    #[error("no free uid for another VMM")]
+    NoUid,
+    #[error("the database writer has stopped")]
+    Closed,
+}

@@ -1,0 +1,333 @@
+//! Sandboxes: intent first, facts as they become true.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use bhatti_types::{Cpus, EngineId, Labels, Mib, Name, Phase, SandboxId, UserId};
+use jiff::Timestamp;
+use rusqlite::Row;
+
+use crate::row::{Reader, all, json};
+use crate::{Store, StoreError};
+
+/// A sandbox as recorded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SandboxRow {
+    pub id: SandboxId,
+    pub owner: UserId,
+    pub name: Name,
+    pub engine_id: EngineId,
+    pub phase: Phase,
+    /// Why it is in this phase, one sentence.
+    pub reason: String,
+    pub ip: Ipv4Addr,
+    pub image: String,
+    pub cpus: Cpus,
+    pub memory: Mib,
+    /// 0: the image's size.
+    pub disk_size: Mib,
+    pub keep_hot: bool,
+    pub labels: Labels,
+    pub env: BTreeMap<String, String>,
+    pub init: String,
+    /// Of the files create was given; empty for none.
+    pub files_digest: String,
+    /// The identity its VMM runs as.
+    pub vmm_uid: u32,
+    /// What the engine said of the root disk, once it is made.
+    pub root_disk: Option<serde_json::Value>,
+    /// What the engine needs to find the machine again, while there is one.
+    pub vm: Option<serde_json::Value>,
+    pub created_at: Timestamp,
+    pub stopped_at: Option<Timestamp>,
+}
+
+/// What a create wants.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NewSandbox {
+    pub owner: UserId,
+    pub name: Name,
+    pub image: String,
+    pub cpus: Cpus,
+    pub memory: Mib,
+    pub disk_size: Mib,
+    pub keep_hot: bool,
+    pub labels: Labels,
+    pub env: BTreeMap<String, String>,
+    pub init: String,
+    pub files_digest: String,
+    /// Uids for VMMs: the first, and how many.
+    pub uids: (u32, u32),
+}
+
+/// What reserving a name came to.
+#[derive(Debug)]
+pub enum Reserved {
+    /// The row is new, in phase `creating`.
+    New(Box<SandboxRow>),
+    /// That name was there.
+    Existing(Box<SandboxRow>),
+    /// The owner has as many as they may.
+    Quota { used: u32, max: u32 },
+    /// The owner's address range is exhausted.
+    NoAddress,
+}
+
+/// What `PATCH` changes; `None` stays.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PatchRow {
+    pub name: Option<Name>,
+    pub labels_add: Labels,
+    pub labels_remove: Vec<String>,
+    pub keep_hot: Option<bool>,
+}
+
+fn read(row: &Row<'_>) -> Result<SandboxRow, StoreError> {
+    let r = Reader { row, table: "sandboxes", key: row.get("id").unwrap_or_default() };
+    let stopped_at: Option<String> = r.get("stopped_at")?;
+    Ok(SandboxRow {
+        id: r.parse("id")?,
+        owner: r.parse("owner")?,
+        name: r.parse("name")?,
+        engine_id: r.parse("engine_id")?,
+        phase: r.parse("phase")?,
+        reason: r.get("reason")?,
+        ip: r.parse("ip")?,
+        image: r.get("image")?,
+        cpus: Cpus::from_milli(r.get("milli_cpus")?),
+        memory: Mib(r.get("memory_mb")?),
+        disk_size: Mib(r.get("disk_size_mb")?),
+        keep_hot: r.get("keep_hot")?,
+        labels: r.json("labels")?,
+        env: r.json("env")?,
+        init: r.get("init")?,
+        files_digest: r.get("files_digest")?,
+        vmm_uid: r.get("vmm_uid")?,
+        root_disk: r.json_opt("root_disk")?,
+        vm: r.json_opt("vm")?,
+        created_at: r.parse("created_at")?,
+        stopped_at: match stopped_at {
+            None => None,
+            Some(_) => Some(r.parse("stopped_at")?),
+        },
+    })
+}
+
+impl Store {
+    /// Takes the name, an address and a uid, all or nothing, and records the intent.
+    ///
+    /// `pick` chooses an address given those in use by the owner. An existing sandbox of that
+    /// name is returned even at the quota, so that a create can be run again.
+    pub fn reserve_sandbox(
+        &mut self,
+        new: &NewSandbox,
+        pick: impl FnOnce(&[Ipv4Addr]) -> Option<Ipv4Addr>,
+    ) -> Result<Reserved, StoreError> {
+        let max = self.user(&new.owner)?.max_sandboxes;
+        if let Some(row) = self.sandbox_named(&new.owner, new.name.as_str())? {
+            return Ok(Reserved::Existing(Box::new(row)));
+        }
+        let owned = self.sandboxes_of(&new.owner)?;
+        let used = u32::try_from(owned.len()).unwrap_or(u32::MAX);
+        if used >= max {
+            return Ok(Reserved::Quota { used, max });
+        }
+        let taken: Vec<Ipv4Addr> = owned.iter().map(|row| row.ip).collect();
+        let Some(ip) = pick(&taken) else { return Ok(Reserved::NoAddress) };
+        let vmm_uid = self.free_uid(new.uids)?;
+        let id = SandboxId::random();
+        // One connection writes in the daemon, and host-only commands do not make sandboxes, so
+        // nothing can have come between the checks above and this insert; the constraints hold
+        // all the same.
+        self.connection.execute(
+            "INSERT INTO sandboxes (id, owner, name, engine_id, phase, ip, image, milli_cpus,
+                 memory_mb, disk_size_mb, keep_hot, labels, env, init, files_digest, vmm_uid,
+                 created_at)
+             VALUES (?1, ?2, ?3, ?4, 'creating', ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14,
+                 ?15, ?16)",
+            rusqlite::params![
+                id.as_str(),
+                new.owner.as_str(),
+                new.name.as_str(),
+                EngineId::random().as_str(),
+                ip.to_string(),
+                new.image,
+                new.cpus.milli(),
+                new.memory.0,
+                new.disk_size.0,
+                new.keep_hot,
+                json(&new.labels),
+                json(&new.env),
+                new.init,
+                new.files_digest,
+                vmm_uid,
+                Timestamp::now().to_string(),
+            ],
+        )?;
+        Ok(Reserved::New(Box::new(self.sandbox(&id)?)))
+    }
+
+    fn free_uid(&self, (first, count): (u32, u32)) -> Result<u32, StoreError> {
+        let mut statement =
+            self.connection.prepare_cached("SELECT vmm_uid FROM sandboxes ORDER BY vmm_uid")?;
+        let taken: Vec<u32> =
+            statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+        (first..first.saturating_add(count))
+            .find(|uid| taken.binary_search(uid).is_err())
+            .ok_or(StoreError::NoUid)
+    }
+
+    /// The sandbox with that id.
+    pub fn sandbox(&self, id: &SandboxId) -> Result<SandboxRow, StoreError> {
+        let mut statement =
+            self.connection.prepare_cached("SELECT * FROM sandboxes WHERE id = ?1")?;
+        let mut rows = statement.query([id.as_str()])?;
+        match rows.next()? {
+            Some(row) => read(row),
+            None => Err(StoreError::NoSandbox(id.to_string())),
+        }
+    }
+
+    /// What `owner` calls `key`: an id first, then a name.
+    pub fn find_sandbox(
+        &self,
+        owner: &UserId,
+        key: &str,
+    ) -> Result<Option<SandboxRow>, StoreError> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT * FROM sandboxes WHERE owner = ?1 AND (id = ?2 OR name = ?2)
+             ORDER BY id = ?2 DESC",
+        )?;
+        let mut rows = statement.query([owner.as_str(), key])?;
+        rows.next()?.map(read).transpose()
+    }
+
+    fn sandbox_named(&self, owner: &UserId, name: &str) -> Result<Option<SandboxRow>, StoreError> {
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT * FROM sandboxes WHERE owner = ?1 AND name = ?2")?;
+        let mut rows = statement.query([owner.as_str(), name])?;
+        rows.next()?.map(read).transpose()
+    }
+
+    /// Every sandbox of `owner`, newest first, in whatever phase.
+    pub fn sandboxes_of(&self, owner: &UserId) -> Result<Vec<SandboxRow>, StoreError> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT * FROM sandboxes WHERE owner = ?1 ORDER BY created_at DESC, id",
+        )?;
+        all(statement.query([owner.as_str()])?, read)
+    }
+
+    /// Every sandbox there is, for recovery.
+    pub fn all_sandboxes(&self) -> Result<Vec<SandboxRow>, StoreError> {
+        let mut statement =
+            self.connection.prepare_cached("SELECT * FROM sandboxes ORDER BY created_at, id")?;
+        all(statement.query([])?, read)
+    }
+
+    /// The root disk exists now.
+    pub fn set_root_disk(
+        &mut self,
+        id: &SandboxId,
+        disk: &serde_json::Value,
+    ) -> Result<(), StoreError> {
+        self.changed_one(
+            id,
+            "UPDATE sandboxes SET root_disk = ?2 WHERE id = ?1",
+            &[&id.as_str(), &json(disk)],
+        )
+    }
+
+    /// A machine runs (not yet usable): recorded so that a crash from here on finds it.
+    pub fn set_vm(&mut self, id: &SandboxId, vm: &serde_json::Value) -> Result<(), StoreError> {
+        self.changed_one(
+            id,
+            "UPDATE sandboxes SET vm = ?2 WHERE id = ?1",
+            &[&id.as_str(), &json(vm)],
+        )
+    }
+
+    /// Moves to `to` from one of `from`, with the reason. The machine's record goes with the
+    /// machine.
+    pub fn set_phase(
+        &mut self,
+        id: &SandboxId,
+        from: &[Phase],
+        to: Phase,
+        reason: &str,
+    ) -> Result<(), StoreError> {
+        let allowed: Vec<&str> = from.iter().map(|phase| phase.as_str()).collect();
+        let stopped = (to == Phase::Stopped).then(|| Timestamp::now().to_string());
+        self.changed_one(
+            id,
+            "UPDATE sandboxes SET phase = ?2, reason = ?3,
+                 stopped_at = coalesce(?4, stopped_at),
+                 vm = CASE WHEN ?2 = 'stopped' THEN NULL ELSE vm END
+             WHERE id = ?1 AND phase IN (SELECT value FROM json_each(?5))",
+            &[&id.as_str(), &to.as_str(), &reason, &stopped, &json(&allowed)],
+        )
+    }
+
+    /// Applies a patch, all of it or nothing.
+    pub fn patch_sandbox(
+        &mut self,
+        id: &SandboxId,
+        patch: &PatchRow,
+    ) -> Result<SandboxRow, StoreError> {
+        let tx = self.connection.transaction()?;
+        if let Some(name) = &patch.name {
+            tx.execute("UPDATE sandboxes SET name = ?2 WHERE id = ?1", [id.as_str(), name.as_str()])
+                .map_err(|error| match error.sqlite_error_code() {
+                    Some(rusqlite::ErrorCode::ConstraintViolation) => {
+                        StoreError::NameTaken(name.to_string())
+                    }
+                    _ => StoreError::Query(error),
+                })?;
+        }
+        if !patch.labels_add.is_empty() || !patch.labels_remove.is_empty() {
+            let text: String = tx
+                .query_row("SELECT labels FROM sandboxes WHERE id = ?1", [id.as_str()], |row| {
+                    row.get(0)
+                })
+                .map_err(|error| match error {
+                    rusqlite::Error::QueryReturnedNoRows => StoreError::NoSandbox(id.to_string()),
+                    other => StoreError::Query(other),
+                })?;
+            let mut labels: Labels = serde_json::from_str(&text).map_err(|_| {
+                StoreError::Corrupt { table: "sandboxes", key: id.to_string(), column: "labels" }
+            })?;
+            labels.extend(patch.labels_add.clone());
+            labels.retain(|key, _| !patch.labels_remove.contains(key));
+            tx.execute(
+                "UPDATE sandboxes SET labels = ?2 WHERE id = ?1",
+                [id.as_str(), &json(&labels)],
+            )?;
+        }
+        if let Some(keep_hot) = patch.keep_hot {
+            tx.execute(
+                "UPDATE sandboxes SET keep_hot = ?2 WHERE id = ?1",
+                rusqlite::params![id.as_str(), keep_hot],
+            )?;
+        }
+        tx.commit()?;
+        self.sandbox(id)
+    }
+
+    /// Forgets a sandbox, after its last trace is gone. Forgetting twice is fine.
+    pub fn remove_sandbox(&mut self, id: &SandboxId) -> Result<(), StoreError> {
+        self.connection.execute("DELETE FROM sandboxes WHERE id = ?1", [id.as_str()])?;
+        Ok(())
+    }
+
+    fn changed_one(
+        &mut self,
+        id: &SandboxId,
+        sql: &str,
+        params: &[&dyn rusqlite::ToSql],
+    ) -> Result<(), StoreError> {
+        match self.connection.execute(sql, params)? {
+            1 => Ok(()),
+            _ => Err(StoreError::NoSandbox(id.to_string())),
+        }
+    }
+}
