@@ -1,0 +1,102 @@
+//! What the daemon runs on.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::Range;
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use crate::file::FileSettings;
+
+/// Which engine runs the machines. The simulator is for tests and cannot be chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EngineChoice {
+    /// Probe the host once at start and take the best that works.
+    #[default]
+    Auto,
+    /// QEMU, with KVM where it works and emulation elsewhere.
+    Qemu,
+    /// Firecracker, which needs KVM.
+    Firecracker,
+}
+
+/// How many user ids from [`ServerConfig::jail_uid_base`] on belong to the daemon.
+pub(crate) const JAIL_UID_COUNT: u32 = 65_536;
+
+/// Where `jail_uid_base` may lie. Below are accounts of the host; from 2^31 on, ids that some
+/// file systems and tools take for negative numbers.
+pub const JAIL_UIDS: Range<u32> = 65_536..1 << 31;
+
+/// A validated server configuration: it exists only if the file made sense.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerConfig {
+    /// `engine`
+    pub engine: EngineChoice,
+    /// `listen`; the API's address, `:8080` by default.
+    pub listen: SocketAddr,
+    /// `data_dir`, absolute; `~/.bhatti` by default.
+    pub data_dir: Utf8PathBuf,
+    /// `kernel`; `<data_dir>/kernel/vmlinux` by default.
+    pub kernel: Utf8PathBuf,
+    /// `initramfs`; `<data_dir>/kernel/initramfs.cpio` by default.
+    pub initramfs: Utf8PathBuf,
+    /// `qemu_bin`; `None`: looked up in the usual places.
+    pub qemu_bin: Option<Utf8PathBuf>,
+    /// `default_image`: what a create without an image gets.
+    pub default_image: String,
+    /// `dns_upstreams`; empty: the host's.
+    pub dns_upstreams: Vec<IpAddr>,
+    /// `network_prefix`: begins the name of every network object, so that several daemons can
+    /// share a host.
+    pub network_prefix: String,
+    /// `jail_uid_base`: the first of 65536 user ids, one per machine.
+    ///
+    /// The default, 0x7B000000 (2063597568), lies in the part that systemd's map of user ids
+    /// leaves unassigned: above its container range (ends at 0x6FFFFFFF), below the foreign ids
+    /// (start at 0x7FFE0000), far from subordinate ids (start at 100000).
+    pub jail_uid_base: u32,
+    /// `boot_timeout_sec`: how long a guest may take until its agent answers.
+    pub boot_timeout_sec: u32,
+    /// The file all this came from, if there was one.
+    pub source: Option<Utf8PathBuf>,
+}
+
+impl ServerConfig {
+    /// Fills the gaps of `file`. `data_dir` comes from the command line and wins.
+    pub(crate) fn complete(
+        file: &FileSettings,
+        data_dir: Option<&Utf8Path>,
+        home: &Utf8Path,
+        source: Option<Utf8PathBuf>,
+    ) -> Self {
+        let data_dir = data_dir
+            .map(Utf8Path::to_owned)
+            .or_else(|| file.data_dir.clone())
+            .unwrap_or_else(|| home.join(".bhatti"));
+        let below = |own: &Option<Utf8PathBuf>, name: &str| {
+            own.clone()
+                .unwrap_or_else(|| data_dir.join("kernel").join(name))
+        };
+        Self {
+            engine: file.engine.unwrap_or_default(),
+            listen: file
+                .listen
+                .unwrap_or(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080))),
+            kernel: below(&file.kernel, "vmlinux"),
+            initramfs: below(&file.initramfs, "initramfs.cpio"),
+            qemu_bin: file.qemu_bin.clone(),
+            default_image: file
+                .default_image
+                .clone()
+                .unwrap_or_else(|| "minimal".to_owned()),
+            dns_upstreams: file.dns_upstreams.clone().unwrap_or_default(),
+            network_prefix: file
+                .network_prefix
+                .clone()
+                .unwrap_or_else(|| "bhatti-".to_owned()),
+            jail_uid_base: file.jail_uid_base.unwrap_or(0x7B00_0000),
+            boot_timeout_sec: file.boot_timeout_sec.unwrap_or(60),
+            source,
+            data_dir,
+        }
+    }
+}

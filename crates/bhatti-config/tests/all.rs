@@ -1,0 +1,326 @@
+//! What the configuration promises, file by file, in scratch directories.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::fs;
+use std::net::IpAddr;
+
+use bhatti_config::{Config, ConfigError, EngineChoice, Places, load, load_endpoint};
+use camino::{Utf8Path, Utf8PathBuf};
+
+struct Scratch {
+    _dir: tempfile::TempDir,
+    root: Utf8PathBuf,
+    places: Places,
+}
+
+fn scratch() -> Scratch {
+    let dir = tempfile::tempdir().unwrap();
+    let root = Utf8PathBuf::from_path_buf(dir.path().to_owned()).unwrap();
+    let places = Places {
+        only: None,
+        system: root.join("etc.yaml"),
+        deprecated: root.join("var.yaml"),
+        home: root.join("home"),
+    };
+    fs::create_dir_all(root.join("home/.bhatti")).unwrap();
+    Scratch {
+        _dir: dir,
+        root,
+        places,
+    }
+}
+
+fn system(text: &str) -> (Scratch, Result<Config, ConfigError>) {
+    let scratch = scratch();
+    fs::write(&scratch.places.system, text).unwrap();
+    let loaded = load(&scratch.places);
+    (scratch, loaded)
+}
+
+/// The problems of a system file, without its directory.
+fn problems(text: &str) -> String {
+    let (scratch, loaded) = system(text);
+    let error = loaded.expect_err("this file is wrong");
+    error.to_string().replace(scratch.root.as_str(), "")
+}
+
+#[test]
+fn without_files_there_are_defaults() {
+    let scratch = scratch();
+    let config = load(&scratch.places).unwrap();
+    let server = config.server(None);
+    let home = &scratch.places.home;
+    assert_eq!(server.engine, EngineChoice::Auto);
+    assert_eq!(server.listen.to_string(), "0.0.0.0:8080");
+    assert_eq!(server.data_dir, home.join(".bhatti"));
+    assert_eq!(server.kernel, home.join(".bhatti/kernel/vmlinux"));
+    assert_eq!(server.initramfs, home.join(".bhatti/kernel/initramfs.cpio"));
+    assert_eq!(server.default_image, "minimal");
+    assert_eq!(server.network_prefix, "bhatti-");
+    assert_eq!(server.jail_uid_base, 2_063_597_568);
+    assert_eq!(server.boot_timeout_sec, 60);
+    assert_eq!((server.qemu_bin, server.source), (None, None));
+    assert!(server.dns_upstreams.is_empty());
+    assert!(config.warnings.is_empty());
+}
+
+#[test]
+fn every_key_is_read() {
+    let (scratch, loaded) = system(
+        "engine: qemu\nlisten: \"[::1]:80\"\ndata_dir: /srv/b\nkernel: /k\ninitramfs: ~/i\n\
+         qemu_bin: /usr/bin/q\ndefault_image: browser\ndns_upstreams: [1.1.1.1, \"::1\"]\n\
+         network_prefix: b2-\njail_uid_base: 100000\nboot_timeout_sec: 5\n\
+         api_url: https://a.b/\nauth_token: bht_x\n",
+    );
+    let config = loaded.unwrap();
+    let server = config.server(None);
+    assert_eq!(server.engine, EngineChoice::Qemu);
+    assert_eq!(server.listen.to_string(), "[::1]:80");
+    assert_eq!(server.data_dir, "/srv/b");
+    assert_eq!(server.kernel, "/k");
+    assert_eq!(server.initramfs, scratch.places.home.join("i"));
+    assert_eq!(
+        server.qemu_bin.as_deref(),
+        Some(Utf8Path::new("/usr/bin/q"))
+    );
+    assert_eq!(server.default_image, "browser");
+    let wanted: Vec<IpAddr> = vec!["1.1.1.1".parse().unwrap(), "::1".parse().unwrap()];
+    assert_eq!(server.dns_upstreams, wanted);
+    assert_eq!(server.network_prefix, "b2-");
+    assert_eq!(
+        (server.jail_uid_base, server.boot_timeout_sec),
+        (100_000, 5)
+    );
+    assert_eq!(server.source.as_ref(), Some(&scratch.places.system));
+    assert_eq!(config.endpoint.api_url.as_deref(), Some("https://a.b"));
+    assert_eq!(config.endpoint.auth_token.as_deref(), Some("bht_x"));
+    assert!(
+        !format!("{config:?}").contains("bht_x"),
+        "a key must not reach a log"
+    );
+}
+
+#[test]
+fn the_command_line_moves_the_data_and_what_follows_it() {
+    let (_scratch, loaded) = system("data_dir: /srv/a\ninitramfs: /boot/i\n");
+    let server = loaded.unwrap().server(Some(Utf8Path::new("/srv/b")));
+    assert_eq!(server.data_dir, "/srv/b");
+    assert_eq!(server.kernel, "/srv/b/kernel/vmlinux");
+    assert_eq!(server.initramfs, "/boot/i");
+}
+
+#[test]
+fn listen_has_its_forms() {
+    for (text, wanted) in [
+        (":8080", "0.0.0.0:8080"),
+        ("127.0.0.1:9", "127.0.0.1:9"),
+        ("localhost:9", "127.0.0.1:9"),
+        ("\"[::]:9\"", "[::]:9"),
+    ] {
+        let (_scratch, loaded) = system(&format!("listen: {text}\n"));
+        assert_eq!(loaded.unwrap().server(None).listen.to_string(), wanted);
+    }
+}
+
+#[test]
+fn a_typo_names_its_line_and_the_nearest_key() {
+    assert_eq!(
+        problems("engine: qemu\n# a comment\nlisen: \":8080\"\n"),
+        "/etc.yaml:3: unknown key \"lisen\" — did you mean \"listen\"?"
+    );
+    assert_eq!(
+        problems("firecraker_bin: /x\n"),
+        "/etc.yaml:1: unknown key \"firecraker_bin\" — did you mean \"firecracker_bin\"?"
+    );
+    assert_eq!(problems("xyzzy: 1\n"), "/etc.yaml:1: unknown key \"xyzzy\"");
+}
+
+#[test]
+fn every_problem_is_named_at_once() {
+    let text = "listen: 8080\nengine: sim\ndata_dir: relative\ndns_upstreams: 1.1.1.1\n\
+                network_prefix: Way-too-long\njail_uid_base: 5\nboot_timeout_sec: soon\n\
+                auth_token: 12345\ndefault_image: a/b\nkernel: [a]\nlisten2: x\napi_url: host\n";
+    let told = problems(text);
+    let wanted = [
+        "/etc.yaml:1: \"listen\" must be an address such as \":8080\" or \"127.0.0.1:8080\", got 8080",
+        "/etc.yaml:2: \"engine\" must be auto, qemu or firecracker, got \"sim\"",
+        "/etc.yaml:3: \"data_dir\" must be an absolute path, got \"relative\"",
+        "/etc.yaml:4: \"dns_upstreams\" must be a list of IP addresses, not text",
+        "/etc.yaml:5: \"network_prefix\" must match [a-z0-9-]{1,8}, got \"Way-too-long\"",
+        "/etc.yaml:6: \"jail_uid_base\" must be from 65536 to 2147418112, got 5",
+        "/etc.yaml:7: \"boot_timeout_sec\" must be a whole number, not text",
+        "/etc.yaml:8: \"auth_token\" must be text, not a number; put it in quotes",
+        "/etc.yaml:9: \"default_image\" must match [a-zA-Z0-9][a-zA-Z0-9._-]{0,62}, got \"a/b\"",
+        "/etc.yaml:10: \"kernel\" must be text, not a list",
+        "/etc.yaml:11: unknown key \"listen2\" — did you mean \"listen\"?",
+        "/etc.yaml:12: \"api_url\" must start with http:// or https://, got \"host\"",
+    ];
+    assert_eq!(told.lines().collect::<Vec<_>>(), wanted);
+}
+
+#[test]
+fn a_port_out_of_range_and_a_missing_port_are_refused() {
+    for bad in [":65536", "\":\"", "127.0.0.1", "example.org:80", ":-1"] {
+        let told = problems(&format!("listen: {bad}\n"));
+        assert!(
+            told.starts_with("/etc.yaml:1: \"listen\" must be an address"),
+            "{bad}: {told}"
+        );
+    }
+}
+
+#[test]
+fn what_is_not_yaml_names_its_line() {
+    for (text, line) in [
+        ("a: b\nengine: [\n", 0),
+        ("engine: qemu\nengine: qemu\n", 2),
+        ("a: b: c\n", 1),
+    ] {
+        let told = problems(text);
+        assert!(told.starts_with("parse config /etc.yaml:"), "{told}");
+        assert!(
+            line == 0 || told.contains(&format!("yaml:{line}: ")),
+            "{told}"
+        );
+        assert_eq!(told.lines().count(), 1, "{told}");
+    }
+    assert!(problems("- a\n").contains("expected \"key: value\" lines, not a list"));
+    assert!(problems("just text\n").contains("not text"));
+}
+
+#[test]
+fn empty_files_and_empty_keys_say_nothing() {
+    for text in [
+        "",
+        "# only a comment\n",
+        "---\n",
+        "listen:\n",
+        "listen: ~\n",
+    ] {
+        let (_scratch, loaded) = system(text);
+        assert_eq!(loaded.unwrap().server(None).listen.port(), 8080, "{text:?}");
+    }
+}
+
+#[test]
+fn a_file_of_the_existing_service_is_accepted_with_warnings() {
+    let (scratch, loaded) = system(
+        "engine: firecracker\nlisten: \":8080\"\ndata_dir: /var/lib/bhatti\n\
+         firecracker_bin: /usr/local/bin/firecracker\nfirecracker_jailer: /j\njail_uid: 10000\n\
+         domain:\n  api_host: a.b\nbackup:\n  schedule:\n    - volume: v\n",
+    );
+    let config = loaded.unwrap();
+    assert_eq!(config.server(None).engine, EngineChoice::Firecracker);
+    let file = scratch.places.system.as_str();
+    let wanted = [
+        (4, "firecracker_bin"),
+        (5, "firecracker_jailer"),
+        (6, "jail_uid"),
+        (7, "domain"),
+        (9, "backup"),
+    ]
+    .map(|(line, key)| format!("{file}:{line}: \"{key}\" is not used by this version"));
+    assert_eq!(config.warnings, wanted);
+    assert!(
+        load_endpoint(&scratch.places).1.is_empty(),
+        "a client need not hear of them"
+    );
+}
+
+#[test]
+fn the_user_file_adds_only_address_and_key_and_only_where_empty() {
+    let scratch = scratch();
+    fs::write(
+        &scratch.places.system,
+        "auth_token: of-the-system\nlisten: \":1\"\n",
+    )
+    .unwrap();
+    fs::write(
+        scratch.places.user(),
+        "api_url: http://user:1\nauth_token: of-the-user\nlisten: \":2\"\ndata_dir: /user\n",
+    )
+    .unwrap();
+    let config = load(&scratch.places).unwrap();
+    assert_eq!(config.endpoint.api_url.as_deref(), Some("http://user:1"));
+    assert_eq!(config.endpoint.auth_token.as_deref(), Some("of-the-system"));
+    let server = config.server(None);
+    assert_eq!(server.listen.port(), 1);
+    assert_eq!(server.data_dir, scratch.places.home.join(".bhatti"));
+}
+
+#[test]
+fn a_wrong_user_file_stops_nothing() {
+    let scratch = scratch();
+    for text in ["api_url: [", "auth_tokn: x\n"] {
+        fs::write(scratch.places.user(), text).unwrap();
+        let config = load(&scratch.places).unwrap();
+        assert_eq!(config.endpoint.auth_token, None);
+        assert_eq!(config.warnings.len(), 1, "{:?}", config.warnings);
+    }
+}
+
+#[test]
+fn the_deprecated_place_is_read_last_and_warned_about() {
+    let scratch = scratch();
+    let places = &scratch.places;
+    fs::write(&places.deprecated, "listen: \":7\"\n").unwrap();
+    let config = load(places).unwrap();
+    assert_eq!(config.server(None).listen.port(), 7);
+    assert_eq!(
+        config.warnings,
+        [format!(
+            "⚠ config loaded from deprecated location {}\n  move to {}\n",
+            places.deprecated, places.system
+        )]
+    );
+    fs::write(&places.system, "listen: \":8\"\n").unwrap();
+    let config = load(places).unwrap();
+    assert_eq!(config.server(None).listen.port(), 8);
+    assert!(config.warnings.is_empty());
+}
+
+#[test]
+fn a_named_file_is_the_only_one() {
+    let mut scratch = scratch();
+    fs::write(&scratch.places.system, "listen: \":1\"\n").unwrap();
+    fs::write(scratch.places.user(), "auth_token: user\n").unwrap();
+    let only = scratch.root.join("only.yaml");
+    scratch.places.only = Some(only.clone());
+    let error = load(&scratch.places).expect_err("it is not there");
+    assert_eq!(error.to_string(), format!("read config {only}"));
+    assert!(std::error::Error::source(&error).is_some());
+    fs::write(&only, "api_url: http://x\n").unwrap();
+    let config = load(&scratch.places).unwrap();
+    assert_eq!(config.endpoint.api_url.as_deref(), Some("http://x"));
+    assert_eq!(config.endpoint.auth_token, None);
+    assert_eq!(config.server(None).listen.port(), 8080);
+}
+
+#[test]
+fn a_client_survives_a_wrong_system_file_and_hears_of_it_once() {
+    let scratch = scratch();
+    fs::write(&scratch.places.system, "lisen: x\n").unwrap();
+    fs::write(scratch.places.user(), "api_url: http://x\n").unwrap();
+    let (endpoint, warnings) = load_endpoint(&scratch.places);
+    assert_eq!(endpoint.api_url.as_deref(), Some("http://x"));
+    let [warning] = warnings.as_slice() else {
+        panic!("{warnings:?}")
+    };
+    assert!(
+        warning.starts_with("config ignored: ") && warning.contains("lisen"),
+        "{warning}"
+    );
+}
+
+#[test]
+fn a_file_without_end_is_not_read_to_it() {
+    let mut scratch = scratch();
+    scratch.places.only = Some("/dev/zero".into());
+    let error = load(&scratch.places).expect_err("endless");
+    assert!(matches!(error, ConfigError::Read { .. }), "{error}");
+    // Neither is one that nests without end.
+    let deep = scratch.root.join("deep.yaml");
+    fs::write(&deep, format!("domain: {}", "[".repeat(200_000))).unwrap();
+    scratch.places.only = Some(deep);
+    assert!(matches!(load(&scratch.places), Err(ConfigError::Syntax(_))));
+}
