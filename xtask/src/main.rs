@@ -1,2 +1,48 @@
-//! The project's own tools: guest image, tidy, checks.
-fn main() {}
+//! The project's own tools: guest artefacts, tidy, the checks CI runs.
+//!
+//! Started as `cargo xtask COMMAND` from anywhere inside the workspace. Every command is safe to
+//! repeat, and exits non-zero with one line that says what is wrong.
+
+#![forbid(unsafe_code)]
+
+mod ci;
+mod guest;
+mod process;
+mod tidy;
+mod workspace;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+usage: cargo xtask COMMAND
+
+  guest [--boot-only] [--refresh]   build kernel, initramfs and image into target/guest
+                                    (--boot-only leaves the image out, --refresh ignores the cache)
+  tidy                              check what the compiler cannot: arrows between crates, licences,
+                                    links, file headers, addresses, left-overs
+  ci                                fmt --check, clippy -D warnings, tidy, advisories";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let outcome = match args.as_slice() {
+        ["guest", options @ ..] => guest::Options::parse(options).and_then(|o| guest::build(&o)),
+        ["tidy"] => tidy::run(),
+        ["ci"] => ci::run(),
+        [] | ["help" | "--help" | "-h"] => {
+            println!("{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        _ => {
+            eprintln!("{HELP}");
+            return ExitCode::from(2);
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

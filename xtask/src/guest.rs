@@ -1,0 +1,141 @@
+//! `cargo xtask guest`: everything a machine boots from, out of the host's own package sources.
+//!
+//! ```text
+//!   apt ──► kernel package ──► vmlinux
+//!                          └─► modules ─┐
+//!   cargo ──► lohar (static) ───────────┴► initramfs.cpio
+//!   mmdebstrap ──► tree ──► mke2fs ──► rootfs-minimal-amd64.ext4
+//! ```
+//!
+//! Each result is built beside its final name and renamed, so an interrupted build leaves the old
+//! one. A stamp holds the key of what went into it; an unchanged key means there is nothing to do.
+
+mod agent;
+mod apt;
+mod bzimage;
+mod cpio;
+mod image;
+mod initramfs;
+mod kernel;
+mod manifest;
+mod modules;
+mod stamp;
+mod tree;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::workspace;
+
+/// What the caller of `cargo xtask guest` asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Options {
+    artefacts: Artefacts,
+    cache: Cache,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Artefacts {
+    All,
+    /// Kernel and initramfs: what changes while working on the agent.
+    BootOnly,
+}
+
+/// Whether results of an earlier run count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cache {
+    Use,
+    Ignore,
+}
+
+impl Options {
+    /// Reads the words behind `cargo xtask guest`.
+    pub(crate) fn parse(words: &[&str]) -> Result<Self> {
+        let mut options = Self { artefacts: Artefacts::All, cache: Cache::Use };
+        for word in words {
+            match *word {
+                "--boot-only" => options.artefacts = Artefacts::BootOnly,
+                "--refresh" => options.cache = Cache::Ignore,
+                other => bail!("unknown option {other}; there are --boot-only and --refresh"),
+            }
+        }
+        Ok(options)
+    }
+}
+
+/// Builds what is missing or out of date and says where it is.
+pub(crate) fn build(options: &Options) -> Result<()> {
+    ensure!(
+        std::env::consts::ARCH == "x86_64",
+        "guests are built on x86_64 only, this is {}",
+        std::env::consts::ARCH
+    );
+    let target = workspace::target_dir()?;
+    let dir =
+        std::env::var_os("BHATTI_GUEST_DIR").map_or_else(|| target.join("guest"), PathBuf::from);
+    std::fs::create_dir_all(&dir).with_context(|| format!("failed to create {}", dir.display()))?;
+    let dir = dir.canonicalize().with_context(|| format!("failed to open {}", dir.display()))?;
+    let _lock = lock(&dir)?;
+    stamp::sweep(&dir)?;
+
+    let mut progress = Progress { started: Instant::now() };
+    let kernel = kernel::build(&dir, options.cache, &mut progress)?;
+    let image = match options.artefacts {
+        Artefacts::All => Some(image::build(&dir, options.cache, &mut progress)?),
+        Artefacts::BootOnly => None,
+    };
+    let agent = agent::build(&target, &mut progress)?;
+    let initramfs = initramfs::build(&dir, &kernel, &agent, &mut progress)?;
+    manifest::write(&dir, &kernel, &agent, &initramfs, image.as_ref())?;
+    progress.say(&format!("ready in {}", dir.display()));
+    Ok(())
+}
+
+/// Holds everyone else who builds into the same directory off until we are done.
+fn lock(dir: &Path) -> Result<File> {
+    let path = dir.join(".lock");
+    let file = File::create(&path).with_context(|| format!("failed to open {}", path.display()))?;
+    if file.try_lock().is_err() {
+        eprintln!("guest: another build is running; waiting for it");
+        file.lock().with_context(|| format!("failed to lock {}", path.display()))?;
+    }
+    Ok(file)
+}
+
+/// Says what is going on, with the seconds since the start.
+struct Progress {
+    started: Instant,
+}
+
+impl Progress {
+    fn say(&mut self, what: &str) {
+        eprintln!("guest [{:>3}s] {what}", self.started.elapsed().as_secs());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_read_and_typos_refused() {
+        let parsed = Options::parse(&["--boot-only", "--refresh"]).expect("both exist");
+        assert_eq!(parsed, Options { artefacts: Artefacts::BootOnly, cache: Cache::Ignore });
+        let plain = Options::parse(&[]).expect("no options are fine");
+        assert_eq!(plain, Options { artefacts: Artefacts::All, cache: Cache::Use });
+        assert!(Options::parse(&["--bootonly"]).is_err());
+    }
+
+    #[test]
+    fn a_second_builder_cannot_take_the_lock() {
+        let dir = tempfile::tempdir().expect("a scratch directory");
+        let held = lock(dir.path()).expect("nobody else");
+        let other = File::open(dir.path().join(".lock")).expect("the file is there");
+        assert!(other.try_lock().is_err());
+        drop(held);
+        assert!(other.try_lock().is_ok());
+    }
+}

@@ -1,0 +1,201 @@
+//! Picks kernel modules and puts them in the order they can be loaded in.
+//!
+//! The agent has no `modprobe`: it loads what lies in `/modules` by name. So each file is called
+//! `NN-name.ko`, and whatever a module needs has a smaller number.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::cpio::{Entry, Tree};
+use crate::process;
+
+/// What a guest needs before it can reach its disk and its host, in this order; dependencies are
+/// found. The last two serve Firecracker: its vsock, and its devices under `--enable-pci`.
+pub(crate) const WANTED: &[&str] = &[
+    "virtio_mmio",
+    "virtio_console",
+    "virtio_blk",
+    "virtio_net",
+    "virtio_rng",
+    "overlay",
+    "vmw_vsock_virtio_transport",
+    "virtio_pci",
+];
+
+/// Reads, strips and numbers the wanted modules and all they depend on.
+pub(crate) fn collect(release_dir: &Path, scratch: &Path) -> Result<Tree> {
+    let files = find(release_dir)?;
+    let builtin = fs::read_to_string(release_dir.join("modules.builtin"))
+        .context("failed to read the kernel's list of built-in modules")?;
+    let builtin: BTreeSet<String> =
+        builtin.lines().map(|line| canonical(Path::new(line))).collect();
+
+    let mut contents: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+    let order = load_order(WANTED, |name| {
+        if builtin.contains(name) {
+            return Ok(Needs::Nothing);
+        }
+        let path = files.get(name).with_context(|| format!("this kernel has no module {name}"))?;
+        let content = read(path, scratch)?;
+        let needs = depends(&content);
+        contents.insert(name.to_owned(), content);
+        Ok(Needs::Load(needs))
+    })?;
+
+    let mut tree = Tree::from([("modules".to_owned(), Entry::Directory)]);
+    for (number, name) in order.iter().enumerate() {
+        let content = contents.remove(name).context("every module in the order was read")?;
+        let entry = Entry::File { mode: 0o644, content: strip(&content, scratch)? };
+        tree.insert(format!("modules/{number:02}-{name}.ko"), entry);
+    }
+    Ok(tree)
+}
+
+/// What loading a module takes.
+enum Needs {
+    /// It is part of the kernel.
+    Nothing,
+    /// It is a file, and these come first.
+    Load(Vec<String>),
+}
+
+/// Depth first: a module follows all it depends on, and appears once.
+fn load_order(
+    wanted: &[&str],
+    mut needs: impl FnMut(&str) -> Result<Needs>,
+) -> Result<Vec<String>> {
+    fn visit(
+        name: &str,
+        needs: &mut impl FnMut(&str) -> Result<Needs>,
+        seen: &mut BTreeSet<String>,
+        order: &mut Vec<String>,
+    ) -> Result<()> {
+        if !seen.insert(name.to_owned()) {
+            return Ok(());
+        }
+        if let Needs::Load(dependencies) = needs(name)? {
+            for dependency in dependencies {
+                visit(&dependency, needs, seen, order)
+                    .with_context(|| format!("{name} needs {dependency}"))?;
+            }
+            order.push(name.to_owned());
+        }
+        Ok(())
+    }
+    let (mut seen, mut order) = (BTreeSet::new(), Vec::new());
+    for name in wanted {
+        visit(name, &mut needs, &mut seen, &mut order)?;
+    }
+    Ok(order)
+}
+
+/// The `depends=` line of a module's `.modinfo` section. The line starts with the NUL that ends
+/// the one before it, which keeps symbols that merely contain the word apart.
+fn depends(module: &[u8]) -> Vec<String> {
+    const MARK: &[u8] = b"\0depends=";
+    let Some(at) = module.windows(MARK.len()).position(|window| window == MARK) else {
+        return Vec::new();
+    };
+    let value = module[at + MARK.len()..].split(|&b| b == 0).next().unwrap_or_default();
+    let value = String::from_utf8_lossy(value);
+    value.split(',').filter(|name| !name.is_empty()).map(|name| name.replace('-', "_")).collect()
+}
+
+/// A module's name does not tell `-` from `_`, its file name does.
+fn canonical(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.split(".ko").next().unwrap_or_default().replace('-', "_")
+}
+
+fn find(release_dir: &Path) -> Result<BTreeMap<String, PathBuf>> {
+    let mut found = BTreeMap::new();
+    let mut todo = vec![release_dir.join("kernel")];
+    while let Some(dir) = todo.pop() {
+        let entries =
+            fs::read_dir(&dir).with_context(|| format!("failed to list {}", dir.display()))?;
+        for entry in entries {
+            let path = entry.with_context(|| format!("failed to list {}", dir.display()))?.path();
+            if path.is_dir() {
+                todo.push(path);
+            } else if path.to_string_lossy().contains(".ko") {
+                found.insert(canonical(&path), path);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The module itself, whether the distribution packs it or not.
+fn read(path: &Path, scratch: &Path) -> Result<Vec<u8>> {
+    let plain = match path.extension().and_then(|e| e.to_str()) {
+        Some("ko") => path.to_path_buf(),
+        Some("xz") => {
+            let copy = scratch.join("module.ko");
+            fs::copy(path, copy.with_extension("ko.xz"))
+                .with_context(|| format!("failed to copy {}", path.display()))?;
+            process::run_quiet(
+                Command::new("xz").args(["-d", "-f"]).arg(copy.with_extension("ko.xz")),
+            )?;
+            copy
+        }
+        _ => bail!("{} is packed in a way we cannot open", path.display()),
+    };
+    fs::read(&plain).with_context(|| format!("failed to read {}", plain.display()))
+}
+
+/// Debug sections are most of a module and never reach the guest's memory.
+fn strip(module: &[u8], scratch: &Path) -> Result<Vec<u8>> {
+    let path = scratch.join("strip.ko");
+    fs::write(&path, module).with_context(|| format!("failed to write {}", path.display()))?;
+    process::run_quiet(Command::new("strip").args(["--strip-debug", "-D"]).arg(&path))?;
+    fs::read(&path).with_context(|| format!("failed to read {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn order(wanted: &[&str]) -> Result<Vec<String>> {
+        load_order(wanted, |name| {
+            let needs: &[&str] = match name {
+                "net" => &["failover", "ring"],
+                "blk" => &["ring", "core"],
+                "ring" => &["core"],
+                "core" | "failover" => &[],
+                "ext4" => return Ok(Needs::Nothing),
+                other => bail!("no module {other}"),
+            };
+            Ok(Needs::Load(needs.iter().map(|&n| n.to_owned()).collect()))
+        })
+    }
+
+    #[test]
+    fn what_is_needed_comes_first_and_once() {
+        let order = order(&["net", "ext4", "blk"]).expect("all exist");
+        assert_eq!(order, ["failover", "core", "ring", "net", "blk"]);
+    }
+
+    #[test]
+    fn a_missing_module_is_named() {
+        let error = order(&["net", "gone"]).expect_err("gone does not exist");
+        assert!(format!("{error:#}").contains("gone"));
+    }
+
+    #[test]
+    fn dependencies_are_read_from_the_module() {
+        let module = b"junk\0license=GPL\0depends=virtio_ring,virtio-x\0name=y\0";
+        assert_eq!(depends(module), ["virtio_ring", "virtio_x"]);
+        assert!(depends(b"\0depends=\0name=y\0").is_empty());
+        assert!(depends(b"__UNIQUE_ID_depends198").is_empty());
+    }
+
+    #[test]
+    fn file_names_become_module_names() {
+        assert_eq!(canonical(Path::new("kernel/x/virtio-rng.ko")), "virtio_rng");
+        assert_eq!(canonical(Path::new("virtio_net.ko.xz")), "virtio_net");
+    }
+}
