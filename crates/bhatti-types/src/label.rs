@@ -23,7 +23,7 @@ pub enum BadLabel {
 }
 
 /// The most labels in one request.
-pub const MAX_LABELS: usize = 16;
+const MAX_LABELS: usize = 16;
 const MAX_VALUE: usize = 256;
 
 fn segment_ok(segment: &str) -> bool {
