@@ -23,10 +23,7 @@ pub enum CodecError {
 pub fn encode<M: Message>(message: &M, out: &mut BytesMut) -> Result<(), CodecError> {
     let len = message.encoded_len();
     if len > MAX_MESSAGE {
-        return Err(CodecError::TooLong {
-            len,
-            limit: MAX_MESSAGE,
-        });
+        return Err(CodecError::TooLong { len, limit: MAX_MESSAGE });
     }
     out.reserve(PREFIX_LEN + len);
     out.put_u32(len as u32);
@@ -38,11 +35,7 @@ pub fn encode<M: Message>(message: &M, out: &mut BytesMut) -> Result<(), CodecEr
 pub fn body_len(prefix: [u8; PREFIX_LEN], limit: usize) -> Result<usize, CodecError> {
     let limit = limit.min(MAX_MESSAGE);
     let len = u32::from_be_bytes(prefix) as usize;
-    if len > limit {
-        Err(CodecError::TooLong { len, limit })
-    } else {
-        Ok(len)
-    }
+    if len > limit { Err(CodecError::TooLong { len, limit }) } else { Ok(len) }
 }
 
 /// Takes one message of at most `limit` bytes from the front of `input`. `Ok(None)`: more bytes
@@ -71,36 +64,17 @@ mod tests {
 
     #[test]
     fn a_message_waits_for_its_last_byte_and_leaves_the_next_alone() {
-        let first = WriteFile {
-            path: "/etc/motd".into(),
-            mode: 0o644,
-            size: 3,
-        };
+        let first = WriteFile { path: "/etc/motd".into(), mode: 0o644, size: 3 };
         let mut whole = BytesMut::new();
         encode(&first, &mut whole).unwrap();
         let end = whole.len();
-        encode(
-            &ExitStatus {
-                code: -1,
-                timed_out: true,
-            },
-            &mut whole,
-        )
-        .unwrap();
+        encode(&ExitStatus { code: -1, timed_out: true }, &mut whole).unwrap();
         for cut in 0..end {
             let mut part = BytesMut::from(&whole[..cut]);
-            assert!(
-                decode::<WriteFile>(&mut part, MAX_MESSAGE)
-                    .unwrap()
-                    .is_none(),
-                "{cut}"
-            );
+            assert!(decode::<WriteFile>(&mut part, MAX_MESSAGE).unwrap().is_none(), "{cut}");
         }
         assert_eq!(decode(&mut whole, MAX_MESSAGE).unwrap(), Some(first));
-        let second = Some(ExitStatus {
-            code: -1,
-            timed_out: true,
-        });
+        let second = Some(ExitStatus { code: -1, timed_out: true });
         assert_eq!(decode(&mut whole, MAX_MESSAGE).unwrap(), second);
         assert!(whole.is_empty());
     }
@@ -121,26 +95,15 @@ mod tests {
             (u32::MAX, usize::MAX, false),
         ] {
             let mut input = BytesMut::from(&len.to_be_bytes()[..]);
-            assert_eq!(
-                decode::<Nothing>(&mut input, limit).is_ok(),
-                ok,
-                "{len} of {limit}"
-            );
+            assert_eq!(decode::<Nothing>(&mut input, limit).is_ok(), ok, "{len} of {limit}");
         }
     }
 
     #[test]
     fn what_is_too_long_is_not_sent() {
         let mut out = BytesMut::new();
-        let long = WriteFile {
-            path: "x".repeat(MAX_MESSAGE),
-            mode: 0,
-            size: 0,
-        };
-        assert!(matches!(
-            encode(&long, &mut out),
-            Err(CodecError::TooLong { .. })
-        ));
+        let long = WriteFile { path: "x".repeat(MAX_MESSAGE), mode: 0, size: 0 };
+        assert!(matches!(encode(&long, &mut out), Err(CodecError::TooLong { .. })));
         assert!(out.is_empty());
     }
 }

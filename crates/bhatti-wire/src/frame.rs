@@ -142,31 +142,18 @@ mod tests {
     use super::*;
 
     fn every_body(data: &[u8]) -> [Body<'_>; 5] {
-        [
-            Body::Open,
-            Body::Data(data),
-            Body::Fin,
-            Body::Reset,
-            Body::Window(77),
-        ]
+        [Body::Open, Body::Data(data), Body::Fin, Body::Reset, Body::Window(77)]
     }
 
     #[test]
     fn every_kind_survives_the_trip_and_waits_for_its_last_byte() {
         let nonce = Nonce::new(*b"0123456789abcdef");
         for body in every_body(b"payload") {
-            let frame = Frame {
-                stream: 0x0102_0304,
-                body,
-            };
+            let frame = Frame { stream: 0x0102_0304, body };
             let mut bytes = Vec::new();
             encode(frame, &nonce, &mut bytes);
             for cut in 0..bytes.len() {
-                assert_eq!(
-                    decode(&bytes[..cut], &nonce).unwrap(),
-                    None,
-                    "{body:?} cut at {cut}"
-                );
+                assert_eq!(decode(&bytes[..cut], &nonce).unwrap(), None, "{body:?} cut at {cut}");
             }
             assert_eq!(decode(&bytes, &nonce).unwrap(), Some((frame, bytes.len())));
         }
@@ -176,21 +163,11 @@ mod tests {
     fn a_frame_of_another_session_is_refused_at_its_head_and_at_its_tail() {
         let (ours, mut other) = (Nonce::new([1; 16]), [1; 16]);
         let mut bytes = Vec::new();
-        encode(
-            Frame {
-                stream: 1,
-                body: Body::Data(b"x"),
-            },
-            &ours,
-            &mut bytes,
-        );
+        encode(Frame { stream: 1, body: Body::Data(b"x") }, &ours, &mut bytes);
         other[15] = 2;
         assert_eq!(decode(&bytes, &Nonce::new(other)), Err(Violation::Seal));
         other[0] = 2;
-        assert_eq!(
-            decode(&bytes[..17], &Nonce::new(other)),
-            Err(Violation::Epoch)
-        );
+        assert_eq!(decode(&bytes[..17], &Nonce::new(other)), Err(Violation::Epoch));
     }
 
     #[test]

@@ -187,36 +187,39 @@ impl Mux {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<Result<usize, Gone>> {
-        let Some(entry) = self.streams.get_mut(&id) else {
-            return Poll::Ready(Err(Gone::Lost));
-        };
-        match entry.sending {
-            Sending::Open => {}
-            Sending::Closing | Sending::Closed => return Poll::Ready(Err(Gone::Closed)),
-            Sending::Ended(gone) => return Poll::Ready(Err(gone)),
+        let taken = self.try_write(id, bytes)?;
+        if taken > 0 || bytes.is_empty() {
+            return Poll::Ready(Ok(taken));
         }
-        if bytes.is_empty() {
-            return Poll::Ready(Ok(0));
-        }
-        let own = entry.outbox.len();
-        let shared = QUEUE_LIMIT
-            .saturating_sub(self.queued)
-            .max(STREAM_RESERVE.saturating_sub(own));
-        let room = entry.credit.min(shared);
-        if room == 0 {
+        if let Some(entry) = self.streams.get_mut(&id) {
             entry.writer = Some(context.waker().clone());
             if entry.credit > 0 && !entry.crowded {
                 entry.crowded = true;
                 self.crowded.push(id);
             }
-            return Poll::Pending;
         }
+        Poll::Pending
+    }
+
+    /// Queues what there is room for now: possibly nothing. Wakes nobody later.
+    pub fn try_write(&mut self, id: u32, bytes: &[u8]) -> Result<usize, Gone> {
+        let Some(entry) = self.streams.get_mut(&id) else { return Err(Gone::Lost) };
+        match entry.sending {
+            Sending::Open => {}
+            Sending::Closing | Sending::Closed => return Err(Gone::Closed),
+            Sending::Ended(gone) => return Err(gone),
+        }
+        let own = entry.outbox.len();
+        let common = QUEUE_LIMIT.saturating_sub(self.queued);
+        let room = common.max(STREAM_RESERVE.saturating_sub(own)).min(entry.credit);
         let taken = bytes.len().min(room);
-        entry.outbox.extend(&bytes[..taken]);
-        entry.credit -= taken;
-        self.queued += taken;
-        self.schedule(id);
-        Poll::Ready(Ok(taken))
+        if taken > 0 {
+            entry.outbox.extend(&bytes[..taken]);
+            entry.credit -= taken;
+            self.queued += taken;
+            self.schedule(id);
+        }
+        Ok(taken)
     }
 
     /// Half-closes: after what is queued the peer reads the end. Doing it twice is fine.
@@ -304,11 +307,7 @@ impl Mux {
     /// Appends frames to `out`, up to [`CHUNK`] bytes, and says whether there were any.
     pub fn transmit(&mut self, out: &mut Vec<u8>) -> bool {
         let before = out.len();
-        let chunk = if self.streams.len() > 1 {
-            SHARED_CHUNK
-        } else {
-            CHUNK
-        };
+        let chunk = if self.streams.len() > 1 { SHARED_CHUNK } else { CHUNK };
         let limit = before + chunk;
         while out.len() + FRAME_OVERHEAD + 4 <= limit {
             let Some((stream, control)) = self.control.pop_front() else {
@@ -367,28 +366,13 @@ impl Mux {
             return;
         }
         // Waking the writer only now gives it room for one large piece instead of many small.
-        self.wakers
-            .extend(entry.writer.take_if(|_| entry.credit > 0));
+        self.wakers.extend(entry.writer.take_if(|_| entry.credit > 0));
         if entry.sending == Sending::Closing {
             entry.sending = Sending::Closed;
-            frame::encode(
-                Frame {
-                    stream: id,
-                    body: Body::Fin,
-                },
-                &self.nonce,
-                out,
-            );
+            frame::encode(Frame { stream: id, body: Body::Fin }, &self.nonce, out);
             if entry.released && entry.receiving == Receiving::Open {
                 entry.receiving = Receiving::Ended(Gone::Closed);
-                frame::encode(
-                    Frame {
-                        stream: id,
-                        body: Body::Reset,
-                    },
-                    &self.nonce,
-                    out,
-                );
+                frame::encode(Frame { stream: id, body: Body::Reset }, &self.nonce, out);
             }
             self.settle(id);
         }
@@ -443,10 +427,7 @@ impl Mux {
 
     /// Bytes held for all streams, in both directions.
     pub fn held_bytes(&self) -> usize {
-        self.streams
-            .values()
-            .map(|entry| entry.inbox.len() + entry.outbox.len())
-            .sum()
+        self.streams.values().map(|entry| entry.inbox.len() + entry.outbox.len()).sum()
     }
 
     /// Streams known here, open or waiting for their handle to go.

@@ -91,11 +91,7 @@ pub struct Record {
 impl Record {
     /// A record of this version.
     pub fn new(kind: RecordKind, nonce: Nonce) -> Self {
-        Self {
-            kind,
-            version: RECORD_VERSION,
-            nonce,
-        }
+        Self { kind, version: RECORD_VERSION, nonce }
     }
 
     /// "I am listening."
@@ -131,11 +127,7 @@ impl Record {
             _ => return None,
         };
         let nonce = Nonce(*bytes[NONCE_AT..].first_chunk()?);
-        Some(Self {
-            kind,
-            version: bytes[9],
-            nonce,
-        })
+        Some(Self { kind, version: bytes[9], nonce })
     }
 }
 
@@ -205,11 +197,7 @@ mod tests {
             input.extend(hello.encode());
             input.push(1);
             let (used, found) = scan(&input);
-            assert_eq!(
-                (used, found),
-                (cut + RECORD_LEN, Some(hello)),
-                "cut at {cut}"
-            );
+            assert_eq!((used, found), (cut + RECORD_LEN, Some(hello)), "cut at {cut}");
         }
     }
 

@@ -70,11 +70,7 @@ impl GuestSession {
             used += skipped;
             match found {
                 None => return (used, None),
-                Some(Record {
-                    kind: RecordKind::Hello,
-                    nonce,
-                    ..
-                }) => {
+                Some(Record { kind: RecordKind::Hello, nonce, .. }) => {
                     self.current = Some(nonce);
                     return (used, Some(GuestEvent::Started(nonce)));
                 }
@@ -91,11 +87,7 @@ impl GuestSession {
                 return (used, None);
             };
             match Record::decode(bytes) {
-                Some(Record {
-                    kind: RecordKind::Hello,
-                    nonce: new,
-                    ..
-                }) => {
+                Some(Record { kind: RecordKind::Hello, nonce: new, .. }) => {
                     used += RECORD_LEN;
                     if new != nonce {
                         self.current = Some(new);
@@ -140,10 +132,7 @@ pub struct HostSession {
 impl HostSession {
     /// Waiting for the acknowledgement of `nonce`.
     pub fn new(nonce: Nonce) -> Self {
-        Self {
-            nonce,
-            established: false,
-        }
+        Self { nonce, established: false }
     }
 
     /// The record to send, once or in a burst.
@@ -179,10 +168,7 @@ impl HostSession {
             used += skipped;
             match found {
                 None => return Ok((used, None)),
-                Some(Record {
-                    kind: RecordKind::Ready,
-                    ..
-                }) => {
+                Some(Record { kind: RecordKind::Ready, .. }) => {
                     return Ok((used, Some(HostEvent::Ready)));
                 }
                 Some(ack) if ack.kind == RecordKind::Ack && ack.nonce == self.nonce => {

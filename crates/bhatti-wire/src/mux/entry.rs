@@ -117,10 +117,7 @@ impl Entry {
             Receiving::Fin => return Err(Violation::AfterFin(id)),
             Receiving::Ended(_) => return Ok(()),
         }
-        self.window = self
-            .window
-            .checked_sub(bytes.len())
-            .ok_or(Violation::Overrun(id))?;
+        self.window = self.window.checked_sub(bytes.len()).ok_or(Violation::Overrun(id))?;
         if !self.released {
             self.inbox.extend(bytes);
         }
