@@ -1,0 +1,244 @@
+//! One request at a time, over one connection that is kept.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bhatti_api::route;
+use bytes::Bytes;
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
+use http::{HeaderMap, Method, Request, Response};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use serde::de::DeserializeOwned;
+
+use crate::connect::{Sender, connect};
+use crate::timing::Stopwatch;
+use crate::{ClientError, Endpoint, Timing};
+
+/// The largest JSON answer that is read.
+const MAX_ANSWER: usize = 64 << 20;
+/// The largest error answer that is read; ours are one sentence.
+pub(crate) const MAX_ERROR: usize = 64 << 10;
+/// For everything that neither boots a machine nor runs a command.
+pub(crate) const QUICK: Duration = Duration::from_secs(120);
+
+/// What the server said about itself, in the last answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServerInfo {
+    /// `X-Bhatti-Version`.
+    pub version: Option<String>,
+    /// `X-Bhatti-Min-CLI`: the oldest client it wants to talk to.
+    pub min_cli: Option<String>,
+}
+
+/// A client of one API address with one key. Must be used inside a tokio runtime.
+pub struct Client {
+    endpoint: Endpoint,
+    authorization: Option<HeaderValue>,
+    kept: Mutex<Kept>,
+}
+
+/// What outlives a request.
+#[derive(Default)]
+struct Kept {
+    connection: Option<Sender>,
+    timing: Option<Timing>,
+    server: ServerInfo,
+}
+
+/// A request before it has a connection.
+pub(crate) struct Call<'a> {
+    pub(crate) method: Method,
+    /// Path and query, already escaped.
+    pub(crate) path: &'a str,
+    pub(crate) body: Option<String>,
+    pub(crate) accept: Option<&'static str>,
+    /// For the headers and the body together.
+    pub(crate) limit: Duration,
+}
+
+impl<'a> Call<'a> {
+    pub(crate) fn new(method: Method, path: &'a str) -> Self {
+        Self { method, path, body: None, accept: None, limit: QUICK }
+    }
+}
+
+/// An answer whose body is still to be read.
+pub(crate) struct Answer {
+    pub(crate) response: Response<Incoming>,
+    pub(crate) stopwatch: Stopwatch,
+    /// To be kept once the body has been read; until then it can carry nothing else.
+    sender: Sender,
+}
+
+impl Client {
+    /// Connects to nothing yet. An empty token is no token.
+    pub fn new(url: &str, token: Option<&str>) -> Result<Self, ClientError> {
+        let endpoint = Endpoint::parse(url)?;
+        let authorization = match token {
+            None | Some("") => None,
+            Some(token) => {
+                let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
+                    .map_err(|_| ClientError::BadToken)?;
+                value.set_sensitive(true);
+                Some(value)
+            }
+        };
+        Ok(Self { endpoint, authorization, kept: Mutex::default() })
+    }
+
+    /// Where requests go.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// The phases of the last request that ended.
+    pub fn timing(&self) -> Option<Timing> {
+        self.kept().timing
+    }
+
+    /// What the last answer said about the server.
+    pub fn server(&self) -> ServerInfo {
+        self.kept().server.clone()
+    }
+
+    fn kept(&self) -> std::sync::MutexGuard<'_, Kept> {
+        // Nothing in there can be left half changed.
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn record(&self, stopwatch: Stopwatch) {
+        self.kept().timing = Some(stopwatch.finish());
+    }
+
+    /// Sends, waits for the whole answer and reads it as `T`. The status of a success is
+    /// returned with it, and the headers.
+    pub(crate) async fn json<T: DeserializeOwned>(
+        &self,
+        call: Call<'_>,
+    ) -> Result<(T, HeaderMap), ClientError> {
+        let limit = call.limit;
+        let work = async {
+            let Answer { response, stopwatch, sender } = self.send(&call).await?;
+            let (parts, body) = response.into_parts();
+            let success = parts.status.is_success();
+            let body = collect(body, if success { MAX_ANSWER } else { MAX_ERROR }).await;
+            self.record(stopwatch);
+            if body.is_ok() {
+                self.kept().connection = Some(sender);
+            }
+            match (success, body) {
+                (true, body) => {
+                    let value = serde_json::from_slice(&body?).map_err(|error| {
+                        ClientError::caused("the server's answer is not what was expected", error)
+                    })?;
+                    Ok((value, parts.headers))
+                }
+                // The status is worth more than its text.
+                (false, body) => {
+                    Err(ClientError::from_body(parts.status, &body.unwrap_or_default()))
+                }
+            }
+        };
+        tokio::time::timeout(limit, work)
+            .await
+            .unwrap_or(Err(ClientError::Timeout { seconds: limit.as_secs() }))
+    }
+
+    /// Sends and waits for the headers.
+    pub(crate) async fn send(&self, call: &Call<'_>) -> Result<Answer, ClientError> {
+        let mut stopwatch = Stopwatch::start();
+        let kept = self.kept().connection.take();
+        let (response, sender) = match kept {
+            Some(sender) if !sender.is_closed() => {
+                match self.exchange(sender, call, &mut stopwatch).await {
+                    // An idle connection may die at any time: nothing to tell anybody.
+                    Err(failure) if failure.unsent || call.method == Method::GET => {
+                        self.exchange_fresh(call, &mut stopwatch).await
+                    }
+                    other => other.map_err(|failure| failure.error),
+                }
+            }
+            _ => self.exchange_fresh(call, &mut stopwatch).await,
+        }?;
+        let said = |name: &str| {
+            response.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned)
+        };
+        self.kept().server = ServerInfo {
+            version: said(route::VERSION_HEADER),
+            min_cli: said(route::MIN_CLI_HEADER),
+        };
+        Ok(Answer { response, stopwatch, sender })
+    }
+
+    async fn exchange_fresh(
+        &self,
+        call: &Call<'_>,
+        stopwatch: &mut Stopwatch,
+    ) -> Result<(Response<Incoming>, Sender), ClientError> {
+        let (sender, timing) = connect(&self.endpoint).await?;
+        stopwatch.connected(timing);
+        self.exchange(sender, call, stopwatch).await.map_err(|failure| failure.error)
+    }
+
+    async fn exchange(
+        &self,
+        mut sender: Sender,
+        call: &Call<'_>,
+        stopwatch: &mut Stopwatch,
+    ) -> Result<(Response<Incoming>, Sender), Failure> {
+        let broken = |error: hyper::Error, unsent| Failure {
+            unsent,
+            error: ClientError::caused("the connection to the server broke", error),
+        };
+        sender.ready().await.map_err(|error| broken(error, true))?;
+        let request = self.request(call).map_err(|error| Failure { unsent: true, error })?;
+        let sent = Instant::now();
+        let response = sender.try_send_request(request).await.map_err(|mut failure| {
+            let unsent = failure.take_message().is_some();
+            broken(failure.into_error(), unsent)
+        })?;
+        stopwatch.headers(sent);
+        Ok((response, sender))
+    }
+
+    fn request(&self, call: &Call<'_>) -> Result<Request<Full<Bytes>>, ClientError> {
+        let mut request = Request::builder()
+            .method(call.method.clone())
+            .uri(self.endpoint.path(call.path))
+            .header(HOST, &self.endpoint.authority);
+        if let Some(authorization) = &self.authorization {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        if let Some(accept) = call.accept {
+            request = request.header(ACCEPT, accept);
+        }
+        if call.body.is_some() {
+            request = request.header(CONTENT_TYPE, "application/json");
+        }
+        let body = Full::new(Bytes::from(call.body.clone().unwrap_or_default()));
+        request
+            .body(body)
+            .map_err(|error| ClientError::caused("the request cannot be written", error))
+    }
+}
+
+/// A request without an answer.
+struct Failure {
+    /// Not a byte of it was sent, so it may be sent again whatever it does.
+    unsent: bool,
+    error: ClientError,
+}
+
+/// Reads a body to its end, but never more than `most` bytes.
+pub(crate) async fn collect(body: Incoming, most: usize) -> Result<Bytes, ClientError> {
+    match Limited::new(body, most).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => {
+            Err(ClientError::protocol("the server's answer is too large"))
+        }
+        Err(error) => {
+            Err(ClientError::caused("the server's answer broke off before its end", error))
+        }
+    }
+}

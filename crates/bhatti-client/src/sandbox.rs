@@ -1,0 +1,71 @@
+//! `/health` and `/sandboxes`.
+
+use std::time::Duration;
+
+use bhatti_api::{CreateSandbox, Health, PatchSandbox, Sandbox, StatusBody, route, to_json};
+use bhatti_types::Labels;
+use http::Method;
+
+use crate::client::Call;
+use crate::{Client, ClientError};
+
+/// A create may boot a machine, and be the first to use an image.
+const CREATE: Duration = Duration::from_secs(900);
+
+/// What a create led to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Created {
+    pub sandbox: Sandbox,
+    /// An identical sandbox was there already.
+    pub existing: bool,
+}
+
+impl Client {
+    /// `GET /health`
+    pub async fn health(&self) -> Result<Health, ClientError> {
+        Ok(self.json(Call::new(Method::GET, route::HEALTH)).await?.0)
+    }
+
+    /// `GET /sandboxes`, those that have all of `labels`.
+    pub async fn list(&self, labels: &Labels) -> Result<Vec<Sandbox>, ClientError> {
+        let mut path = route::SANDBOXES.to_owned();
+        for (index, (key, value)) in labels.iter().enumerate() {
+            path.push(if index == 0 { '?' } else { '&' });
+            path.push_str("label=");
+            path.push_str(&route::escape(&format!("{key}={value}")));
+        }
+        Ok(self.json(Call::new(Method::GET, &path)).await?.0)
+    }
+
+    /// `GET /sandboxes/:s`, by name or id.
+    pub async fn get(&self, sandbox: &str) -> Result<Sandbox, ClientError> {
+        Ok(self.json(Call::new(Method::GET, &route::sandbox(sandbox))).await?.0)
+    }
+
+    /// `POST /sandboxes`
+    pub async fn create(&self, wanted: &CreateSandbox) -> Result<Created, ClientError> {
+        let mut call = Call::new(Method::POST, route::SANDBOXES);
+        call.body = Some(to_json(wanted));
+        call.limit = CREATE;
+        let (sandbox, headers) = self.json(call).await?;
+        let existing = headers.get(route::EXISTING_HEADER).is_some_and(|value| value == "true");
+        Ok(Created { sandbox, existing })
+    }
+
+    /// `PATCH /sandboxes/:s`
+    pub async fn patch(
+        &self,
+        sandbox: &str,
+        change: &PatchSandbox,
+    ) -> Result<Sandbox, ClientError> {
+        let path = route::sandbox(sandbox);
+        let mut call = Call::new(Method::PATCH, &path);
+        call.body = Some(to_json(change));
+        Ok(self.json(call).await?.0)
+    }
+
+    /// `DELETE /sandboxes/:s`
+    pub async fn destroy(&self, sandbox: &str) -> Result<StatusBody, ClientError> {
+        Ok(self.json(Call::new(Method::DELETE, &route::sandbox(sandbox))).await?.0)
+    }
+}
