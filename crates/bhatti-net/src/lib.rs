@@ -1,1 +1,48 @@
 //! Each user's network: a pure plan, and the small module that applies it.
+//!
+//! ```text
+//!   guest          guest                 namespace <prefix><index>            host
+//!   ┌──┴───┐      ┌──┴───┐   ┌───────────────────────────────────────┐
+//!   │ t… (TAP) ───┤ t…   ├───┤ br0 10.hi.lo.1/24 ──route──▶ up0      ├──veth──▶ bh<tag>-<index>
+//!   └──────┘      └──────┘   │                   masquerade, filter  │          masquerade, filter ──▶ world
+//!                            └───────────────────────────────────────┘
+//! ```
+//!
+//! One user is one network namespace with one bridge. The VMM gets an open TAP descriptor and
+//! needs no privilege. Addresses are translated twice: leaving the namespace, so that guest ranges
+//! never appear on the host and cannot collide with its LANs, and leaving the host.
+//!
+//! Promises, each with the test that holds it (`tests/all/`):
+//! - Siblings reach each other, and the world as the host reaches it (`siblings_and_world`).
+//! - Another user, the host and the link-local (metadata) range are unreachable, and a false
+//!   source address goes nowhere (`other_user_is_unreachable`, `host_and_metadata_are_unreachable`,
+//!   `false_source_goes_nowhere`).
+//! - After release and close nothing is left on the host (`nothing_is_left`).
+//! - Applying twice changes nothing; applying after a crash at any step repairs, and does not
+//!   disturb the TAPs of running machines (`twice_is_once`, `half_built_is_repaired`).
+//! - The filter of a namespace is loaded before its links come up, so no window is open.
+//! - Every future may be dropped at any point; the work it asked for still completes.
+//! - Nothing on the host is touched but interfaces, namespaces, one table and one route of our
+//!   own names, and `net.ipv4.ip_forward` if it was off (it stays on).
+//!
+//! Place for what comes later: [`plan::Policy`] decides per guest in the `egress` chain of its
+//! namespace; a name server binds to the gateway address inside the namespace and gets its
+//! `accept` in the `input` chain.
+//!
+//! Not here: which sandbox has which address (the store), DNS, publishing, IPv6. A host firewall
+//! that drops forwarded packets (Docker sets one) still drops ours; [`Networks::open`] warns.
+
+mod address;
+mod apply;
+mod error;
+mod names;
+mod networks;
+pub mod plan;
+mod pool;
+mod resolv;
+
+pub use address::{BadNet, Ipv4Net, MAX_INDEX, guest_subnet};
+pub use error::NetError;
+pub use networks::{Closed, NetConfig, Networks, Released, UserNet};
+pub use pool::{guest_mac, lowest_free};
+pub use resolv::host_nameservers;

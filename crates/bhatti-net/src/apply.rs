@@ -1,0 +1,362 @@
+//! The only module that touches the host: runs `ip` and `nft`, enters namespaces, writes sysctls.
+//!
+//! Promises:
+//! - A program gets ten seconds and may print a bounded amount; then it is killed.
+//! - A thread that has entered a namespace never runs anything else: it is made for one call and
+//!   ends with it ([`in_namespace`]).
+
+use std::fs::File;
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, setns};
+use nix::sys::statfs::{FsType, statfs};
+use serde::Deserialize;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::Command;
+
+use crate::NetError;
+use crate::plan::{Link, Observed, Repair, Seen, UserPlan};
+
+mod tap;
+mod transit;
+
+pub(crate) use tap::{TUN, open_tap, taps_in};
+pub(crate) use transit::{choose_transit, release_transit};
+
+/// Where `ip netns` keeps named namespaces.
+const NETNS: &str = "/run/netns";
+/// How long `ip` or `nft` may take; both take milliseconds.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The most a program may print; a namespace with 253 TAPs is below 200 KiB.
+const MAX_OUTPUT: u64 = 4 * 1024 * 1024;
+/// The most of a program's complaint that goes into an error.
+const MAX_MESSAGE: usize = 512;
+/// `f_type` of a namespace file, from `linux/magic.h`.
+const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
+
+/// A program this crate runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Program {
+    Ip,
+    Nft,
+}
+
+impl Program {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ip => "ip",
+            Self::Nft => "nft",
+        }
+    }
+
+    /// What Debian, Fedora and Alpine all call the package.
+    fn package(self) -> &'static str {
+        match self {
+            Self::Ip => "iproute2",
+            Self::Nft => "nftables",
+        }
+    }
+
+    /// Runs the program with `input` and gives what it printed. `action` is for the error.
+    pub(crate) async fn run(
+        self,
+        action: &'static str,
+        args: &[&str],
+        input: &str,
+    ) -> Result<Vec<u8>, NetError> {
+        let program = self.name();
+        let failed = |source: io::Error| NetError::Run { program, source };
+        let mut child = Command::new(program)
+            .args(args)
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin")
+            .env("LC_ALL", "C")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|source| match source.kind() {
+                io::ErrorKind::NotFound => {
+                    NetError::MissingProgram { program, package: self.package() }
+                }
+                _ => failed(source),
+            })?;
+        let output = tokio::time::timeout(PATIENCE, converse(&mut child, input))
+            .await
+            .map_err(|_| NetError::Timeout { program, action, seconds: PATIENCE.as_secs() })?
+            .map_err(failed)?;
+        if output.status.success() {
+            return Ok(output.stdout);
+        }
+        let message = String::from_utf8_lossy(&output.stderr);
+        let mut message: String = message.trim().chars().take(MAX_MESSAGE).collect();
+        if message.is_empty() {
+            message = output.status.to_string();
+        }
+        Err(NetError::Refused { program, action, message })
+    }
+}
+
+/// Writes `input`, reads both outputs, waits. All at once: a program that prints before it has
+/// read everything must not block.
+async fn converse(child: &mut tokio::process::Child, input: &str) -> io::Result<Output> {
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let write = async {
+        if let Some(mut stdin) = stdin {
+            match stdin.write_all(input.as_bytes()).await {
+                // It stopped reading because it failed; its status and stderr tell more.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+                other => other?,
+            }
+        }
+        Ok(())
+    };
+    let ((), stdout, stderr) = tokio::try_join!(write, bounded(stdout), bounded(stderr))?;
+    Ok(Output { status: child.wait().await?, stdout, stderr })
+}
+
+async fn bounded(source: Option<impl tokio::io::AsyncRead + Unpin>) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if let Some(source) = source {
+        source.take(MAX_OUTPUT + 1).read_to_end(&mut bytes).await?;
+    }
+    if bytes.len() as u64 > MAX_OUTPUT {
+        return Err(io::Error::other("it printed more than 4 MiB"));
+    }
+    Ok(bytes)
+}
+
+/// Makes `nft` load `rules` on the host.
+pub(crate) async fn load_host_rules(rules: &str) -> Result<(), NetError> {
+    Program::Nft.run("load the host's rules", &["-f", "-"], rules).await.map(drop)
+}
+
+/// Base chains of others that drop forwarded packets by default, as `family table chain`. A packet
+/// must pass every base chain, so no rule of ours can let it through.
+pub(crate) async fn foreign_drops(own_table: &str) -> Result<Vec<String>, NetError> {
+    #[derive(Deserialize)]
+    struct Listing {
+        nftables: Vec<Item>,
+    }
+    #[derive(Deserialize)]
+    struct Item {
+        chain: Option<Chain>,
+    }
+    #[derive(Deserialize)]
+    struct Chain {
+        family: String,
+        table: String,
+        name: String,
+        hook: Option<String>,
+        policy: Option<String>,
+    }
+    let text = Program::Nft.run("list chains", &["-j", "list", "chains"], "").await?;
+    let listing: Listing = parse("nft", &text)?;
+    let drops = |chain: &Chain| {
+        matches!(chain.family.as_str(), "ip" | "inet")
+            && chain.hook.as_deref() == Some("forward")
+            && chain.policy.as_deref() == Some("drop")
+            && chain.table != own_table
+    };
+    let chains = listing.nftables.into_iter().filter_map(|item| item.chain).filter(drops);
+    Ok(chains.map(|Chain { family, table, name, .. }| format!("{family} {table} {name}")).collect())
+}
+
+/// What exists of one user's network.
+pub(crate) async fn observe(plan: &UserPlan) -> Result<Observed, NetError> {
+    let namespace = see(&namespace_path(&plan.namespace))?;
+    let host = match nix::net::if_::if_nametoindex(plan.veth.as_str()) {
+        Ok(_) => links(&["-j", "address", "show", "dev", &plan.veth]).await?.pop(),
+        Err(_) => None,
+    };
+    let inside = match namespace {
+        Seen::Present => links(&["-n", &plan.namespace, "-j", "address", "show"]).await?,
+        Seen::Absent | Seen::Stale => Vec::new(),
+    };
+    Ok(Observed { namespace, host, inside })
+}
+
+/// Carries out a repair. May be cut short anywhere and run again.
+pub(crate) async fn repair(
+    plan: &UserPlan,
+    seen: Seen,
+    repair: &Repair,
+) -> Result<(), NetError> {
+    let namespace = plan.namespace.as_str();
+    if seen == Seen::Stale {
+        remove_file(&namespace_path(namespace))?;
+    }
+    if repair.create_namespace {
+        Program::Ip.run("make a network namespace", &["netns", "add", namespace], "").await?;
+    }
+    let in_ns = ["netns", "exec", namespace, "nft", "-f", "-"];
+    Program::Ip.run("load a namespace's rules", &in_ns, &repair.rules).await?;
+    in_namespace(namespace, set_namespace_sysctls).await?;
+    let inside = ["-n", namespace];
+    batch("make room for a user's link", &inside, &repair.clear).await?;
+    batch("set up a user's link to the host", &[], &repair.host).await?;
+    batch("set up a user's bridge", &inside, &repair.inside).await
+}
+
+async fn batch(action: &'static str, options: &[&str], lines: &[String]) -> Result<(), NetError> {
+    if lines.is_empty() {
+        return Ok(());
+    }
+    let args = [options, &["-batch", "-"]].concat();
+    Program::Ip.run(action, &args, &(lines.join("\n") + "\n")).await.map(drop)
+}
+
+/// Removes a user's link and namespace, whichever exist.
+pub(crate) async fn remove(namespace: &str, veth: &str) -> Result<(), NetError> {
+    // The link first: the kernel would remove it with the namespace, but some time later, and a
+    // new user of the same index would find a name that is about to vanish.
+    if nix::net::if_::if_nametoindex(veth).is_ok() {
+        let args = ["link", "delete", "dev", veth];
+        Program::Ip.run("remove a user's link", &args, "").await?;
+    }
+    match see(&namespace_path(namespace))? {
+        Seen::Absent => Ok(()),
+        Seen::Stale => remove_file(&namespace_path(namespace)),
+        Seen::Present => {
+            let args = ["netns", "delete", namespace];
+            Program::Ip.run("remove a network namespace", &args, "").await.map(drop)
+        }
+    }
+}
+
+/// The names of all namespaces, and of all links of the host.
+pub(crate) fn names_in_use() -> Result<(Vec<String>, Vec<String>), NetError> {
+    let file = |source| NetError::File { action: "read", path: NETNS.into(), source };
+    let namespaces = match std::fs::read_dir(NETNS) {
+        Ok(entries) => entries
+            .map(|entry| Ok(entry.map_err(file)?.file_name().to_string_lossy().into_owned()))
+            .collect::<Result<_, NetError>>()?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(file(error)),
+    };
+    let links = nix::net::if_::if_nameindex()
+        .map_err(|errno| NetError::Run { program: "if_nameindex", source: errno.into() })?
+        .iter()
+        .map(|link| link.name().to_string_lossy().into_owned())
+        .collect();
+    Ok((namespaces, links))
+}
+
+/// Turns IPv4 forwarding on in the caller's namespace. Says whether it was off.
+pub(crate) fn enable_forwarding() -> Result<bool, NetError> {
+    const PATH: &str = "/proc/sys/net/ipv4/ip_forward";
+    let file = |action| {
+        move |source| NetError::File { action, path: PATH.into(), source }
+    };
+    let was_off = std::fs::read_to_string(PATH).map_err(file("read"))?.trim() == "0";
+    if was_off {
+        std::fs::write(PATH, "1").map_err(file("write"))?;
+    }
+    Ok(was_off)
+}
+
+fn set_namespace_sysctls() -> Result<(), NetError> {
+    enable_forwarding()?;
+    for scope in ["all", "default"] {
+        let path = PathBuf::from(format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6"));
+        match std::fs::write(&path, "1") {
+            // A kernel without IPv6 has nothing to switch off.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(NetError::File { action: "write", path, source }),
+            Ok(()) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Runs `work` on a thread of its own inside `namespace`.
+pub(crate) async fn in_namespace<T: Send + 'static>(
+    namespace: &str,
+    work: impl FnOnce() -> Result<T, NetError> + Send + 'static,
+) -> Result<T, NetError> {
+    let (reply, answer) = tokio::sync::oneshot::channel();
+    let namespace = namespace.to_owned();
+    let run = move || {
+        let result = enter(namespace).and_then(|()| work());
+        // The asker may be gone; dropping the result undoes what needs undoing (a TAP).
+        drop(reply.send(result));
+    };
+    std::thread::Builder::new()
+        .name("bhatti-netns".to_owned())
+        .stack_size(128 * 1024)
+        .spawn(run)
+        .map_err(|source| NetError::Run { program: "a thread", source })?;
+    answer.await.map_err(|_| NetError::TaskDied)?
+}
+
+fn enter(namespace: String) -> Result<(), NetError> {
+    let entered = File::open(namespace_path(&namespace))
+        .and_then(|file| setns(file, CloneFlags::CLONE_NEWNET).map_err(io::Error::from));
+    entered.map_err(|source| NetError::Namespace { namespace, source })
+}
+
+fn namespace_path(namespace: &str) -> PathBuf {
+    Path::new(NETNS).join(namespace)
+}
+
+fn see(path: &Path) -> Result<Seen, NetError> {
+    match statfs(path) {
+        Ok(stat) if stat.filesystem_type() == NSFS_MAGIC => Ok(Seen::Present),
+        Ok(_) => Ok(Seen::Stale),
+        Err(nix::errno::Errno::ENOENT) => Ok(Seen::Absent),
+        Err(errno) => {
+            Err(NetError::File { action: "inspect", path: path.into(), source: errno.into() })
+        }
+    }
+}
+
+fn remove_file(path: &Path) -> Result<(), NetError> {
+    std::fs::remove_file(path)
+        .map_err(|source| NetError::File { action: "remove", path: path.into(), source })
+}
+
+/// One element of what `ip -j address` prints.
+#[derive(Deserialize)]
+struct IpLink {
+    ifname: String,
+    ifindex: u32,
+    link_index: Option<u32>,
+    #[serde(default)]
+    addr_info: Vec<IpAddress>,
+}
+
+#[derive(Deserialize)]
+struct IpAddress {
+    family: String,
+    local: Option<std::net::IpAddr>,
+    prefixlen: u8,
+}
+
+async fn links(args: &[&str]) -> Result<Vec<Link>, NetError> {
+    let text = Program::Ip.run("list links", args, "").await?;
+    let links: Vec<IpLink> = parse("ip", &text)?;
+    Ok(links.into_iter().map(Link::from).collect())
+}
+
+/// Reads the JSON that `program` printed.
+fn parse<T: serde::de::DeserializeOwned>(program: &'static str, text: &[u8]) -> Result<T, NetError> {
+    serde_json::from_slice(text).map_err(|error| NetError::Output { program, source: error.into() })
+}
+
+impl From<IpLink> for Link {
+    fn from(link: IpLink) -> Self {
+        let ipv4 = |address: IpAddress| match address.local {
+            Some(std::net::IpAddr::V4(local)) if address.family == "inet" => {
+                Some((local, address.prefixlen))
+            }
+            _ => None,
+        };
+        let addresses: Vec<(Ipv4Addr, u8)> = link.addr_info.into_iter().filter_map(ipv4).collect();
+        Self { name: link.ifname, index: link.ifindex, peer: link.link_index, addresses }
+    }
+}

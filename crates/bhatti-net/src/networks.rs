@@ -1,0 +1,245 @@
+//! The applied state: which users have a network, and who is changing it.
+//!
+//! Promises:
+//! - One user's network is changed by one task at a time; callers that ask for the same thing at
+//!   the same time share one change (`concurrent_callers_share_one_network`).
+//! - Changes run in tasks of their own: dropping a future loses the answer, not the change.
+//! - Users do not wait for each other.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bhatti_types::EngineId;
+use tokio::sync::OwnedMutexGuard;
+
+use crate::apply::{self, Program};
+use crate::plan::{self, Names, UserPlan, Wanted};
+use crate::{Ipv4Net, NetError};
+
+/// How networks are named and addressed.
+#[derive(Clone, Debug)]
+pub struct NetConfig {
+    /// What the names of namespaces begin with; the interface and table names follow from it.
+    /// Two daemons on one host need different ones.
+    pub prefix: String,
+    /// The range between the namespaces and the host, a /16. If the host uses a part of it,
+    /// another one is taken and logged.
+    pub transit: Ipv4Net,
+    /// What guests use as name servers.
+    pub nameservers: Vec<IpAddr>,
+}
+
+impl Default for NetConfig {
+    fn default() -> Self {
+        let transit = Ipv4Net::new(Ipv4Addr::new(100, 127, 0, 0), 16);
+        Self {
+            prefix: "bhatti-".to_owned(),
+            transit: transit.expect("the host bits are zero"),
+            nameservers: crate::host_nameservers().iter().filter_map(|ip| ip.parse().ok()).collect(),
+        }
+    }
+}
+
+/// What a guest needs to know of its user's network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserNet {
+    /// The network namespace, as `ip netns` lists it.
+    pub namespace: String,
+    /// The guests' default route.
+    pub gateway: Ipv4Addr,
+    /// The prefix length of guests' addresses.
+    pub prefix_len: u8,
+    /// What guests use as name servers.
+    pub nameservers: Vec<IpAddr>,
+}
+
+/// What [`Networks::release_user`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Released {
+    /// The network is gone.
+    Removed,
+    /// Nothing was changed: this many machines still hold a TAP in it.
+    InUse(usize),
+}
+
+/// What [`Networks::close`] found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Closed {
+    /// Nothing of ours is left on the host.
+    Everything,
+    /// The host's rules stay, because these users still have a network.
+    InUse(Vec<u32>),
+}
+
+/// All users' networks on this host. Cheap to clone.
+#[derive(Clone)]
+pub struct Networks {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    names: Names,
+    transit: Ipv4Net,
+    nameservers: Vec<IpAddr>,
+    users: Mutex<HashMap<u32, Arc<tokio::sync::Mutex<Slot>>>>,
+}
+
+/// What this process knows of one user's network.
+#[derive(Default)]
+enum Slot {
+    /// Nothing: it may not exist, or be half-built by a former daemon.
+    #[default]
+    Unknown,
+    /// It was verified or built.
+    Ready,
+}
+
+impl Networks {
+    /// Checks what networks need, chooses the transit range, loads the host's rules and turns
+    /// forwarding on. Users' networks of a former daemon are left as they are.
+    pub async fn open(config: NetConfig) -> Result<Self, NetError> {
+        let names = Names::new(&config.prefix)?;
+        Program::Ip.run("print its version", &["-V"], "").await?;
+        Program::Nft.run("print its version", &["--version"], "").await?;
+        std::fs::File::open(apply::TUN)
+            .map_err(|source| NetError::File { action: "open", path: apply::TUN.into(), source })?;
+        let transit = apply::choose_transit(&names, config.transit).await?;
+        if transit != config.transit {
+            tracing::warn!(wanted = %config.transit, %transit, "took another transit range");
+        }
+        // Rules before forwarding: no packet is forwarded that they have not seen.
+        apply::load_host_rules(&plan::host_rules(&names, transit)).await?;
+        if apply::enable_forwarding()? {
+            tracing::info!("turned on net.ipv4.ip_forward");
+        }
+        for chain in apply::foreign_drops(names.table()).await? {
+            tracing::warn!(chain, "this firewall drops forwarded packets by default; unless it is told otherwise, guests reach nothing outside");
+        }
+        let (nameservers, users) = (config.nameservers, Mutex::default());
+        Ok(Self { inner: Arc::new(Inner { names, transit, nameservers, users }) })
+    }
+
+    /// The transit range in use.
+    pub fn transit(&self) -> Ipv4Net {
+        self.inner.transit
+    }
+
+    /// Makes or repairs the network of user `index`. Idempotent.
+    pub async fn ensure_user(&self, index: u32) -> Result<UserNet, NetError> {
+        let (inner, mut slot) = self.lock(index).await;
+        complete(async move { inner.ensure(index, &mut slot).await }).await
+    }
+
+    /// Opens the TAP of machine `id` on the bridge of user `index`, whose network is made if
+    /// needed. It vanishes when the last descriptor closes.
+    pub async fn open_tap(&self, index: u32, id: &EngineId) -> Result<OwnedFd, NetError> {
+        let id = id.clone();
+        let (inner, mut slot) = self.lock(index).await;
+        complete(async move {
+            let net = inner.ensure(index, &mut slot).await?;
+            match apply::open_tap(&net.namespace, &id).await {
+                // Somebody removed it behind our back. Once: a second time is no accident.
+                Err(NetError::Namespace { source, .. }) => {
+                    tracing::warn!(index, %source, "a user's namespace has vanished; rebuilding");
+                    *slot = Slot::Unknown;
+                    inner.ensure(index, &mut slot).await?;
+                    apply::open_tap(&net.namespace, &id).await
+                }
+                other => other,
+            }
+        })
+        .await
+    }
+
+    /// Removes the network of user `index` unless a machine still holds a TAP in it. Idempotent.
+    pub async fn release_user(&self, index: u32) -> Result<Released, NetError> {
+        let (inner, mut slot) = self.lock(index).await;
+        complete(async move {
+            let namespace = inner.names.namespace(index);
+            match apply::taps_in(&namespace).await {
+                Ok(0) => {}
+                Ok(taps) => return Ok(Released::InUse(taps)),
+                // Absent or no namespace at all; removing deals with both.
+                Err(NetError::Namespace { .. }) => {}
+                Err(error) => return Err(error),
+            }
+            inner.remove(index, &mut slot).await?;
+            Ok(Released::Removed)
+        })
+        .await
+    }
+
+    /// Removes every network of ours whose user is not in `keep`, TAPs or not, and returns whose
+    /// they were. For the start of the daemon, after machines have been adopted or ended.
+    pub async fn sweep(&self, keep: &[u32]) -> Result<Vec<u32>, NetError> {
+        let mut found = self.inner.found()?;
+        found.retain(|index| !keep.contains(index));
+        for &index in &found {
+            let (inner, mut slot) = self.lock(index).await;
+            complete(async move { inner.remove(index, &mut slot).await }).await?;
+        }
+        Ok(found.into_iter().collect())
+    }
+
+    /// Removes the host's rules and the claim to the transit range if no user has a network.
+    /// Forwarding stays on: others may rely on it by now.
+    pub async fn close(&self) -> Result<Closed, NetError> {
+        let left = self.inner.found()?;
+        if !left.is_empty() {
+            return Ok(Closed::InUse(left.into_iter().collect()));
+        }
+        apply::load_host_rules(&plan::no_rules(&self.inner.names)).await?;
+        apply::release_transit(&self.inner.names).await?;
+        Ok(Closed::Everything)
+    }
+
+    /// The only right to change the network of user `index`.
+    async fn lock(&self, index: u32) -> (Arc<Inner>, OwnedMutexGuard<Slot>) {
+        let slot = {
+            let mut users = self.inner.users.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(users.entry(index).or_default())
+        };
+        (Arc::clone(&self.inner), slot.lock_owned().await)
+    }
+}
+
+/// Runs a change in a task of its own, so that it also completes when the caller goes away.
+async fn complete<T: Send + 'static>(
+    change: impl Future<Output = Result<T, NetError>> + Send + 'static,
+) -> Result<T, NetError> {
+    tokio::spawn(change).await.map_err(|_| NetError::TaskDied)?
+}
+
+impl Inner {
+    async fn ensure(&self, index: u32, slot: &mut Slot) -> Result<UserNet, NetError> {
+        let wanted = Wanted { index, policies: BTreeMap::new() };
+        let plan = UserPlan::new(&self.names, self.transit, &wanted)?;
+        if matches!(slot, Slot::Unknown) {
+            let observed = apply::observe(&plan).await?;
+            apply::repair(&plan, observed.namespace, &plan.repair(&observed)).await?;
+            *slot = Slot::Ready;
+            tracing::debug!(index, namespace = plan.namespace, "user's network is ready");
+        }
+        Ok(UserNet {
+            namespace: plan.namespace,
+            gateway: plan.gateway,
+            prefix_len: plan.subnet.prefix_len(),
+            nameservers: self.nameservers.clone(),
+        })
+    }
+
+    async fn remove(&self, index: u32, slot: &mut Slot) -> Result<(), NetError> {
+        *slot = Slot::Unknown;
+        apply::remove(&self.names.namespace(index), &self.names.veth(index)).await
+    }
+
+    /// Whose networks, or parts of one, exist on the host.
+    fn found(&self) -> Result<BTreeSet<u32>, NetError> {
+        let (namespaces, links) = apply::names_in_use()?;
+        let namespaces = namespaces.iter().filter_map(|n| self.names.index_of_namespace(n));
+        let links = links.iter().filter_map(|n| self.names.index_of_veth(n));
+        Ok(namespaces.chain(links).collect())
+    }
+}

@@ -1,0 +1,284 @@
+//! What must be true of the network, as text for `ip -batch` and `nft -f`. Pure.
+//!
+//! The wanted state (who has a network, what its guests may do) and what was observed come in;
+//! commands come out. Nothing here runs anything.
+//!
+//! Promises:
+//! - From any observed state the commands lead to the wanted one, and applied to the wanted state
+//!   they keep its links (`repair_completes_every_partial_state`).
+//! - A rule set replaces the former one in one transaction: there is no moment without rules
+//!   (`rule_sets_are_transactions`).
+//! - The host's rules do not depend on which users exist, so creating one cannot break another's.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::Ipv4Addr;
+
+use crate::address::TransitPair;
+use crate::names::{BRIDGE, UPLINK};
+use crate::{Ipv4Net, NetError, guest_subnet, pool};
+
+pub use crate::names::Names;
+
+/// The gateway's MAC: the same in every namespace, so that a guest that wakes behind a rebuilt
+/// bridge still has the right neighbour entry. Guests' begin with `02:`.
+const GATEWAY_MAC: &str = "06:00:00:00:00:01";
+
+/// What one guest may reach outside its user's subnet. The place for egress policy: a rule set by
+/// address or domain becomes a variant, rendered into the `egress` chain of the namespace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Policy {
+    /// Whatever the host's rules allow.
+    #[default]
+    Open,
+    /// Nothing: siblings and the gateway only.
+    Closed,
+}
+
+/// The wanted state of one user's network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// The user.
+    pub index: u32,
+    /// Guests whose egress is not [`Policy::Open`], by address.
+    pub policies: BTreeMap<Ipv4Addr, Policy>,
+}
+
+/// A link as it was observed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Interface name.
+    pub name: String,
+    /// Interface index in its namespace.
+    pub index: u32,
+    /// For a veth: the interface index of the other end in the other namespace.
+    pub peer: Option<u32>,
+    /// IPv4 addresses with their prefix lengths.
+    pub addresses: Vec<(Ipv4Addr, u8)>,
+}
+
+/// What is at the place of a namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// Nothing.
+    Absent,
+    /// A file that is no namespace: whoever made it crashed half-way.
+    Stale,
+    /// A namespace.
+    Present,
+}
+
+/// What exists of one user's network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observed {
+    /// The namespace's file.
+    pub namespace: Seen,
+    /// The host's end of the veth pair.
+    pub host: Option<Link>,
+    /// All links in the namespace.
+    pub inside: Vec<Link>,
+}
+
+/// What to do, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Repair {
+    /// The namespace has to be made first; [`Seen::Stale`] ones are removed before.
+    pub create_namespace: bool,
+    /// `nft` rules for the namespace, loaded before any link in it is up.
+    pub rules: String,
+    /// `ip -batch` lines in the namespace that make room: an uplink that leads elsewhere.
+    pub clear: Vec<String>,
+    /// `ip -batch` lines on the host.
+    pub host: Vec<String>,
+    /// `ip -batch` lines in the namespace.
+    pub inside: Vec<String>,
+}
+
+/// Everything about one user's network that follows from the wanted state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserPlan {
+    /// The namespace.
+    pub namespace: String,
+    /// The host's end of the veth pair.
+    pub veth: String,
+    /// The guests' range.
+    pub subnet: Ipv4Net,
+    /// The guests' gateway, on the bridge.
+    pub gateway: Ipv4Addr,
+    pair: TransitPair,
+    rules: String,
+}
+
+impl UserPlan {
+    /// The plan for `wanted`, with `transit` between namespaces and host.
+    pub fn new(names: &Names, transit: Ipv4Net, wanted: &Wanted) -> Result<Self, NetError> {
+        crate::address::check_transit(transit)?;
+        let index = wanted.index;
+        Ok(Self {
+            subnet: guest_subnet(index)?,
+            gateway: pool::gateway(index)?,
+            namespace: names.namespace(index),
+            veth: names.veth(index),
+            pair: TransitPair::of(transit, index),
+            rules: namespace_rules(names, wanted)?,
+        })
+    }
+
+    /// The commands that lead from `observed` to this plan. Links that are right are kept, and
+    /// with them the TAPs of running machines.
+    pub fn repair(&self, observed: &Observed) -> Repair {
+        let Self { namespace, veth, gateway, subnet, pair, .. } = self;
+        let inside = |name: &str| observed.inside.iter().find(|link| link.name == name);
+        let uplink = inside(UPLINK);
+        let mut repair = Repair {
+            create_namespace: observed.namespace != Seen::Present,
+            rules: self.rules.clone(),
+            clear: Vec::new(),
+            host: Vec::new(),
+            inside: Vec::new(),
+        };
+
+        // A pair is right only if each end is the other's peer: after a crash and a rebuilt
+        // namespace the host's end can belong to a namespace that is about to vanish.
+        let paired = match (&observed.host, uplink) {
+            (Some(host), Some(uplink)) => {
+                host.peer == Some(uplink.index) && uplink.peer == Some(host.index)
+            }
+            (None, _) | (_, None) => false,
+        };
+        let host = &mut repair.host;
+        if !paired {
+            if uplink.is_some() {
+                repair.clear.push(format!("link delete dev {UPLINK}"));
+            }
+            if observed.host.is_some() {
+                host.push(format!("link delete dev {veth}"));
+            }
+            host.push(format!("link add name {veth} type veth peer name {UPLINK} netns {namespace}"));
+        }
+        host.extend(address(veth, observed.host.as_ref().filter(|_| paired), (pair.host, TransitPair::LEN)));
+        host.push(format!("link set dev {veth} addrgenmode none up"));
+
+        let lines = &mut repair.inside;
+        lines.push("link set dev lo up".to_owned());
+        if inside(BRIDGE).is_none() {
+            lines.push(format!(
+                "link add name {BRIDGE} address {GATEWAY_MAC} type bridge stp_state 0 forward_delay 0"
+            ));
+        }
+        lines.extend(address(BRIDGE, inside(BRIDGE), (*gateway, subnet.prefix_len())));
+        lines.push(format!("link set dev {BRIDGE} up"));
+        lines.extend(address(UPLINK, uplink.filter(|_| paired), (pair.inside, TransitPair::LEN)));
+        lines.push(format!("link set dev {UPLINK} up"));
+        lines.push(format!("route replace default via {} dev {UPLINK}", pair.host));
+        repair
+    }
+}
+
+/// Lines that leave `wanted` as the only IPv4 address of `dev`.
+fn address(dev: &str, link: Option<&Link>, wanted: (Ipv4Addr, u8)) -> Vec<String> {
+    let seen = link.map(|link| link.addresses.as_slice()).unwrap_or_default();
+    if seen == [wanted] {
+        return Vec::new();
+    }
+    let mut lines = Vec::new();
+    if !seen.is_empty() {
+        lines.push(format!("-4 address flush dev {dev}"));
+    }
+    lines.push(format!("address add {}/{} dev {dev}", wanted.0, wanted.1));
+    lines
+}
+
+/// The `nft` input that makes `body` the whole of `table`, in one transaction. Naming the table
+/// first lets the deletion succeed when there is none.
+fn transaction(table: &str, body: &str) -> String {
+    format!("table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n{body}}}\n")
+}
+
+/// The `nft` input that removes our table, whether or not it exists.
+pub fn no_rules(names: &Names) -> String {
+    let table = names.table();
+    format!("table inet {table}\ndelete table inet {table}\n")
+}
+
+/// The host's rules. A user's namespace cannot be trusted to have kept its own, so the host
+/// repeats what matters: no other user, no host, no link-local address, no false source, no IPv6.
+pub fn host_rules(names: &Names, transit: Ipv4Net) -> String {
+    let veths = format!("\"{}*\"", names.veth_prefix());
+    let body = format!(
+        "\
+\tchain forward {{
+\t\ttype filter hook forward priority filter - 5; policy accept;
+\t\tiifname {veths} jump from_users
+\t\toifname {veths} jump to_users
+\t}}
+\tchain from_users {{
+\t\toifname {veths} drop
+\t\tmeta nfproto != ipv4 drop
+\t\tfib saddr . iif oif missing drop
+\t\tip daddr 169.254.0.0/16 drop
+\t}}
+\tchain to_users {{
+\t\tct state established,related accept
+\t\tdrop
+\t}}
+\tchain input {{
+\t\ttype filter hook input priority filter - 5; policy accept;
+\t\tiifname {veths} jump to_host
+\t}}
+\tchain to_host {{
+\t\tct state established,related accept
+\t\tdrop
+\t}}
+\tchain postrouting {{
+\t\ttype nat hook postrouting priority srcnat; policy accept;
+\t\tip saddr {transit} oifname != {veths} masquerade
+\t}}
+"
+    );
+    transaction(names.table(), &body)
+}
+
+/// The rules of one user's namespace.
+pub fn namespace_rules(names: &Names, wanted: &Wanted) -> Result<String, NetError> {
+    let (first, last) = pool::guest_range(wanted.index)?;
+    let gateway = pool::gateway(wanted.index)?;
+    let mut egress = String::new();
+    for (guest, policy) in &wanted.policies {
+        match policy {
+            Policy::Open => {}
+            // Writing to a string cannot fail.
+            Policy::Closed => drop(writeln!(egress, "\t\tip saddr {guest} drop")),
+        }
+    }
+    // Bridged frames between siblings pass `forward` too where br_netfilter is loaded.
+    let body = format!(
+        "\
+\tchain forward {{
+\t\ttype filter hook forward priority filter; policy drop;
+\t\tiifname \"{BRIDGE}\" oifname \"{BRIDGE}\" accept
+\t\tiifname \"{BRIDGE}\" ip saddr != {first}-{last} drop
+\t\tct state established,related accept
+\t\tct state invalid drop
+\t\tiifname \"{BRIDGE}\" oifname \"{UPLINK}\" ip saddr {first}-{last} jump egress
+\t}}
+\tchain egress {{
+{egress}\t\taccept
+\t}}
+\tchain input {{
+\t\ttype filter hook input priority filter; policy drop;
+\t\tiifname \"lo\" accept
+\t\tct state established,related accept
+\t\tiifname \"{BRIDGE}\" ip saddr {first}-{last} ip daddr {gateway} icmp type echo-request accept
+\t}}
+\tchain postrouting {{
+\t\ttype nat hook postrouting priority srcnat; policy accept;
+\t\toifname \"{UPLINK}\" masquerade
+\t}}
+"
+    );
+    Ok(transaction(names.table(), &body))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,194 @@
+//! Golden texts, and every partial state led to the wanted one by a model of `ip`.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+use super::*;
+
+fn names() -> Names {
+    Names::new("bhatti-").unwrap()
+}
+
+fn transit() -> Ipv4Net {
+    "100.127.0.0/16".parse().unwrap()
+}
+
+fn wanted(index: u32) -> Wanted {
+    Wanted { index, policies: BTreeMap::new() }
+}
+
+fn plan(index: u32) -> UserPlan {
+    UserPlan::new(&names(), transit(), &wanted(index)).unwrap()
+}
+
+fn nothing() -> Observed {
+    Observed { namespace: Seen::Absent, host: None, inside: Vec::new() }
+}
+
+#[test]
+fn host_rules_are_golden() {
+    assert_eq!(host_rules(&names(), transit()), include_str!("golden/host.nft"));
+}
+
+#[test]
+fn namespace_rules_are_golden() {
+    let mut wanted = wanted(256);
+    wanted.policies.insert("10.1.1.2".parse().unwrap(), Policy::Open);
+    wanted.policies.insert("10.1.1.3".parse().unwrap(), Policy::Closed);
+    let rules = namespace_rules(&names(), &wanted).unwrap();
+    assert_eq!(rules, include_str!("golden/namespace.nft"));
+}
+
+#[test]
+fn rule_sets_are_transactions() {
+    for rules in [
+        host_rules(&names(), transit()),
+        namespace_rules(&names(), &wanted(1)).unwrap(),
+        no_rules(&names()),
+    ] {
+        assert!(rules.starts_with("table inet bhatti\ndelete table inet bhatti\n"), "{rules}");
+    }
+}
+
+#[test]
+fn building_from_nothing_is_golden() {
+    let repair = plan(256).repair(&nothing());
+    assert!(repair.create_namespace);
+    assert!(repair.clear.is_empty());
+    let text = format!("host:\n{}\ninside:\n{}\n", repair.host.join("\n"), repair.inside.join("\n"));
+    assert_eq!(text, include_str!("golden/build.txt"));
+}
+
+#[test]
+fn users_beyond_the_address_plan_are_refused() {
+    let wanted = wanted(crate::MAX_INDEX + 1);
+    let error = UserPlan::new(&names(), transit(), &wanted).unwrap_err();
+    assert!(matches!(error, NetError::IndexTooLarge { .. }));
+}
+
+/// Just enough of `ip` to carry out a repair: what the kernel would refuse, panics.
+#[derive(Clone)]
+struct Model {
+    observed: Observed,
+    next_index: u32,
+}
+
+impl Model {
+    fn run(&mut self, plan: &UserPlan) {
+        let repair = plan.repair(&self.observed);
+        if repair.create_namespace {
+            assert!(self.observed.inside.is_empty());
+            self.observed.namespace = Seen::Present;
+            self.add("lo", None);
+        }
+        for line in repair.clear.iter().chain(&repair.host).chain(&repair.inside) {
+            self.line(line);
+        }
+    }
+
+    fn add(&mut self, name: &str, peer: Option<u32>) -> u32 {
+        self.next_index += 1;
+        let link = Link { name: name.into(), index: self.next_index, peer, addresses: Vec::new() };
+        match name.starts_with("bh") {
+            true => assert!(self.observed.host.replace(link).is_none(), "{name} exists"),
+            false => {
+                assert!(self.observed.inside.iter().all(|l| l.name != name), "{name} exists");
+                self.observed.inside.push(link);
+            }
+        }
+        self.next_index
+    }
+
+    fn link(&mut self, name: &str) -> &mut Link {
+        let links = self.observed.inside.iter_mut().chain(&mut self.observed.host);
+        links.into_iter().find(|link| link.name == name).expect(name)
+    }
+
+    fn delete(&mut self, name: &str) {
+        let (index, peer) = (self.link(name).index, self.link(name).peer);
+        let gone = |l: &Link| l.index == index || (l.peer == Some(index) && peer == Some(l.index));
+        self.observed.inside.retain(|link| !gone(link));
+        self.observed.host = self.observed.host.take().filter(|link| !gone(link));
+    }
+
+    fn line(&mut self, line: &str) {
+        let words: Vec<_> = line.split(' ').collect();
+        match words.as_slice() {
+            ["link", "delete", "dev", name] => self.delete(name),
+            ["link", "add", "name", name, "type", "veth", "peer", "name", peer, ..] => {
+                let host = self.add(name, None);
+                let inside = self.add(peer, Some(host));
+                self.link(name).peer = Some(inside);
+            }
+            ["link", "add", "name", name, ..] => drop(self.add(name, None)),
+            ["-4", "address", "flush", "dev", dev] => self.link(dev).addresses.clear(),
+            ["address", "add", address, "dev", dev] => {
+                let (ip, len) = address.split_once('/').unwrap();
+                let address = (ip.parse().unwrap(), len.parse().unwrap());
+                let link = self.link(dev);
+                assert!(!link.addresses.contains(&address), "{line}");
+                link.addresses.push(address);
+            }
+            ["link", "set", "dev", dev, ..] | ["route", .., dev] => drop(self.link(dev).name.clone()),
+            other => panic!("unknown line {other:?}"),
+        }
+    }
+
+    fn check(&self, plan: &UserPlan) {
+        let inside = |name: &str| self.observed.inside.iter().find(|l| l.name == name).unwrap();
+        let (host, uplink) = (self.observed.host.as_ref().unwrap(), inside("up0"));
+        assert_eq!((host.peer, uplink.peer), (Some(uplink.index), Some(host.index)));
+        assert_eq!(host.addresses, [(plan.pair.host, 31)]);
+        assert_eq!(uplink.addresses, [(plan.pair.inside, 31)]);
+        assert_eq!(inside("br0").addresses, [(plan.gateway, 24)]);
+    }
+}
+
+#[test]
+fn repair_completes_every_partial_state() {
+    let plan = plan(3);
+    let mut whole = Model { observed: nothing(), next_index: 0 };
+    whole.run(&plan);
+    whole.check(&plan);
+    let full = whole.observed.clone();
+
+    let mut again = whole.clone();
+    again.run(&plan);
+    assert_eq!(again.observed, full, "a whole network keeps its links");
+
+    // Every subset of links gone, and the rest with right, wrong or no addresses.
+    let wrong = ("192.0.2.9".parse().unwrap(), 24);
+    for missing in 0..8u32 {
+        for addresses in 0..3 {
+            let mut model = whole.clone();
+            let keep = |bit: u32| missing & bit == 0;
+            model.observed.host = full.host.clone().filter(|_| keep(1));
+            model.observed.inside.retain(|l| match l.name.as_str() {
+                "up0" => keep(2),
+                "br0" => keep(4),
+                _ => true,
+            });
+            for link in model.observed.inside.iter_mut().chain(&mut model.observed.host) {
+                match addresses {
+                    0 => {}
+                    1 => link.addresses.clear(),
+                    _ => link.addresses.push(wrong),
+                }
+            }
+            model.run(&plan);
+            model.check(&plan);
+        }
+    }
+
+    // The namespace was deleted by hand; the host's end has not vanished yet.
+    let mut model = whole.clone();
+    model.observed.namespace = Seen::Absent;
+    model.observed.inside.clear();
+    model.run(&plan);
+    model.check(&plan);
+
+    // Both ends exist, but of two pairs.
+    let mut model = whole;
+    model.link("up0").peer = Some(99);
+    model.run(&plan);
+    model.check(&plan);
+}

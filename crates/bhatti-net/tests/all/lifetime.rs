@@ -1,0 +1,215 @@
+//! Making, repairing, adopting and removing.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use bhatti_net::{Closed, NetError, Networks, Released};
+use bhatti_types::EngineId;
+
+use crate::host::{
+    WORLD, config, guests, inside, ip, networks, on_fresh_host, run, socket, wait_for,
+};
+
+/// Everything on the host that a network could change, except forwarding.
+fn picture() -> String {
+    let links = ip("-o -4 address show") + &ip("-br link") + &ip("netns list");
+    links + &ip("route show table all") + &run("nft", "list ruleset")
+}
+
+#[test]
+fn nothing_is_left() {
+    on_fresh_host(async || {
+        let before = picture();
+        let (networks, _) = networks().await;
+        let one = guests(&networks, 1, 2).await;
+        let two = guests(&networks, 2, 1).await;
+        assert!(one[0].pings(WORLD) && two[0].pings(WORLD));
+        assert_eq!(networks.release_user(1).await.unwrap(), Released::InUse(2));
+        assert!(one[0].pings(WORLD), "a refused release changes nothing");
+
+        drop(one);
+        assert_eq!(networks.release_user(1).await.unwrap(), Released::Removed);
+        assert_eq!(networks.release_user(1).await.unwrap(), Released::Removed);
+        assert_eq!(networks.close().await.unwrap(), Closed::InUse(vec![2]));
+        assert!(two[0].pings(WORLD), "a refused close changes nothing");
+
+        drop(two);
+        assert_eq!(networks.release_user(2).await.unwrap(), Released::Removed);
+        assert_eq!(networks.close().await.unwrap(), Closed::Everything);
+        assert_eq!(picture(), before);
+    });
+}
+
+#[test]
+fn a_released_user_can_come_back() {
+    on_fresh_host(async || {
+        let (networks, _) = networks().await;
+        for _ in 0..5 {
+            assert!(guests(&networks, 1, 1).await[0].pings(WORLD));
+            assert_eq!(networks.release_user(1).await.unwrap(), Released::Removed);
+        }
+    });
+}
+
+#[test]
+fn a_tap_vanishes_with_its_descriptor() {
+    on_fresh_host(async || {
+        let (networks, prefix) = networks().await;
+        let id = EngineId::random();
+        let name = format!("t{}", &id.as_str()[..8]);
+        let tap = networks.open_tap(1, &id).await.unwrap();
+        let list = || ip(&format!("-n {prefix}1 -o link show master br0"));
+        assert!(list().contains(&name) && list().contains("UP"), "{}", list());
+        let flags = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", tap.as_raw_fd())).unwrap();
+        let flags = flags.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();
+        let flags = i32::from_str_radix(flags.trim(), 8).unwrap();
+        assert_ne!(flags & nix::libc::O_CLOEXEC, 0, "nobody inherits it by accident");
+
+        let again = networks.open_tap(1, &id).await.unwrap_err();
+        assert!(matches!(&again, NetError::TapBusy { tap } if *tap == name), "{again}");
+        drop(tap);
+        assert_eq!(list(), "");
+        networks.open_tap(1, &id).await.unwrap();
+    });
+}
+
+#[test]
+fn sweep_removes_leftovers() {
+    on_fresh_host(async || {
+        ip("netns add bhatti-other");
+        let former = Networks::open(config("bhatti-")).await.unwrap();
+        let mut machines = Vec::new();
+        for index in [1, 2, 3] {
+            machines.extend(guests(&former, index, 1).await);
+        }
+        drop(former);
+        // A link whose namespace somebody removed, and a file that never became a namespace.
+        let stale = "/run/netns/bhatti-9";
+        std::fs::write(stale, "").unwrap();
+
+        let networks = Networks::open(config("bhatti-")).await.unwrap();
+        assert_eq!(networks.sweep(&[2]).await.unwrap(), [1, 3, 9]);
+        assert_eq!(networks.sweep(&[2]).await.unwrap(), [] as [u32; 0]);
+        let left = ip("netns list");
+        assert!(left.contains("bhatti-2") && left.contains("bhatti-other"), "{left}");
+        assert_eq!(left.lines().count(), 3, "and the world: {left}");
+        assert!(!Path::new(stale).exists());
+        assert!(machines[1].pings(WORLD), "a kept machine does not notice");
+        networks.ensure_user(2).await.unwrap();
+        assert!(machines[1].pings(WORLD), "nor that its network was verified");
+    });
+}
+
+#[test]
+fn twice_is_once() {
+    on_fresh_host(async || {
+        let former = Networks::open(config("bhatti-")).await.unwrap();
+        let machine = guests(&former, 1, 1).await;
+        assert!(machine[0].pings(WORLD));
+        let all = || picture() + &ip("-n bhatti-1 -o address") + &ip("-n bhatti-1 route");
+        let before = all();
+        let networks = Networks::open(config("bhatti-")).await.unwrap();
+        let net = networks.ensure_user(1).await.unwrap();
+        assert_eq!(net, former.ensure_user(1).await.unwrap());
+        assert_eq!(all(), before);
+        assert!(machine[0].pings(WORLD));
+    });
+}
+
+#[test]
+fn half_built_is_repaired() {
+    on_fresh_host(async || {
+        let names = bhatti_net::plan::Names::new("bhatti-").unwrap();
+        let veth = names.veth(1);
+        let add = format!("link add {veth} type veth peer name up0 netns bhatti-1");
+        let elsewhere = format!("link add {veth} type veth peer name up0 netns world");
+        let damages: [&[&str]; 8] = [
+            &[],
+            &["netns add bhatti-1"],
+            &["netns add bhatti-1", &add],
+            &["netns add bhatti-1", &add, "-n bhatti-1 link add br0 type bridge"],
+            &["netns add bhatti-1", &elsewhere],
+            &["netns add bhatti-1", &elsewhere, "-n bhatti-1 link add up0 type dummy"],
+            &["netns add bhatti-1", &add, "-n bhatti-1 address add 192.0.2.77/24 dev up0"],
+            &[&elsewhere],
+        ];
+        for damage in damages {
+            damage.iter().for_each(|args| drop(ip(args)));
+            let networks = Networks::open(config("bhatti-")).await.unwrap();
+            assert!(guests(&networks, 1, 1).await[0].pings(WORLD), "after {damage:?}");
+            assert_eq!(networks.release_user(1).await.unwrap(), Released::Removed);
+        }
+        std::fs::write("/run/netns/bhatti-1", "").unwrap();
+        let networks = Networks::open(config("bhatti-")).await.unwrap();
+        assert!(guests(&networks, 1, 1).await[0].pings(WORLD), "after a stale file");
+
+        // Behind the back of a running daemon.
+        ip("netns delete bhatti-1");
+        assert!(guests(&networks, 1, 1).await[0].pings(WORLD), "after a deleted namespace");
+    });
+}
+
+#[test]
+fn a_dropped_future_still_completes() {
+    on_fresh_host(async || {
+        let (networks, prefix) = networks().await;
+        let mut asked = Box::pin(networks.ensure_user(1));
+        let once = std::future::poll_fn(|cx| std::task::Poll::Ready(asked.as_mut().poll(cx))).await;
+        assert!(once.is_pending());
+        drop(asked);
+        let route = || {
+            let namespace = format!("/run/netns/{prefix}1");
+            Path::new(&namespace).exists() && {
+                // Entered by thread, not by `ip -n`: the file can exist before it is a namespace.
+                let args = ["-n", &format!("{prefix}1"), "route"];
+                let output = std::process::Command::new("ip").args(args).output().unwrap();
+                String::from_utf8_lossy(&output.stdout).contains("default")
+            }
+        };
+        wait_for("the network nobody waits for", route);
+    });
+}
+
+#[test]
+fn two_daemons_take_different_ranges() {
+    on_fresh_host(async || {
+        ip("link add other type dummy");
+        ip("address add 100.127.5.5/24 dev other");
+        let one = Networks::open(config("one-")).await.unwrap();
+        let two = Networks::open(config("two-")).await.unwrap();
+        assert_eq!(one.transit().to_string(), "100.126.0.0/16");
+        assert_eq!(two.transit().to_string(), "100.125.0.0/16");
+        let (a, b) = (guests(&one, 1, 1).await, guests(&two, 1, 1).await);
+        assert!(a[0].pings(WORLD) && b[0].pings(WORLD));
+
+        // The obstacle goes; the next start takes the configured range and moves the user to it.
+        ip("link delete other");
+        let one = Networks::open(config("one-")).await.unwrap();
+        assert_eq!(one.transit().to_string(), "100.127.0.0/16");
+        one.ensure_user(1).await.unwrap();
+        assert!(a[0].pings(WORLD) && b[0].pings(WORLD));
+        assert_eq!(two.sweep(&[]).await.unwrap(), [1]);
+        assert_eq!(two.close().await.unwrap(), Closed::Everything);
+        assert!(a[0].pings(WORLD), "what another daemon removes is its own");
+    });
+}
+
+#[test]
+fn forwarding_is_turned_on_where_it_was_off() {
+    on_fresh_host(async || {
+        let path = "/proc/sys/net/ipv4/ip_forward";
+        // The sysctl is of the reader's namespace, so it has to be a thread of this host.
+        assert_eq!(std::fs::read_to_string(path).unwrap(), "0\n");
+        let (networks, prefix) = networks().await;
+        assert_eq!(std::fs::read_to_string(path).unwrap(), "1\n");
+        networks.ensure_user(1).await.unwrap();
+        let (forward, ipv6) = inside(&format!("{prefix}1"), || {
+            let ipv6 = "/proc/sys/net/ipv6/conf/default/disable_ipv6";
+            (std::fs::read_to_string(path).unwrap(), std::fs::read_to_string(ipv6).unwrap())
+        });
+        assert_eq!((forward.as_str(), ipv6.as_str()), ("1\n", "1\n"));
+        drop(socket());
+    });
+}
