@@ -21,29 +21,17 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
-/// `cargo metadata` with or without the packages of others.
-pub(crate) fn metadata(scope: Scope) -> Result<serde_json::Value> {
+/// What `cargo metadata` says about our own packages.
+pub(crate) fn metadata() -> Result<serde_json::Value> {
     let mut command = cargo();
-    command.args(["metadata", "--format-version", "1", "--locked"]);
-    if let Scope::OursOnly = scope {
-        command.arg("--no-deps");
-    }
+    command.args(["metadata", "--format-version", "1", "--no-deps"]);
     let text = process::output(&mut command)?;
     serde_json::from_str(&text).context("cargo metadata did not answer with JSON")
 }
 
-/// Which packages [`metadata`] lists.
-#[derive(Clone, Copy)]
-pub(crate) enum Scope {
-    /// Only the members of this workspace.
-    OursOnly,
-    /// The whole resolved graph.
-    WholeGraph,
-}
-
 /// The directory cargo builds into.
 pub(crate) fn target_dir() -> Result<PathBuf> {
-    let metadata = metadata(Scope::OursOnly)?;
+    let metadata = metadata()?;
     let path = metadata["target_directory"].as_str().context("cargo metadata names no target")?;
     Ok(PathBuf::from(path))
 }

@@ -83,7 +83,7 @@ pub(crate) fn build(dir: &Path, cache: Cache, progress: &mut Progress) -> Result
     tree::settle(&root, begun, EPOCH)?;
     progress.say("image: writing the file system");
     let built = scratch.path().join(IMAGE);
-    make_filesystem(&root, scratch.path(), &built)?;
+    make_filesystem(&root, SIZE, scratch.path(), &built)?;
     progress.say("image: checking");
     process::run_quiet(Command::new("e2fsck").arg("-fn").arg(&built))?;
     stamp::finish(dir, IMAGE, &built, &key, packages)
@@ -114,7 +114,7 @@ fn install(sources: &apt::Sources, scratch: &Path, root: &Path) -> Result<()> {
 }
 
 /// Writes the tree into a sparse file.
-fn make_filesystem(root: &Path, scratch: &Path, image: &Path) -> Result<()> {
+fn make_filesystem(root: &Path, size: &str, scratch: &Path, image: &Path) -> Result<()> {
     let config = scratch.join("mke2fs.conf");
     fs::write(&config, MKE2FS_CONFIG)
         .with_context(|| format!("failed to write {}", config.display()))?;
@@ -139,7 +139,7 @@ fn make_filesystem(root: &Path, scratch: &Path, image: &Path) -> Result<()> {
             .args(["-L", "bhatti-minimal", "-U", UUID, "-E", &extended, "-d"])
             .arg(root)
             .arg(image)
-            .arg(SIZE),
+            .arg(size),
     )?;
 
     // The change time of a file cannot be set, and mke2fs copies it; set it in the image. Inodes
@@ -194,7 +194,7 @@ mod tests {
                 fs::File::open(path).and_then(|f| f.set_times(time)).expect("times set");
             }
             let image = scratch.path().join(format!("{round}.ext4"));
-            make_filesystem(&root, scratch.path(), &image).expect("mke2fs works");
+            make_filesystem(&root, "256M", scratch.path(), &image).expect("mke2fs works");
             process::run_quiet(Command::new("e2fsck").arg("-fn").arg(&image)).expect("sound");
             hashes.push(stamp::file_hash(&image).expect("readable"));
             fs::remove_file(&file).expect("removed");
