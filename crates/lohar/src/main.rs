@@ -1,2 +1,5 @@
-//! PID 1 in the guest.
-fn main() {}
+//! `/init` of the initramfs. Everything is in the library, so that tests can reach it.
+
+fn main() -> std::process::ExitCode {
+    lohar::main()
+}

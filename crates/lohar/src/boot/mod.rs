@@ -1,0 +1,174 @@
+//! From the kernel's first process to a machine that can serve.
+//!
+//! ```text
+//! early mounts ─▶ modules ─▶ root disk ─▶ switch root ─▶ late mounts ─▶ devices, lo, limits
+//!     (in the initramfs)                  (in the sandbox's own disk)        │
+//!                                            agent port ◀─ users ◀───────────┘
+//! ```
+//!
+//! Each step has a name, which is what the timing file and the error say. A step that fails
+//! stops the boot if nothing could be served without it; everything else is reported and
+//! skipped, because a user can repair a machine that answers.
+
+pub mod modules;
+pub mod mounts;
+pub mod root;
+pub mod timing;
+pub mod users;
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::resource::{Resource, setrlimit};
+
+use crate::console::{self, report};
+use crate::guest::{GID, Guest, UID};
+use crate::process::Reaper;
+use crate::serve::{carrier, configure::interface};
+
+/// How long a device may take to appear. Generous: emulated machines on a busy host are slow.
+const DEVICE_PATIENCE: Duration = Duration::from_secs(20);
+
+const ROOT_DEVICE: &str = "/dev/vda";
+
+/// Descriptors a process may have: soft, hard.
+const OPEN_FILES: (u64, u64) = (65_536, 1_048_576);
+
+/// Why the machine cannot serve; the text names the step.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    #[error("step mounts")]
+    Mounts(#[from] mounts::MountError),
+    #[error("step root disk")]
+    Root(#[from] root::RootError),
+    #[error("step users")]
+    Users(#[from] users::UserError),
+    #[error("step agent port")]
+    Port(#[source] io::Error),
+}
+
+/// A booted machine and the way to its host.
+#[derive(Debug)]
+pub struct Machine {
+    pub guest: Arc<Guest>,
+    /// The open virtio-serial port.
+    pub port: File,
+}
+
+/// Boots. Must run as PID 1 in an initramfs, once, before any thread exists.
+pub fn boot() -> Result<Machine, BootError> {
+    let mut timeline = timing::Timeline::default();
+    timeline.mark("init");
+    mounts::mount_all(mounts::EARLY)?;
+    console::attach();
+    let loaded = modules::load_all(Path::new("/modules"));
+    // The console itself may be a virtio device.
+    console::attach();
+    timeline.mark("modules");
+
+    root::wait_for_device(ROOT_DEVICE, DEVICE_PATIENCE)
+        .inspect_err(|_| report(format_args!("{loaded} kernel modules are loaded")))?;
+    root::mount_root(ROOT_DEVICE)?;
+    timeline.mark("root disk");
+    let moved: Vec<_> = mounts::EARLY.iter().map(|entry| entry.target).collect();
+    root::switch_root(&moved)?;
+    timeline.mark("switch root");
+
+    mounts::mount_all(mounts::LATE)?;
+    mounts::enable_controllers();
+    prepare_devices();
+    if let Err(error) = interface::up("lo") {
+        report(format_args!("no loopback: {error}"));
+    }
+    if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.0, OPEN_FILES.1) {
+        report(format_args!("open files stay limited: {error}"));
+    }
+    timeline.mark("mounts");
+
+    let account = users::ensure_user(Path::new("/"))?;
+    provide_power_commands(Path::new("/"));
+    timeline.mark("users");
+    let port = carrier::open_port(DEVICE_PATIENCE).map_err(BootError::Port)?;
+    timeline.mark("agent port");
+    if let Err(error) = write_timing(&timeline) {
+        report(format_args!("no boot timing: {error}"));
+    }
+    let guest = Guest::new(Arc::new(Reaper::default()), account, (UID, GID));
+    Ok(Machine { guest: Arc::new(guest), port })
+}
+
+/// Device nodes and links that programs expect and devtmpfs does not make.
+fn prepare_devices() {
+    let links = [
+        ("/proc/self/fd", "/dev/fd"),
+        ("fd/0", "/dev/stdin"),
+        ("fd/1", "/dev/stdout"),
+        ("fd/2", "/dev/stderr"),
+    ];
+    for (target, link) in links {
+        match symlink(target, link) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                report(format_args!("no {link}: {error}"));
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
+    let fuse = Path::new("/dev/fuse");
+    if fuse.exists()
+        && let Err(error) = std::fs::set_permissions(fuse, std::fs::Permissions::from_mode(0o666))
+    {
+        report(format_args!("/dev/fuse stays private: {error}"));
+    }
+}
+
+/// `poweroff` and its kin, for images that bring none. They signal PID 1, which powers off.
+fn provide_power_commands(root: &Path) {
+    for name in ["poweroff", "reboot", "halt"] {
+        let present = ["sbin", "usr/sbin", "bin", "usr/bin"].iter().any(|dir| {
+            // A link counts even if its target is elsewhere: it is the image's own business.
+            std::fs::symlink_metadata(root.join(dir).join(name)).is_ok()
+        });
+        let path = root.join("usr/local/sbin").join(name);
+        if present || path.exists() {
+            continue;
+        }
+        let outcome = std::fs::create_dir_all(root.join("usr/local/sbin"))
+            .and_then(|()| {
+                std::fs::write(
+                    &path,
+                    "#!/bin/sh\n# The agent is PID 1 and powers off on SIGTERM.\nkill -TERM 1\n",
+                )
+            })
+            .and_then(|()| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)));
+        if let Err(error) = outcome {
+            report(format_args!("no {name} command: {error}"));
+        }
+    }
+}
+
+fn write_timing(timeline: &timing::Timeline) -> io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o755).create("/run/bhatti")?;
+    std::fs::write("/run/bhatti/boot-timing.txt", timeline.render())
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test may panic")]
+    use super::*;
+
+    #[test]
+    fn power_commands_never_replace_the_images_own() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("sbin")).unwrap();
+        symlink("/no/such/busybox", root.path().join("sbin/reboot")).unwrap();
+        provide_power_commands(root.path());
+        let made = root.path().join("usr/local/sbin");
+        assert!(made.join("poweroff").exists() && made.join("halt").exists());
+        assert!(!made.join("reboot").exists());
+        assert_eq!(made.join("halt").metadata().unwrap().permissions().mode() & 0o777, 0o755);
+    }
+}

@@ -1,0 +1,162 @@
+//! What is mounted where, as tables, and the loop that applies them.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+
+use crate::console::report;
+
+/// Whether the machine can do without a mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    Required,
+    /// Its absence is reported and the boot goes on.
+    Optional,
+}
+
+/// One line of a mount table.
+#[derive(Clone, Copy, Debug)]
+pub struct Mount {
+    pub source: &'static str,
+    pub target: &'static str,
+    pub fstype: &'static str,
+    pub flags: MsFlags,
+    pub data: &'static str,
+    pub need: Need,
+}
+
+/// A required mount failed.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to mount {fstype} on {target}")]
+pub struct MountError {
+    target: PathBuf,
+    fstype: &'static str,
+    #[source]
+    source: io::Error,
+}
+
+const NO_EXEC: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
+const NO_DEV: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
+
+const fn need(
+    need: Need,
+    source: &'static str,
+    target: &'static str,
+    fstype: &'static str,
+    flags: MsFlags,
+    data: &'static str,
+) -> Mount {
+    Mount { source, target, fstype, flags, data, need }
+}
+
+/// Mounted in the initramfs and moved to the new root.
+pub const EARLY: &[Mount] = &[
+    need(Need::Required, "proc", "/proc", "proc", NO_EXEC, ""),
+    need(Need::Required, "sysfs", "/sys", "sysfs", NO_EXEC, ""),
+    need(Need::Required, "devtmpfs", "/dev", "devtmpfs", MsFlags::MS_NOSUID, "mode=0755"),
+];
+
+/// Mounted in the new root, in this order.
+pub const LATE: &[Mount] = &[
+    need(
+        Need::Required,
+        "devpts",
+        "/dev/pts",
+        "devpts",
+        MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC),
+        "ptmxmode=0666,gid=5,mode=620",
+    ),
+    need(Need::Required, "tmpfs", "/dev/shm", "tmpfs", NO_DEV, "mode=1777"),
+    need(Need::Required, "tmpfs", "/run", "tmpfs", NO_DEV, "mode=0755"),
+    need(Need::Required, "tmpfs", "/tmp", "tmpfs", NO_DEV, "mode=1777"),
+    need(Need::Optional, "mqueue", "/dev/mqueue", "mqueue", NO_EXEC, ""),
+    need(Need::Optional, "cgroup2", "/sys/fs/cgroup", "cgroup2", NO_EXEC, ""),
+];
+
+/// Applies a table. Stops at the first required mount that fails.
+pub fn mount_all(table: &[Mount]) -> Result<(), MountError> {
+    for entry in table {
+        let outcome = mount_one(entry);
+        match (outcome, entry.need) {
+            (Ok(()), _) => {}
+            (Err(source), Need::Optional) => {
+                report(format_args!("no {} on {}: {source}", entry.fstype, entry.target));
+            }
+            (Err(source), Need::Required) => {
+                return Err(MountError {
+                    target: entry.target.into(),
+                    fstype: entry.fstype,
+                    source,
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn mount_one(entry: &Mount) -> io::Result<()> {
+    let target = Path::new(entry.target);
+    match std::fs::create_dir_all(target) {
+        // sysfs makes its own mount points and lets nobody else.
+        Err(error) if !target.is_dir() => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    match mount(Some(entry.source), target, Some(entry.fstype), entry.flags, Some(entry.data)) {
+        // A kernel with CONFIG_DEVTMPFS_MOUNT was faster.
+        Err(Errno::EBUSY) | Ok(()) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Hands every controller the kernel has to the groups below the root one.
+pub fn enable_controllers() {
+    let root = Path::new("/sys/fs/cgroup");
+    let Ok(available) = std::fs::read_to_string(root.join("cgroup.controllers")) else {
+        return;
+    };
+    for controller in available.split_ascii_whitespace().take(32) {
+        // One write each: a single unavailable controller would otherwise fail them all.
+        if let Err(error) =
+            std::fs::write(root.join("cgroup.subtree_control"), format!("+{controller}"))
+        {
+            report(format_args!("no cgroup controller {controller}: {error}"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tables_are_sound() {
+        let all: Vec<_> = EARLY.iter().chain(LATE).collect();
+        for (index, entry) in all.iter().enumerate() {
+            assert!(entry.target.starts_with('/') && !entry.target.ends_with('/'), "{entry:?}");
+            assert!(
+                entry.flags.contains(MsFlags::MS_NOSUID),
+                "set-uid files belong to the root disk: {entry:?}"
+            );
+            for later in &all[index + 1..] {
+                assert_ne!(entry.target, later.target);
+                assert!(
+                    !entry.target.starts_with(&format!("{}/", later.target)),
+                    "{} would be hidden by {}",
+                    entry.target,
+                    later.target
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn world_writable_mounts_are_sticky() {
+        for target in ["/tmp", "/dev/shm"] {
+            let entry = LATE.iter().find(|entry| entry.target == target).expect("is in the table");
+            assert_eq!((entry.fstype, entry.data), ("tmpfs", "mode=1777"));
+            assert!(entry.flags.contains(MsFlags::MS_NODEV));
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! The one network interface, set up with ioctls: an image need not have `ip`.
+
+use std::ffi::c_char;
+use std::io;
+use std::net::{AddrParseError, IpAddr, Ipv4Addr};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use bhatti_wire::message::Network;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+/// Most name servers taken; the resolver library uses three.
+const MAX_NAMESERVERS: usize = 8;
+
+/// The settings make no sense.
+#[derive(Debug, thiserror::Error)]
+pub enum BadAddress {
+    #[error("{field} {text:?} is not an address")]
+    NotAnAddress {
+        field: &'static str,
+        text: String,
+        #[source]
+        source: AddrParseError,
+    },
+    #[error("prefix length {0} is not between 1 and 32")]
+    Prefix(u32),
+    #[error("{0:?} is not the MAC of one interface")]
+    Mac(String),
+    #[error("more than {MAX_NAMESERVERS} name servers")]
+    ManyNameservers,
+}
+
+/// The kernel refused.
+#[derive(Debug, thiserror::Error)]
+pub enum InterfaceError {
+    #[error("the machine has no network device")]
+    NoDevice,
+    #[error("failed to {action}")]
+    Kernel {
+        action: &'static str,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Checked settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Address {
+    pub address: Ipv4Addr,
+    pub prefix_len: u32,
+    pub gateway: Option<Ipv4Addr>,
+    pub nameservers: Vec<IpAddr>,
+    pub mac: Option<[u8; 6]>,
+}
+
+impl Address {
+    /// Checks what the host sent.
+    pub fn parse(network: &Network) -> Result<Self, BadAddress> {
+        fn address<A: std::str::FromStr<Err = AddrParseError>>(
+            field: &'static str,
+            text: &str,
+        ) -> Result<A, BadAddress> {
+            text.parse().map_err(|source| BadAddress::NotAnAddress {
+                field,
+                text: text.chars().take(64).collect(),
+                source,
+            })
+        }
+        if !(1..=32).contains(&network.prefix_len) {
+            return Err(BadAddress::Prefix(network.prefix_len));
+        }
+        if network.nameservers.len() > MAX_NAMESERVERS {
+            return Err(BadAddress::ManyNameservers);
+        }
+        let given = |text: &str| !text.is_empty();
+        Ok(Self {
+            address: address("address", &network.address)?,
+            prefix_len: network.prefix_len,
+            gateway: given(&network.gateway)
+                .then(|| address("gateway", &network.gateway))
+                .transpose()?,
+            nameservers: network
+                .nameservers
+                .iter()
+                .map(|text| address("name server", text))
+                .collect::<Result<_, _>>()?,
+            mac: given(&network.mac).then(|| parse_mac(&network.mac)).transpose()?,
+        })
+    }
+
+    fn netmask(&self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(u32::MAX << (32 - self.prefix_len))
+    }
+
+    fn contains(&self, other: Ipv4Addr) -> bool {
+        let mask = self.netmask().to_bits();
+        other.to_bits() & mask == self.address.to_bits() & mask
+    }
+
+    /// Whether the interface is up with this address.
+    pub fn is_applied(&self) -> bool {
+        first_device().and_then(|name| Interface::open(&name)).is_ok_and(|interface| {
+            interface.address().is_ok_and(|now| now == self.address)
+                && interface.is_up().unwrap_or(false)
+        })
+    }
+
+    /// Gives the first device these settings and no others.
+    pub fn apply(&self) -> Result<(), InterfaceError> {
+        let device = Interface::open(&first_device()?)?;
+        // Down first: a MAC can only change then, and every former route goes.
+        device.set_up(Up::No)?;
+        if let Some(mac) = self.mac {
+            device.set_mac(mac)?;
+        }
+        device.set_address(self.address)?;
+        device.set_netmask(self.netmask())?;
+        device.set_up(Up::Yes)?;
+        if let Some(gateway) = self.gateway {
+            if !self.contains(gateway) {
+                device.add_route(gateway, Ipv4Addr::BROADCAST, None)?;
+            }
+            device.add_route(Ipv4Addr::UNSPECIFIED, Ipv4Addr::UNSPECIFIED, Some(gateway))?;
+        }
+        Ok(())
+    }
+}
+
+fn parse_mac(text: &str) -> Result<[u8; 6], BadAddress> {
+    let bad = || BadAddress::Mac(text.chars().take(64).collect());
+    let mut mac = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut mac {
+        let part = parts.next().filter(|part| part.len() == 2).ok_or_else(bad)?;
+        if !part.bytes().all(|c| c.is_ascii_hexdigit()) {
+            return Err(bad());
+        }
+        *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
+    }
+    // The lowest bit marks a multicast address, which no interface can have.
+    if parts.next().is_some() || mac[0] & 1 == 1 || mac == [0; 6] {
+        return Err(bad());
+    }
+    Ok(mac)
+}
+
+/// The first interface that is a device; the loopback is not.
+fn first_device() -> Result<String, InterfaceError> {
+    let entries = std::fs::read_dir("/sys/class/net")
+        .map_err(|source| InterfaceError::Kernel { action: "list the network devices", source })?;
+    let mut names: Vec<String> = entries
+        .flatten()
+        .filter(|entry| entry.path().join("device").exists())
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    names.sort_unstable();
+    names.into_iter().next().ok_or(InterfaceError::NoDevice)
+}
+
+/// Brings an interface up that needs nothing else: the loopback.
+pub fn up(name: &str) -> io::Result<()> {
+    let interface = Interface::open(name).map_err(io::Error::other)?;
+    interface.set_up(Up::Yes).map_err(|error| match error {
+        InterfaceError::Kernel { source, .. } => source,
+        InterfaceError::NoDevice => io::Error::other(error),
+    })
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Up {
+    Yes,
+    No,
+}
+
+/// One interface and a socket to talk about it.
+struct Interface {
+    socket: OwnedFd,
+    name: [c_char; libc::IFNAMSIZ],
+}
+
+impl Interface {
+    fn open(name: &str) -> Result<Self, InterfaceError> {
+        let failed = |source| InterfaceError::Kernel { action: "open an interface", source };
+        if name.len() >= libc::IFNAMSIZ {
+            return Err(failed(io::ErrorKind::InvalidInput.into()));
+        }
+        let mut buffer = [0; libc::IFNAMSIZ];
+        for (to, from) in buffer.iter_mut().zip(name.bytes()) {
+            *to = from as c_char;
+        }
+        let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
+            .map_err(|errno| failed(errno.into()))?;
+        Ok(Self { socket, name: buffer })
+    }
+
+    fn request(&self) -> libc::ifreq {
+        // SAFETY: `ifreq` is plain data; all zeros is a value of it.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        request.ifr_name = self.name;
+        request
+    }
+
+    fn ioctl<T>(
+        &self,
+        action: &'static str,
+        number: u32,
+        argument: &mut T,
+    ) -> Result<(), InterfaceError> {
+        // SAFETY: every caller passes the structure that `number` is documented to take, with
+        // all pointers in it valid for the call.
+        let returned = unsafe {
+            libc::ioctl(self.socket.as_raw_fd(), number as _, std::ptr::from_mut(argument))
+        };
+        if returned == -1 {
+            return Err(InterfaceError::Kernel { action, source: io::Error::last_os_error() });
+        }
+        Ok(())
+    }
+
+    fn flags(&self) -> Result<i16, InterfaceError> {
+        let mut request = self.request();
+        self.ioctl("read the interface's flags", libc::SIOCGIFFLAGS as u32, &mut request)?;
+        // SAFETY: the kernel filled this member.
+        Ok(unsafe { request.ifr_ifru.ifru_flags })
+    }
+
+    fn is_up(&self) -> Result<bool, InterfaceError> {
+        Ok(self.flags()? & libc::IFF_UP as i16 != 0)
+    }
+
+    fn set_up(&self, up: Up) -> Result<(), InterfaceError> {
+        let mut request = self.request();
+        let others = self.flags()? & !(libc::IFF_UP as i16);
+        request.ifr_ifru.ifru_flags =
+            if up == Up::Yes { others | libc::IFF_UP as i16 } else { others };
+        self.ioctl("bring the interface up or down", libc::SIOCSIFFLAGS as u32, &mut request)
+    }
+
+    fn set_mac(&self, mac: [u8; 6]) -> Result<(), InterfaceError> {
+        let mut request = self.request();
+        // SAFETY: `sockaddr` is plain data; all zeros is a value of it.
+        let mut address: libc::sockaddr = unsafe { std::mem::zeroed() };
+        address.sa_family = libc::ARPHRD_ETHER;
+        for (to, from) in address.sa_data.iter_mut().zip(mac) {
+            *to = from as c_char;
+        }
+        request.ifr_ifru.ifru_hwaddr = address;
+        self.ioctl("set the MAC", libc::SIOCSIFHWADDR as u32, &mut request)
+    }
+
+    fn address(&self) -> Result<Ipv4Addr, InterfaceError> {
+        let mut request = self.request();
+        self.ioctl("read the address", libc::SIOCGIFADDR as u32, &mut request)?;
+        // SAFETY: the kernel filled this member with an IPv4 address.
+        let data = unsafe { request.ifr_ifru.ifru_addr.sa_data };
+        let [_, _, a, b, c, d, ..] = data.map(|byte| byte as u8);
+        Ok(Ipv4Addr::new(a, b, c, d))
+    }
+
+    fn set_address(&self, address: Ipv4Addr) -> Result<(), InterfaceError> {
+        let mut request = self.request();
+        request.ifr_ifru.ifru_addr = internet(address);
+        self.ioctl("set the address", libc::SIOCSIFADDR as u32, &mut request)
+    }
+
+    fn set_netmask(&self, netmask: Ipv4Addr) -> Result<(), InterfaceError> {
+        let mut request = self.request();
+        request.ifr_ifru.ifru_netmask = internet(netmask);
+        self.ioctl("set the netmask", libc::SIOCSIFNETMASK as u32, &mut request)
+    }
+
+    fn add_route(
+        &self,
+        to: Ipv4Addr,
+        netmask: Ipv4Addr,
+        gateway: Option<Ipv4Addr>,
+    ) -> Result<(), InterfaceError> {
+        let mut name = self.name;
+        // SAFETY: `rtentry` is plain data; all zeros is a value of it.
+        let mut route: libc::rtentry = unsafe { std::mem::zeroed() };
+        route.rt_dst = internet(to);
+        route.rt_genmask = internet(netmask);
+        route.rt_flags = libc::RTF_UP;
+        if netmask == Ipv4Addr::BROADCAST {
+            route.rt_flags |= libc::RTF_HOST;
+        }
+        if let Some(gateway) = gateway {
+            route.rt_gateway = internet(gateway);
+            route.rt_flags |= libc::RTF_GATEWAY;
+        }
+        route.rt_dev = name.as_mut_ptr();
+        self.ioctl("add a route", libc::SIOCADDRT as u32, &mut route)
+    }
+}
+
+/// A socket address without a port, in the shape these old calls want.
+fn internet(address: Ipv4Addr) -> libc::sockaddr {
+    // SAFETY: `sockaddr` is plain data; all zeros is a value of it.
+    let mut socket_address: libc::sockaddr = unsafe { std::mem::zeroed() };
+    socket_address.sa_family = libc::AF_INET as libc::sa_family_t;
+    // Port in 0..2, address in 2..6, both in network order.
+    for (to, from) in socket_address.sa_data[2..6].iter_mut().zip(address.octets()) {
+        *to = from as c_char;
+    }
+    socket_address
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,69 @@
+//! Settings as a host may send them.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+use super::*;
+
+fn network(address: &str, prefix_len: u32, gateway: &str, mac: &str) -> Network {
+    Network {
+        address: address.into(),
+        prefix_len,
+        gateway: gateway.into(),
+        nameservers: vec!["10.0.0.1".into(), "fd00::1".into()],
+        mac: mac.into(),
+    }
+}
+
+#[test]
+fn sound_settings_are_taken() {
+    let parsed =
+        Address::parse(&network("10.64.3.7", 24, "10.64.3.1", "02:aB:00:00:00:01")).unwrap();
+    assert_eq!(parsed.mac, Some([2, 0xab, 0, 0, 0, 1]));
+    assert_eq!(parsed.netmask(), Ipv4Addr::new(255, 255, 255, 0));
+    assert!(
+        parsed.contains(Ipv4Addr::new(10, 64, 3, 255))
+            && !parsed.contains(Ipv4Addr::new(10, 64, 4, 7))
+    );
+    assert_eq!(parsed.nameservers.len(), 2);
+    let bare = Address::parse(&network("10.64.3.7", 32, "", "")).unwrap();
+    assert_eq!((bare.gateway, bare.mac, bare.netmask()), (None, None, Ipv4Addr::BROADCAST));
+}
+
+#[test]
+fn nonsense_is_refused_by_name() {
+    let check = |network: &Network, expected: &str| {
+        assert_eq!(Address::parse(network).unwrap_err().to_string(), expected);
+    };
+    check(&network("10.0.0", 24, "", ""), "address \"10.0.0\" is not an address");
+    check(&network("", 24, "", ""), "address \"\" is not an address");
+    check(&network("10.0.0.1", 24, "gw", ""), "gateway \"gw\" is not an address");
+    check(&network("10.0.0.1", 0, "", ""), "prefix length 0 is not between 1 and 32");
+    check(&network("10.0.0.1", 33, "", ""), "prefix length 33 is not between 1 and 32");
+    for mac in [
+        "02:00:00:00:00",
+        "02:00:00:00:00:01:02",
+        "2:0:0:0:0:1",
+        "01:00:00:00:00:01",
+        "00:00:00:00:00:00",
+        "+2:00:00:00:00:01",
+    ] {
+        check(
+            &network("10.0.0.1", 24, "", mac),
+            &format!("{mac:?} is not the MAC of one interface"),
+        );
+    }
+    let mut many = network("10.0.0.1", 24, "", "");
+    many.nameservers = vec!["10.0.0.1".into(); 9];
+    check(&many, "more than 8 name servers");
+}
+
+#[test]
+fn old_socket_addresses_have_the_kernels_layout() {
+    let address = internet(Ipv4Addr::new(10, 1, 2, 3));
+    assert_eq!(address.sa_family, libc::AF_INET as u16);
+    assert_eq!(address.sa_data.map(|byte| byte as u8)[..8], [0, 0, 10, 1, 2, 3, 0, 0]);
+}
+
+#[test]
+fn a_name_too_long_for_the_kernel_is_an_error() {
+    assert!(up("an-interface-with-a-long-name").is_err());
+}

@@ -1,0 +1,161 @@
+//! Answers the host: one task a stream, one file an operation.
+//!
+//! ```text
+//!  port ─▶ greet ─▶ link ─▶ stream ─▶ Request ─▶ hello | configure | write_file | exec | power
+//!    ▲                │
+//!    └── host gone ───┘     streams end, commands go on
+//! ```
+
+pub mod carrier;
+pub mod configure;
+pub mod exec;
+pub mod hello;
+pub mod power;
+pub mod write_file;
+
+use std::error::Error;
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bhatti_link::{read_message, write_message};
+use bhatti_wire::message::{ErrorKind, Failure, Operation, Reply, Request};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::boot::Machine;
+use crate::console::{Chain, report};
+use crate::guest::Guest;
+
+/// A host that connects and leaves at once, over and over, costs at most one round in this time.
+const RECONNECT_PACE: Duration = Duration::from_millis(10);
+
+/// How long a host that asked for power-off may take to read the answer.
+const FAREWELL: Duration = Duration::from_millis(300);
+
+/// Serves until somebody asks for power-off, then ends the machine. Returns only if it could not
+/// even start.
+pub fn serve_until_power_off(machine: Machine) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(run(machine)),
+        Err(error) => report(format_args!("cannot serve: {error}")),
+    }
+}
+
+async fn run(Machine { guest, port }: Machine) {
+    let reaper = Arc::clone(&guest.reaper);
+    let reaping = tokio::spawn(async move { reaper.run().await });
+    let serving = tokio::spawn(serve(Arc::clone(&guest), port));
+    // Each arm ends the machine: without its reaper or its host it is of no use to anybody.
+    tokio::select! {
+        () = guest.power_off.notified() => {}
+        outcome = power_signal() => {
+            if let Err(error) = outcome {
+                report(format_args!("no signal handlers: {error}"));
+            }
+        }
+        outcome = reaping => report(format_args!("the reaper ended: {outcome:?}")),
+        outcome = serving => report(format_args!("the agent port failed: {outcome:?}")),
+    }
+    power::power_off(&guest.reaper).await
+}
+
+/// Resolves at the first signal that means power-off: those of `kill`, ctrl-alt-del, a power
+/// supply, and busybox's `halt` and `poweroff`.
+async fn power_signal() -> io::Result<()> {
+    let sigpwr = SignalKind::from_raw(libc::SIGPWR);
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (mut usr1, mut usr2) =
+        (signal(SignalKind::user_defined1())?, signal(SignalKind::user_defined2())?);
+    let mut power = signal(sigpwr)?;
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+        _ = usr1.recv() => {}
+        _ = usr2.recv() => {}
+        _ = power.recv() => {}
+    }
+    Ok(())
+}
+
+/// Serves one host after another. Ends only when the port breaks.
+async fn serve(guest: Arc<Guest>, port: File) -> io::Result<()> {
+    let port = Arc::new(port);
+    loop {
+        let waiting = Arc::clone(&port);
+        // A thread of its own, because this blocks until a host comes.
+        tokio::task::spawn_blocking(move || carrier::greet(&waiting, &bhatti_link::ready_record()))
+            .await
+            .map_err(io::Error::other)??;
+        let since = Instant::now();
+        let connection = carrier::Connection::new(&port)?;
+        let outcome = bhatti_link::serve(connection, |stream| {
+            let guest = Arc::clone(&guest);
+            // Ends by itself: with its stream, or with its command.
+            drop(tokio::spawn(async move { answer(&guest, stream).await }));
+        })
+        .await;
+        if let Err(error) = outcome {
+            report(format_args!("link lost: {}", Chain(&error)));
+        }
+        sleep(RECONNECT_PACE.saturating_sub(since.elapsed())).await;
+    }
+}
+
+/// Serves one stream. Dropping the stream before its half-close tells the host that something
+/// went wrong; every good end half-closes.
+pub async fn answer<S>(guest: &Arc<Guest>, mut stream: S)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    // An error is the host's doing (a broken stream or message), and the stream is how to say so.
+    let Ok(Some(request)) = read_message::<Request>(&mut stream).await else { return };
+    let reply = match request.operation {
+        Some(Operation::Exec(request)) => return exec::exec(guest, stream, request).await,
+        Some(Operation::Hello(request)) => match hello::hello(guest, &request) {
+            Ok(reply) => return send_last(&mut stream, &reply).await,
+            Err(error) => return report(format_args!("{}", Chain(&error))),
+        },
+        Some(Operation::Configure(request)) => {
+            reply(configure::configure(guest, request).map_err(|error| error.failure()))
+        }
+        Some(Operation::WriteFile(request)) => {
+            let outcome = write_file::write_file(&request, guest.owner, &mut stream).await;
+            reply(outcome.map_err(|error| error.failure()))
+        }
+        Some(Operation::PowerOff(_)) => {
+            send_last(&mut stream, &reply(Ok(()))).await;
+            // The host hangs up when it has the answer; then nothing of it is lost with us.
+            timeout(FAREWELL, tokio::io::copy(&mut stream, &mut tokio::io::sink())).await.ok();
+            return guest.power_off.notify_one();
+        }
+        None => reply(Err(Failure {
+            kind: ErrorKind::Unsupported.into(),
+            message: format!("agent {} does not know this operation", env!("CARGO_PKG_VERSION")),
+        })),
+    };
+    send_last(&mut stream, &reply).await;
+}
+
+fn reply(outcome: Result<(), Failure>) -> Reply {
+    Reply { failure: outcome.err() }
+}
+
+/// Sends the message that ends an operation. If the host is gone there is nobody to tell.
+async fn send_last<S, M>(stream: &mut S, message: &M)
+where
+    S: AsyncWrite + Unpin,
+    M: prost::Message,
+{
+    if write_message(&mut *stream, message).await.is_ok() {
+        stream.shutdown().await.ok();
+    }
+}
+
+/// An error as the host sees it: one sentence with its causes.
+fn failure(kind: ErrorKind, error: &dyn Error) -> Failure {
+    Failure { kind: kind.into(), message: Chain(error).to_string() }
+}
