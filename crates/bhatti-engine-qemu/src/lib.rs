@@ -1,1 +1,35 @@
 //! QEMU's microvm machine as an engine: hardware virtualisation where it works, emulation where not.
+//!
+//! ```text
+//!  QemuEngine::start ── probe ──▶ which QEMU, which accelerator, which cgroups, host TSC
+//!        │ boot
+//!        ▼
+//!  open files ──▶ cmdline (pure) ──▶ confine + spawn ──▶ QMP greets ──▶ QemuVm
+//!  as root         argv, fd numbers   uid, netns, seccomp                 │ one watcher task:
+//!                                     cgroup, no capabilities             ▼ pidfd and QMP events
+//! ```
+//!
+//! Promises:
+//! - The VMM runs as its own user, without capabilities, in an empty network namespace, in its
+//!   own cgroup, under QEMU's seccomp filter, with a cleared environment; what it may read it got
+//!   as descriptors (`tests/all/confinement.rs`).
+//! - Whatever lies in a machine's directory after the VMM has run is its word, not ours: it is
+//!   opened without following links and read up to a bound ([`machine_dir`]).
+//! - A machine that ends while no daemon runs waits, stopped, for the next one: its console and
+//!   the way it ended are not lost (`-no-shutdown`).
+//!
+//! Not here: TAP devices, images, the protocol on the link.
+
+mod cgroup;
+mod cmdline;
+mod confine;
+mod disk;
+mod engine;
+mod machine_dir;
+mod probe;
+mod process;
+mod qmp;
+mod vm;
+
+pub use engine::{QemuConfig, QemuEngine};
+pub use probe::AccelChoice;

@@ -1,0 +1,323 @@
+//! One control group per machine: its bounds, and the list of its processes.
+//!
+//! The group is `<hierarchy>/<parent>/<engine id>`. On a host with version 2 that is one
+//! directory; on an older or hybrid host it is one in each of the `cpu`, `memory` and `pids`
+//! hierarchies. It is made below the root of the hierarchy and not below the daemon's own group,
+//! because machines outlive the daemon and its service manager ends what it finds in there.
+//!
+//! The bounds:
+//! - **CPU**: what was bought plus a twentieth of a CPU. The quota covers all threads of the VMM,
+//!   and its main thread must go on serving disk, network and us when the guest uses up its
+//!   share; a whole vCPU, which cannot use more than one CPU, is then never stopped for it.
+//! - **Memory**: the guest's plus [`overhead`].
+//! - **Processes**: [`MAX_PIDS`] threads.
+//!
+//! What the host cannot bound is a sentence in [`Cgroups::warnings`], never silence.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use bhatti_engine::{Accel, EngineError, Shape};
+use bhatti_types::{EngineId, Mib};
+
+/// Threads and processes in one machine's group; QEMU uses at most a dozen and one per vCPU.
+const MAX_PIDS: u32 = 64;
+/// The window in which the CPU quota is counted. Long enough that a short command on a
+/// fractional machine runs at full speed.
+const PERIOD_US: u64 = 100_000;
+/// Added to the quota for the VMM's own work.
+const EMULATION_US: u64 = PERIOD_US / 20;
+/// How long the kernel may take to empty a group whose processes were killed.
+const EMPTY_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What can be bounded, by the name the kernel uses.
+const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+
+/// Where groups are made on this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Cgroups {
+    hierarchies: Vec<Hierarchy>,
+    parent: String,
+    warnings: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Hierarchy {
+    mount: PathBuf,
+    version: Version,
+    controllers: Vec<&'static str>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Version {
+    One,
+    Two,
+}
+
+/// The bounds of one machine.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub cpu_quota_us: u64,
+    pub memory: u64,
+}
+
+impl Limits {
+    /// What a machine of this shape may use.
+    pub(crate) fn of(shape: Shape, accel: Accel) -> Self {
+        Self {
+            cpu_quota_us: u64::from(shape.milli_cpus) * PERIOD_US / 1000 + EMULATION_US,
+            memory: shape.memory.bytes() + overhead(accel).bytes(),
+        }
+    }
+}
+
+/// Memory the VMM needs beside the guest's: measured 48 MiB anonymous under TCG after boot, up to
+/// 64 more once its translation buffer is full, and as much page cache as makes disk reads quick.
+fn overhead(accel: Accel) -> Mib {
+    match accel {
+        Accel::Tcg => Mib(256),
+        Accel::Kvm | Accel::None => Mib(128),
+    }
+}
+
+impl Cgroups {
+    /// Finds the hierarchies and prepares `parent` in each.
+    pub(crate) fn prepare(parent: &str) -> Result<Self, EngineError> {
+        let mounts = fs::read_to_string("/proc/self/mounts").map_err(confine("read the mounts"))?;
+        let cgroups = choose(&mounts, parent, |mount| {
+            fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default()
+        });
+        if cgroups.hierarchies.is_empty() {
+            return Err(confine("find a control group hierarchy")(io::ErrorKind::NotFound.into()));
+        }
+        for hierarchy in &cgroups.hierarchies {
+            hierarchy.prepare(parent).map_err(confine("prepare the control groups"))?;
+        }
+        Ok(cgroups)
+    }
+
+    /// What this host cannot bound.
+    pub(crate) fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// The group of one machine, whether it exists or not.
+    pub(crate) fn group(&self, id: &EngineId) -> Group {
+        let place = |h: &Hierarchy| (h.mount.join(&self.parent).join(id.as_str()), h.clone());
+        Group { places: self.hierarchies.iter().map(place).collect() }
+    }
+
+    /// Whether a process is in the machine's group, by the kernel's word.
+    pub(crate) fn holds(&self, id: &EngineId, pid: i32) -> bool {
+        self.group(id).processes().contains(&pid)
+    }
+
+    /// Every machine that has a group.
+    pub(crate) fn machines(&self) -> io::Result<Vec<EngineId>> {
+        let mut found = std::collections::BTreeSet::new();
+        for hierarchy in &self.hierarchies {
+            for entry in fs::read_dir(hierarchy.mount.join(&self.parent))? {
+                let name = entry?.file_name();
+                // Anything else in there is not ours to touch.
+                found.extend(name.to_str().and_then(|n| n.parse::<EngineId>().ok()));
+            }
+        }
+        Ok(found.into_iter().collect())
+    }
+}
+
+/// Version 2 if it has what we need, else version 1 for what it has. Pure but for `controllers`,
+/// which says what a version 2 mount offers.
+fn choose(mounts: &str, parent: &str, controllers: impl Fn(&Path) -> String) -> Cgroups {
+    let mut two = None;
+    let mut one: Vec<Hierarchy> = Vec::new();
+    for line in mounts.lines() {
+        let mut fields = line.split(' ').skip(1);
+        let (Some(mount), Some(kind), Some(options)) =
+            (fields.next(), fields.next(), fields.next())
+        else {
+            continue;
+        };
+        let mount = PathBuf::from(mount);
+        if kind == "cgroup2" && two.is_none() {
+            let offered = controllers(&mount);
+            let controllers = wanted(offered.split_whitespace());
+            two = Some(Hierarchy { mount, version: Version::Two, controllers });
+        } else if kind == "cgroup" {
+            let mut controllers = wanted(options.split(','));
+            // The same hierarchy may be mounted twice.
+            controllers.retain(|c| !one.iter().any(|h| h.controllers.contains(c)));
+            if !controllers.is_empty() {
+                one.push(Hierarchy { mount, version: Version::One, controllers });
+            }
+        }
+    }
+    // A controller is either in version 2 or in version 1, so this is never a mixture of equals.
+    let mut hierarchies: Vec<Hierarchy> =
+        two.iter().filter(|h| !h.controllers.is_empty()).cloned().chain(one).collect();
+    if hierarchies.is_empty() {
+        // No bounds at all, but at least the list of processes.
+        hierarchies.extend(two);
+    }
+    let missing = |c: &&&str| !hierarchies.iter().any(|h| h.controllers.contains(*c));
+    let warnings = CONTROLLERS
+        .iter()
+        .filter(missing)
+        .map(|c| format!("this host has no {c} controller, so machines are not bounded by it"))
+        .collect();
+    Cgroups { hierarchies, parent: parent.to_owned(), warnings }
+}
+
+fn wanted<'a>(offered: impl Iterator<Item = &'a str>) -> Vec<&'static str> {
+    let offered: Vec<&str> = offered.collect();
+    CONTROLLERS.into_iter().filter(|c| offered.contains(c)).collect()
+}
+
+impl Hierarchy {
+    fn prepare(&self, parent: &str) -> io::Result<()> {
+        let group = self.mount.join(parent);
+        fs::create_dir_all(&group)?;
+        if self.version == Version::Two && !self.controllers.is_empty() {
+            let enable: Vec<String> = self.controllers.iter().map(|c| format!("+{c}")).collect();
+            // From the top down to the parent of the machines' groups.
+            let mut above: Vec<&Path> =
+                group.ancestors().take_while(|p| p.starts_with(&self.mount)).collect();
+            above.reverse();
+            for level in above {
+                write(level, "cgroup.subtree_control", &enable.join(" "))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// File and content for each bound this hierarchy keeps.
+    fn settings(&self, limits: Limits) -> Vec<(&'static str, String)> {
+        let mut settings = Vec::new();
+        for controller in &self.controllers {
+            let quota = limits.cpu_quota_us;
+            match (*controller, self.version) {
+                ("cpu", Version::Two) => settings.push(("cpu.max", format!("{quota} {PERIOD_US}"))),
+                ("cpu", Version::One) => {
+                    settings.push(("cpu.cfs_period_us", PERIOD_US.to_string()));
+                    settings.push(("cpu.cfs_quota_us", quota.to_string()));
+                }
+                ("memory", Version::Two) => {
+                    settings.push(("memory.max", limits.memory.to_string()));
+                    settings.push(("memory.oom.group", "1".to_owned()));
+                }
+                ("memory", Version::One) => {
+                    settings.push(("memory.limit_in_bytes", limits.memory.to_string()));
+                }
+                _ => settings.push(("pids.max", MAX_PIDS.to_string())),
+            }
+        }
+        settings
+    }
+}
+
+/// The group of one machine.
+#[derive(Clone, Debug)]
+pub(crate) struct Group {
+    places: Vec<(PathBuf, Hierarchy)>,
+}
+
+impl Group {
+    /// Makes it, bounded and empty, and opens the files a process joins it by. On failure nothing
+    /// is left.
+    pub(crate) fn create(&self, limits: Limits) -> Result<Vec<OwnedFd>, EngineError> {
+        self.try_create(limits).map_err(|source| {
+            self.remove_directories();
+            confine("make its control group")(source)
+        })
+    }
+
+    fn try_create(&self, limits: Limits) -> io::Result<Vec<OwnedFd>> {
+        let mut joins = Vec::new();
+        for (place, hierarchy) in &self.places {
+            fs::create_dir(place)?;
+            for (file, value) in hierarchy.settings(limits) {
+                write(place, file, &value)?;
+            }
+            let procs = fs::OpenOptions::new().write(true).open(place.join("cgroup.procs"))?;
+            joins.push(procs.into());
+        }
+        Ok(joins)
+    }
+
+    /// Processes in it, in any hierarchy.
+    pub(crate) fn processes(&self) -> Vec<i32> {
+        let mut found = std::collections::BTreeSet::new();
+        for (place, _) in &self.places {
+            let procs = fs::read_to_string(place.join("cgroup.procs")).unwrap_or_default();
+            found.extend(procs.lines().filter_map(|line| line.parse::<i32>().ok()));
+        }
+        found.into_iter().collect()
+    }
+
+    /// Whether the kernel has ended a process in it for want of memory.
+    pub(crate) fn ran_out_of_memory(&self) -> bool {
+        self.places.iter().any(|(place, _)| {
+            ["memory.events", "memory.oom_control"].iter().any(|file| {
+                let text = fs::read_to_string(place.join(file)).unwrap_or_default();
+                text.lines().any(|line| {
+                    line.strip_prefix("oom_kill ").is_some_and(|count| count.trim() != "0")
+                })
+            })
+        })
+    }
+
+    /// Ends whatever is in it and removes it. Tells whether there was a process.
+    ///
+    /// Blocks until the kernel has emptied it, at most ten seconds.
+    pub(crate) fn clear(&self) -> io::Result<Cleared> {
+        let deadline = Instant::now() + EMPTY_DEADLINE;
+        let mut cleared = Cleared::Empty;
+        loop {
+            let processes = self.processes();
+            if processes.is_empty() && self.remove_directories() {
+                return Ok(cleared);
+            }
+            for pid in processes {
+                cleared = Cleared::Killed;
+                // SAFETY: a system call on integers. The pid was read from our own group a
+                // moment ago; only the kernel's reuse of it within that moment could mislead us.
+                unsafe { libc::kill(pid, libc::SIGKILL) };
+            }
+            if Instant::now() > deadline {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            // The kernel has no event for "empty" that both versions know.
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// True if nothing is left.
+    fn remove_directories(&self) -> bool {
+        self.places.iter().all(|(place, _)| match fs::remove_dir(place) {
+            Ok(()) => true,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        })
+    }
+}
+
+/// What [`Group::clear`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cleared {
+    /// At least one process was ended.
+    Killed,
+    /// There was none.
+    Empty,
+}
+
+fn write(dir: &Path, file: &str, value: &str) -> io::Result<()> {
+    // Not `fs::write`: a control file must exist already.
+    let mut control = fs::OpenOptions::new().write(true).open(dir.join(file))?;
+    io::Write::write_all(&mut control, value.as_bytes())
+}
+
+fn confine(what: &'static str) -> impl Fn(io::Error) -> EngineError {
+    move |source| EngineError::Confine { what: format!("cannot {what}"), source }
+}

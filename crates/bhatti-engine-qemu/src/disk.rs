@@ -1,0 +1,224 @@
+//! Root disks: a qcow2 overlay over a read-only raw image, written without starting a program.
+//!
+//! ```text
+//! cluster  0       1               2                3 …
+//!          header  refcount table  refcount block   L1 table (all zero: nothing written yet)
+//! ```
+//!
+//! The header names no backing file: the command line says what lies below, so a hostile guest
+//! that breaks out of QEMU cannot make the next one open another file by editing the header.
+//! Only the metadata exists; the tests have `qemu-img check` judge it.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+
+use bhatti_engine::{EngineError, Private, RootDisk};
+use bhatti_types::Mib;
+use camino::Utf8Path;
+
+/// The overlay's name in the machine's directory.
+pub(crate) const OVERLAY: &str = "root.qcow2";
+
+const CLUSTER_BITS: u32 = 16;
+const CLUSTER: u64 = 1 << CLUSTER_BITS;
+/// Bytes of guest disk one L1 entry covers: a whole L2 table of clusters.
+const L1_ENTRY_COVERS: u64 = CLUSTER * (CLUSTER / 8);
+const SECTOR: u64 = 512;
+/// Below this a new sandbox could not even write its logs.
+const HOPELESS: Mib = Mib(64);
+
+/// Makes the overlay in `dir`, owned by `owner`. On failure nothing is left.
+pub(crate) fn create(
+    base: &Utf8Path,
+    dir: &Utf8Path,
+    size: Option<Mib>,
+    owner: Private,
+) -> Result<RootDisk, EngineError> {
+    let image_bytes = image_size(base)?;
+    let bytes = virtual_size(image_bytes, size)?;
+    let free = free_space(dir)?;
+    if free < HOPELESS {
+        return Err(EngineError::NoSpace {
+            needed_mib: u64::from(HOPELESS.0),
+            free_mib: u64::from(free.0),
+        });
+    }
+    let path = dir.join(OVERLAY);
+    let file = File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(&path)
+        .map_err(|source| EngineError::File { action: "create", path: path.clone(), source })?;
+    let written = write_overlay(&file, bytes)
+        .and_then(|()| std::os::unix::fs::fchown(&file, Some(owner.uid), Some(owner.gid)));
+    if let Err(source) = written {
+        if let Err(error) = std::fs::remove_file(&path) {
+            tracing::warn!(%error, %path, "cannot remove a half-made disk");
+        }
+        return Err(EngineError::File { action: "write", path, source });
+    }
+    Ok(RootDisk { file: path, base: Some(base.to_owned()) })
+}
+
+/// Bytes in the image, which must look like a disk.
+fn image_size(base: &Utf8Path) -> Result<u64, EngineError> {
+    File::open(base).and_then(|file| check_image(&file)).map_err(|source| EngineError::File {
+        action: "use image",
+        path: base.to_owned(),
+        source,
+    })
+}
+
+/// The size of an open image in bytes; an error if it cannot be a disk.
+pub(crate) fn check_image(image: &File) -> io::Result<u64> {
+    let metadata = image.metadata()?;
+    let bytes = metadata.size();
+    if !metadata.is_file() || bytes == 0 || !bytes.is_multiple_of(SECTOR) {
+        let why = "not a regular file of whole, at least one, 512-byte sectors";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+    }
+    Ok(bytes)
+}
+
+/// Size of the device the guest sees.
+fn virtual_size(image_bytes: u64, asked: Option<Mib>) -> Result<u64, EngineError> {
+    match asked {
+        None => Ok(image_bytes),
+        Some(asked) if asked < Mib::holding(image_bytes) => Err(EngineError::DiskTooSmall {
+            asked_mib: u64::from(asked.0),
+            image_mib: u64::from(Mib::holding(image_bytes).0),
+        }),
+        Some(asked) => Ok(asked.bytes()),
+    }
+}
+
+fn free_space(dir: &Utf8Path) -> Result<Mib, EngineError> {
+    let stat =
+        nix::sys::statvfs::statvfs(dir.as_std_path()).map_err(|errno| EngineError::File {
+            action: "ask the free space of",
+            path: dir.to_owned(),
+            source: errno.into(),
+        })?;
+    let bytes = stat.blocks_available().saturating_mul(stat.fragment_size());
+    Ok(Mib(u32::try_from(bytes >> 20).unwrap_or(u32::MAX)))
+}
+
+fn write_overlay(file: &File, bytes: u64) -> io::Result<()> {
+    let l1_entries = bytes.div_ceil(L1_ENTRY_COVERS);
+    let l1_clusters = (l1_entries * 8).div_ceil(CLUSTER);
+    let used_clusters = 3 + l1_clusters;
+    file.set_len(used_clusters * CLUSTER)?;
+    file.write_all_at(&header(bytes, l1_entries)?, 0)?;
+    // The first refcount table entry: the refcount block in cluster 2.
+    file.write_all_at(&(2 * CLUSTER).to_be_bytes(), CLUSTER)?;
+    // 16-bit counts, each cluster used once. One block counts 32768 clusters; Mib is 32 bits, so
+    // the L1 table takes at most 1024 of them.
+    let counts = 1u16.to_be_bytes().repeat(usize::try_from(used_clusters).unwrap_or(usize::MAX));
+    file.write_all_at(&counts, 2 * CLUSTER)
+}
+
+/// Version 3, without a backing file name or any feature bit.
+fn header(bytes: u64, l1_entries: u64) -> io::Result<[u8; 112]> {
+    const HEADER_BYTES: u32 = 104;
+    let l1_entries = u32::try_from(l1_entries)
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "disk too large for qcow2"))?;
+    let mut header = [0u8; 112];
+    let mut put = |at: usize, field: &[u8]| header[at..at + field.len()].copy_from_slice(field);
+    put(0, b"QFI\xfb");
+    put(4, &3u32.to_be_bytes());
+    put(20, &CLUSTER_BITS.to_be_bytes());
+    put(24, &bytes.to_be_bytes());
+    put(36, &l1_entries.to_be_bytes());
+    put(40, &(3 * CLUSTER).to_be_bytes()); // L1 table
+    put(48, &CLUSTER.to_be_bytes()); // refcount table
+    put(56, &1u32.to_be_bytes()); // its clusters
+    put(96, &4u32.to_be_bytes()); // refcounts of 2^4 bits
+    put(100, &HEADER_BYTES.to_be_bytes());
+    // The 8 zero bytes that follow are the end of the (empty) list of header extensions.
+    Ok(header)
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+    use std::process::Command;
+
+    use super::*;
+
+    fn scratch(image_bytes: u64) -> (tempfile::TempDir, camino::Utf8PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = Utf8Path::from_path(dir.path()).unwrap().to_owned();
+        File::create(path.join("base")).unwrap().set_len(image_bytes).unwrap();
+        (dir, path)
+    }
+
+    fn me() -> Private {
+        Private { uid: nix::unistd::getuid().as_raw(), gid: nix::unistd::getgid().as_raw() }
+    }
+
+    fn judge(subcommand: &str, file: &Utf8Path) -> serde_json::Value {
+        let output = Command::new("qemu-img")
+            .args([subcommand, "--output=json", "-f", "qcow2", file.as_str()])
+            .output()
+            .expect("qemu-img is installed (Debian: qemu-utils)");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    #[test]
+    fn qemu_img_finds_nothing_wrong() {
+        // From less than a cluster over a non-multiple of one to more than one L1 cluster.
+        for (image, asked, expected) in [
+            (512, None, 512u64),
+            (3 << 20, None, 3 << 20),
+            ((1 << 20) + 512, None, (1 << 20) + 512),
+            ((1 << 20) + 512, Some(Mib(2)), 2 << 20),
+            (1 << 20, Some(Mib(513)), 513 << 20),
+            (1 << 20, Some(Mib(6 << 20)), 6 << 40),
+        ] {
+            let (_keep, dir) = scratch(image);
+            let disk = create(&dir.join("base"), &dir, asked, me()).unwrap();
+            let check = judge("check", &disk.file);
+            assert_eq!(check["check-errors"], 0, "{check}");
+            assert!(check.get("leaks").is_none() && check.get("corruptions").is_none(), "{check}");
+            let info = judge("info", &disk.file);
+            assert_eq!(info["virtual-size"], expected);
+            assert!(info.get("backing-filename").is_none(), "{info}");
+        }
+    }
+
+    #[test]
+    fn asking_less_than_the_image_is_refused() {
+        let (_keep, dir) = scratch((2 << 20) + 512);
+        let error = create(&dir.join("base"), &dir, Some(Mib(2)), me()).unwrap_err();
+        assert!(
+            matches!(error, EngineError::DiskTooSmall { asked_mib: 2, image_mib: 3 }),
+            "{error}"
+        );
+        assert!(!dir.join(OVERLAY).exists());
+    }
+
+    #[test]
+    fn what_is_not_a_disk_is_refused() {
+        for bytes in [0, 100, 513] {
+            let (_keep, dir) = scratch(bytes);
+            assert!(create(&dir.join("base"), &dir, None, me()).is_err(), "{bytes}");
+            assert!(!dir.join(OVERLAY).exists());
+        }
+        let (_keep, dir) = scratch(512);
+        assert!(create(&dir, &dir, None, me()).is_err(), "a directory");
+        assert!(create(&dir.join("absent"), &dir, None, me()).is_err());
+    }
+
+    #[test]
+    fn an_existing_disk_is_never_overwritten() {
+        let (_keep, dir) = scratch(1 << 20);
+        std::fs::write(dir.join(OVERLAY), "precious").unwrap();
+        assert!(create(&dir.join("base"), &dir, None, me()).is_err());
+        assert_eq!(std::fs::read_to_string(dir.join(OVERLAY)).unwrap(), "precious");
+    }
+}

@@ -1,0 +1,250 @@
+//! The directory of one machine: the only place the VMM can write, hence the one place where the
+//! daemon, being root, must not trust a name.
+//!
+//! Everything is reached from one open descriptor of the directory. Files are opened without
+//! following links, checked to be what they should be, and read up to a bound. Sockets are
+//! reached through `/proc/self/fd`, so that a long path does not meet the 108 bytes a socket
+//! address has.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::PathBuf;
+
+use bhatti_engine::{EngineError, Private};
+use camino::{Utf8Path, Utf8PathBuf};
+
+/// Where QEMU listens for commands.
+pub(crate) const QMP_SOCKET: &str = "qmp.sock";
+/// Where QEMU listens for the link.
+pub(crate) const AGENT_SOCKET: &str = "agent.sock";
+/// What the VMM prints.
+pub(crate) const VMM_LOG: &str = "vmm.log";
+/// The guest's console, saved by us.
+pub(crate) const CONSOLE_LOG: &str = "console.log";
+
+/// A machine's directory, held open.
+#[derive(Debug)]
+pub(crate) struct MachineDir {
+    path: Utf8PathBuf,
+    handle: File,
+}
+
+impl MachineDir {
+    /// Opens it. The parents are ours, so only the last component could be a link.
+    pub(crate) fn open(path: &Utf8Path) -> io::Result<Self> {
+        let handle = std::fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW)
+            .open(path)?;
+        Ok(Self { path: path.to_owned(), handle })
+    }
+
+    /// As it was given.
+    pub(crate) fn path(&self) -> &Utf8Path {
+        &self.path
+    }
+
+    /// Whose machine lives here.
+    pub(crate) fn owner(&self) -> io::Result<Private> {
+        let metadata = self.handle.metadata()?;
+        Ok(Private { uid: metadata.uid(), gid: metadata.gid() })
+    }
+
+    /// The directory itself, for a child to work in.
+    pub(crate) fn descriptor(&self) -> io::Result<OwnedFd> {
+        Ok(self.handle.try_clone()?.into())
+    }
+
+    /// An error about one of its files.
+    pub(crate) fn error(&self, action: &'static str, name: &str, source: io::Error) -> EngineError {
+        EngineError::File { action, path: self.path.join(name), source }
+    }
+
+    /// A short path of a file in it, valid in this process while `self` lives.
+    fn short(&self, name: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}/{name}", self.handle.as_raw_fd()))
+    }
+
+    /// Makes a stream socket, bound but not listening, that `owner` may use.
+    ///
+    /// QEMU itself calls `listen`, which makes it, and not us, the peer that
+    /// [`Self::connect`] sees.
+    pub(crate) fn bind(&self, name: &str, owner: Private) -> io::Result<OwnedFd> {
+        // SAFETY: no pointers are involved; the result is checked.
+        let fd = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: `fd` was just made and nothing else owns it.
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        let path = self.short(name);
+        let address = nix::sys::socket::UnixAddr::new(&path)?;
+        nix::sys::socket::bind(socket.as_raw_fd(), &address)?;
+        std::os::unix::fs::lchown(&path, Some(owner.uid), Some(owner.gid))?;
+        Ok(socket)
+    }
+
+    /// Connects to a socket in it, which must be one and must be served by `owner`.
+    pub(crate) async fn connect(
+        &self,
+        name: &str,
+        owner: Private,
+    ) -> io::Result<tokio::net::UnixStream> {
+        // Pinning the node first: between a check by name and a connect by name the VMM could
+        // put a link to somebody else's socket there.
+        let node = std::fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_PATH | libc::O_NOFOLLOW)
+            .open(self.short(name))?;
+        if !node.metadata()?.file_type().is_socket() {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "not a socket"));
+        }
+        let path = format!("/proc/self/fd/{}", node.as_raw_fd());
+        let stream = tokio::net::UnixStream::connect(path).await?;
+        if stream.peer_cred()?.uid() != owner.uid {
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, "served by another user"));
+        }
+        Ok(stream)
+    }
+
+    /// Makes the file the VMM prints into, empty.
+    pub(crate) fn create_log(&self, name: &str) -> io::Result<File> {
+        self.remove(name)?;
+        std::fs::OpenOptions::new()
+            .append(true)
+            .create_new(true)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(self.short(name))
+    }
+
+    /// Replaces a file of ours in one step.
+    pub(crate) fn write(&self, name: &str, content: &[u8]) -> io::Result<()> {
+        let temporary = format!("{name}.new");
+        let mut file = self.create_log(&temporary)?;
+        file.write_all(content)?;
+        std::fs::rename(self.short(&temporary), self.short(name))
+    }
+
+    /// The last `limit` bytes of a regular file.
+    pub(crate) fn tail(&self, name: &str, limit: usize) -> io::Result<Vec<u8>> {
+        let mut file = std::fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(self.short(name))?;
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "not a regular file"));
+        }
+        let limit = limit as u64;
+        file.seek(SeekFrom::Start(metadata.len().saturating_sub(limit)))?;
+        let mut content = Vec::new();
+        file.take(limit).read_to_end(&mut content)?;
+        Ok(content)
+    }
+
+    /// What the VMM said last, for people.
+    pub(crate) fn log_tail(&self) -> String {
+        const SHOWN: usize = 2048;
+        match self.tail(VMM_LOG, SHOWN) {
+            Ok(bytes) => {
+                let text = String::from_utf8_lossy(&bytes).trim().to_owned();
+                if text.is_empty() { "it printed nothing".to_owned() } else { text }
+            }
+            Err(_) => "its log cannot be read".to_owned(),
+        }
+    }
+
+    /// Removes a file if it is there.
+    pub(crate) fn remove(&self, name: &str) -> io::Result<()> {
+        match std::fs::remove_file(self.short(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes the sockets, which mean nothing once the VMM has ended.
+    pub(crate) fn remove_sockets(&self) {
+        for name in [QMP_SOCKET, AGENT_SOCKET] {
+            if let Err(error) = self.remove(name) {
+                tracing::warn!(%error, dir = %self.path, name, "cannot remove a socket");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+    use super::*;
+
+    const NOBODY: Private = Private { uid: 64123, gid: 64123 };
+
+    fn open(path: &std::path::Path) -> MachineDir {
+        MachineDir::open(Utf8Path::from_path(path).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn tail_is_bounded_and_follows_no_link() {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = open(scratch.path());
+        std::fs::write(scratch.path().join("long"), vec![b'x'; 5000]).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", scratch.path().join("link")).unwrap();
+        nix::unistd::mkfifo(&scratch.path().join("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+
+        assert_eq!(dir.tail("long", 100).unwrap().len(), 100);
+        assert!(dir.tail("link", 100).is_err());
+        assert!(dir.tail("pipe", 100).is_err(), "a pipe must neither block nor be read");
+        assert!(dir.tail("/etc/passwd", 100).is_err());
+    }
+
+    #[test]
+    fn write_replaces_a_link_instead_of_following_it() {
+        let scratch = tempfile::tempdir().unwrap();
+        let victim = scratch.path().join("victim");
+        std::fs::write(&victim, "untouched").unwrap();
+        std::fs::create_dir(scratch.path().join("m")).unwrap();
+        let dir = open(&scratch.path().join("m"));
+        for name in ["console.log", "console.log.new"] {
+            std::os::unix::fs::symlink(&victim, scratch.path().join("m").join(name)).unwrap();
+        }
+
+        dir.write("console.log", b"new").unwrap();
+
+        assert_eq!(std::fs::read_to_string(&victim).unwrap(), "untouched");
+        assert_eq!(dir.tail("console.log", 100).unwrap(), b"new");
+    }
+
+    #[tokio::test]
+    async fn connect_refuses_what_is_not_served_by_the_owner() {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = open(scratch.path());
+        let _ours = std::os::unix::net::UnixListener::bind(scratch.path().join("s")).unwrap();
+        std::os::unix::fs::symlink("s", scratch.path().join("link")).unwrap();
+        std::fs::write(scratch.path().join("file"), "").unwrap();
+
+        let me = Private { uid: nix::unistd::getuid().as_raw(), gid: 0 };
+        assert!(dir.connect("s", me).await.is_ok());
+        let kind = |r: io::Result<tokio::net::UnixStream>| r.unwrap_err().kind();
+        assert_eq!(kind(dir.connect("s", NOBODY).await), io::ErrorKind::PermissionDenied);
+        assert!(dir.connect("link", me).await.is_err());
+        assert!(dir.connect("file", me).await.is_err());
+    }
+
+    #[test]
+    fn sockets_work_in_a_directory_with_a_long_name() {
+        let scratch = tempfile::tempdir().unwrap();
+        let deep = scratch.path().join("d".repeat(150)).join("e".repeat(150));
+        std::fs::create_dir_all(&deep).unwrap();
+        let dir = open(&deep);
+        let me =
+            Private { uid: nix::unistd::getuid().as_raw(), gid: nix::unistd::getgid().as_raw() };
+        dir.bind(QMP_SOCKET, me).unwrap();
+        assert!(deep.join(QMP_SOCKET).exists());
+        dir.remove_sockets();
+        assert!(!deep.join(QMP_SOCKET).exists());
+    }
+}

@@ -1,0 +1,233 @@
+//! One VMM process: who it is, whether it is that one, and how it ended.
+//!
+//! A pid alone proves nothing; it may have been given to somebody else. The pid with the time the
+//! process started is an identity within one boot of the host, and a pidfd, once checked against
+//! it, cannot come to mean another process.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// A process we may watch and end, child or not.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pid: i32,
+    start_ticks: u64,
+    pidfd: AsyncFd<OwnedFd>,
+}
+
+/// How a process ended, as far as it can be known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Status {
+    Code(i32),
+    Signal(i32),
+    /// It was not our child, so only its parent was told.
+    Unknown,
+}
+
+impl Process {
+    /// Holds on to a process that is certainly alive or our own unreaped child.
+    pub(crate) fn child(pid: i32) -> io::Result<Self> {
+        let pidfd = open_pidfd(pid)?;
+        Ok(Self {
+            pid,
+            start_ticks: start_ticks(pid)?,
+            pidfd: watched(pidfd)?,
+        })
+    }
+
+    /// Holds on to the process with this identity; `None` if it is gone.
+    pub(crate) fn find(pid: i32, expected_ticks: u64) -> io::Result<Option<Self>> {
+        if pid <= 0 {
+            return Ok(None);
+        }
+        let pidfd = match open_pidfd(pid) {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+            other => other?,
+        };
+        // Checked after the pidfd was taken: what is read now belongs to what is held.
+        match start_ticks(pid) {
+            Ok(ticks) if ticks == expected_ticks => {}
+            _ => return Ok(None),
+        }
+        let pidfd = watched(pidfd)?;
+        let process = Self { pid, start_ticks: expected_ticks, pidfd };
+        if process.is_dead() {
+            // Dead but not collected: if it is our child, that is our duty.
+            process.reap()?;
+            return Ok(None);
+        }
+        Ok(Some(process))
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    pub(crate) fn start_ticks(&self) -> u64 {
+        self.start_ticks
+    }
+
+    /// Sends SIGKILL. A process that has ended already is fine.
+    pub(crate) fn kill(&self) {
+        // SAFETY: a system call on integers and a null pointer, which means "no details".
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                self.pidfd.as_raw_fd(),
+                libc::SIGKILL,
+                std::ptr::null::<libc::siginfo_t>(),
+                0,
+            )
+        };
+        if result < 0 {
+            let error = io::Error::last_os_error();
+            if error.raw_os_error() != Some(libc::ESRCH) {
+                tracing::error!(%error, pid = self.pid, "cannot end a VMM");
+            }
+        }
+    }
+
+    /// Waits for the end and collects the child, if it was one. Cancel-safe.
+    pub(crate) async fn ended(&self) -> io::Result<Status> {
+        self.wait_readable().await?;
+        self.reap()
+    }
+
+    /// Waits for the end without collecting. Cancel-safe.
+    pub(crate) async fn wait_readable(&self) -> io::Result<()> {
+        // A pidfd becomes readable when the process ends and stays so.
+        drop(self.pidfd.readable().await?);
+        Ok(())
+    }
+
+    fn is_dead(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next());
+        matches!(state, None | Some('Z' | 'X'))
+    }
+
+    fn reap(&self) -> io::Result<Status> {
+        // SAFETY: all zero is a valid siginfo_t.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        let id = self.pidfd.as_raw_fd().unsigned_abs();
+        // SAFETY: `info` is valid for writing for the time of the call.
+        let result = unsafe {
+            libc::waitid(libc::P_PIDFD, id, &raw mut info, libc::WEXITED | libc::WNOHANG)
+        };
+        if result != 0 {
+            let error = io::Error::last_os_error();
+            return match error.raw_os_error() {
+                Some(libc::ECHILD) => Ok(Status::Unknown),
+                _ => Err(error),
+            };
+        }
+        // SAFETY: waitid has filled in the fields of a SIGCHLD.
+        let status = unsafe { info.si_status() };
+        Ok(match info.si_code {
+            libc::CLD_EXITED => Status::Code(status),
+            libc::CLD_KILLED | libc::CLD_DUMPED => Status::Signal(status),
+            _ => Status::Unknown,
+        })
+    }
+}
+
+impl Status {
+    /// Half a sentence for people.
+    pub(crate) fn describe(self) -> String {
+        match self {
+            Self::Code(code) => format!("it exited with code {code}"),
+            Self::Signal(number) => match nix::sys::signal::Signal::try_from(number) {
+                Ok(signal) => format!("it was ended by {signal}"),
+                Err(_) => format!("it was ended by signal {number}"),
+            },
+            Self::Unknown => "it ended".to_owned(),
+        }
+    }
+}
+
+/// Which boot of the host this is.
+pub(crate) fn host_boot_id() -> io::Result<String> {
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+fn open_pidfd(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: a system call on integers. A pidfd is close-on-exec by itself. Non-blocking: the
+    // flag has the value of O_NONBLOCK.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, libc::PIDFD_NONBLOCK) };
+    match i32::try_from(fd) {
+        // SAFETY: the kernel just gave us this descriptor and nothing else owns it.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn watched(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` stays the same open descriptor until it is dropped, and `AsyncFd`
+    // deregisters it before that.
+    Ok(unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?)
+}
+
+/// Field 22 of `/proc/<pid>/stat`.
+fn start_ticks(pid: i32) -> io::Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    parse_start_ticks(&stat).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+fn parse_start_ticks(stat: &str) -> Option<u64> {
+    // The name, field 2, may hold spaces and brackets; the last bracket ends it.
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(19)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    /// A child that lives until it is ended or its input closes.
+    fn cat() -> std::process::Child {
+        Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap()
+    }
+
+    fn pid(child: &std::process::Child) -> i32 {
+        i32::try_from(child.id()).unwrap()
+    }
+
+    #[test]
+    fn a_hostile_name_does_not_shift_the_fields() {
+        let stat = "7 (a) b) c) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4242 1 1";
+        assert_eq!(parse_start_ticks(stat), Some(4242));
+        assert_eq!(parse_start_ticks("7 (x"), None);
+    }
+
+    #[tokio::test]
+    async fn a_killed_child_is_seen_and_collected() {
+        let child = cat();
+        let process = Process::child(pid(&child)).unwrap();
+        process.kill();
+        assert_eq!(process.ended().await.unwrap(), Status::Signal(libc::SIGKILL));
+        assert!(!std::path::Path::new(&format!("/proc/{}", process.pid())).exists());
+        process.kill(); // harmless on the dead
+        assert_eq!(process.ended().await.unwrap(), Status::Unknown);
+    }
+
+    #[tokio::test]
+    async fn identity_is_pid_and_start_time() {
+        let child = cat();
+        let process = Process::child(pid(&child)).unwrap();
+        let (pid, ticks) = (process.pid(), process.start_ticks());
+        assert!(Process::find(pid, ticks).unwrap().is_some());
+        assert!(Process::find(pid, ticks + 1).unwrap().is_none());
+        assert!(Process::find(0, ticks).unwrap().is_none());
+        assert!(Process::find(-1, ticks).unwrap().is_none());
+        process.kill();
+        process.ended().await.unwrap();
+        assert!(Process::find(pid, ticks).unwrap().is_none());
+    }
+}
