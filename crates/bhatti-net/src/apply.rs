@@ -24,7 +24,7 @@ use crate::plan::{Link, Observed, Repair, Seen, UserPlan};
 mod tap;
 mod transit;
 
-pub(crate) use tap::{TUN, open_tap, taps_in};
+pub(crate) use tap::{LINGER, LINGER_STEP, TUN, open_tap, taps_in};
 pub(crate) use transit::{choose_transit, release_transit};
 
 /// Where `ip netns` keeps named namespaces.
@@ -182,11 +182,7 @@ pub(crate) async fn observe(plan: &UserPlan) -> Result<Observed, NetError> {
 }
 
 /// Carries out a repair. May be cut short anywhere and run again.
-pub(crate) async fn repair(
-    plan: &UserPlan,
-    seen: Seen,
-    repair: &Repair,
-) -> Result<(), NetError> {
+pub(crate) async fn repair(plan: &UserPlan, seen: Seen, repair: &Repair) -> Result<(), NetError> {
     let namespace = plan.namespace.as_str();
     if seen == Seen::Stale {
         remove_file(&namespace_path(namespace))?;
@@ -250,9 +246,7 @@ pub(crate) fn names_in_use() -> Result<(Vec<String>, Vec<String>), NetError> {
 /// Turns IPv4 forwarding on in the caller's namespace. Says whether it was off.
 pub(crate) fn enable_forwarding() -> Result<bool, NetError> {
     const PATH: &str = "/proc/sys/net/ipv4/ip_forward";
-    let file = |action| {
-        move |source| NetError::File { action, path: PATH.into(), source }
-    };
+    let file = |action| move |source| NetError::File { action, path: PATH.into(), source };
     let was_off = std::fs::read_to_string(PATH).map_err(file("read"))?.trim() == "0";
     if was_off {
         std::fs::write(PATH, "1").map_err(file("write"))?;
@@ -316,8 +310,11 @@ fn see(path: &Path) -> Result<Seen, NetError> {
 }
 
 fn remove_file(path: &Path) -> Result<(), NetError> {
-    std::fs::remove_file(path)
-        .map_err(|source| NetError::File { action: "remove", path: path.into(), source })
+    std::fs::remove_file(path).map_err(|source| NetError::File {
+        action: "remove",
+        path: path.into(),
+        source,
+    })
 }
 
 /// One element of what `ip -j address` prints.
@@ -344,7 +341,10 @@ async fn links(args: &[&str]) -> Result<Vec<Link>, NetError> {
 }
 
 /// Reads the JSON that `program` printed.
-fn parse<T: serde::de::DeserializeOwned>(program: &'static str, text: &[u8]) -> Result<T, NetError> {
+fn parse<T: serde::de::DeserializeOwned>(
+    program: &'static str,
+    text: &[u8],
+) -> Result<T, NetError> {
     serde_json::from_slice(text).map_err(|error| NetError::Output { program, source: error.into() })
 }
 

@@ -28,7 +28,11 @@ pub enum NetError {
     MissingProgram { program: &'static str, package: &'static str },
     /// A program could not be started or spoken to.
     #[error("failed to run {program}")]
-    Run { program: &'static str, #[source] source: io::Error },
+    Run {
+        program: &'static str,
+        #[source]
+        source: io::Error,
+    },
     /// A program said no; `message` is the beginning of what it said.
     #[error("{program} failed to {action}: {message}")]
     Refused { program: &'static str, action: &'static str, message: String },
@@ -37,19 +41,37 @@ pub enum NetError {
     Timeout { program: &'static str, action: &'static str, seconds: u64 },
     /// A program printed something we cannot read.
     #[error("failed to read what {program} printed")]
-    Output { program: &'static str, #[source] source: io::Error },
+    Output {
+        program: &'static str,
+        #[source]
+        source: io::Error,
+    },
     /// A file or directory could not be used.
     #[error("failed to {action} {path}")]
-    File { action: &'static str, path: PathBuf, #[source] source: io::Error },
+    File {
+        action: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     /// The user's namespace is not there.
     #[error("network namespace {namespace} cannot be entered")]
-    Namespace { namespace: String, #[source] source: io::Error },
+    Namespace {
+        namespace: String,
+        #[source]
+        source: io::Error,
+    },
     /// A TAP with this name exists and is held by a process.
     #[error("network device {tap} is still held by a process")]
     TapBusy { tap: String },
     /// A step of making a TAP failed.
     #[error("failed to {step} network device {tap}")]
-    Tap { step: &'static str, tap: String, #[source] source: io::Error },
+    Tap {
+        step: &'static str,
+        tap: String,
+        #[source]
+        source: io::Error,
+    },
     /// A thread or task of ours died; a bug, or the daemon is shutting down.
     #[error("the task applying a network change ended early")]
     TaskDied,

@@ -28,8 +28,9 @@ impl Names {
             return Err(NetError::BadPrefix { prefix: prefix.chars().take(64).collect() });
         }
         // FNV-1a. Stable for ever: it names things that outlive the daemon.
-        let hash =
-            stem.bytes().fold(0x811c_9dc5, |h: u32, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
+        let hash = stem
+            .bytes()
+            .fold(0x811c_9dc5, |h: u32, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
         Ok(Self { prefix: prefix.to_owned(), hash })
     }
 
@@ -99,7 +100,8 @@ mod tests {
         let names = Names::new("bhatti-").unwrap();
         assert_eq!(names.index_of_namespace("bhatti-12"), Some(12));
         assert_eq!(names.index_of_veth(&names.veth(12)), Some(12));
-        for other in ["bhatti-", "bhatti-x", "bhatti-012", "bhatti-+1", "bhatti-99999", "bhatti12"] {
+        for other in ["bhatti-", "bhatti-x", "bhatti-012", "bhatti-+1", "bhatti-99999", "bhatti12"]
+        {
             assert_eq!(names.index_of_namespace(other), None, "{other}");
         }
         assert_eq!(names.index_of_veth("bh000000-1"), None);

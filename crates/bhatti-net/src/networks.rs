@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bhatti_types::EngineId;
 use tokio::sync::OwnedMutexGuard;
+use tokio::time::Instant;
 
 use crate::apply::{self, Program};
 use crate::plan::{self, Names, UserPlan, Wanted};
@@ -37,7 +38,10 @@ impl Default for NetConfig {
         Self {
             prefix: "bhatti-".to_owned(),
             transit: transit.expect("the host bits are zero"),
-            nameservers: crate::host_nameservers().iter().filter_map(|ip| ip.parse().ok()).collect(),
+            nameservers: crate::host_nameservers()
+                .iter()
+                .filter_map(|ip| ip.parse().ok())
+                .collect(),
         }
     }
 }
@@ -103,8 +107,11 @@ impl Networks {
         let names = Names::new(&config.prefix)?;
         Program::Ip.run("print its version", &["-V"], "").await?;
         Program::Nft.run("print its version", &["--version"], "").await?;
-        std::fs::File::open(apply::TUN)
-            .map_err(|source| NetError::File { action: "open", path: apply::TUN.into(), source })?;
+        std::fs::File::open(apply::TUN).map_err(|source| NetError::File {
+            action: "open",
+            path: apply::TUN.into(),
+            source,
+        })?;
         let transit = apply::choose_transit(&names, config.transit).await?;
         if transit != config.transit {
             tracing::warn!(wanted = %config.transit, %transit, "took another transit range");
@@ -115,7 +122,10 @@ impl Networks {
             tracing::info!("turned on net.ipv4.ip_forward");
         }
         for chain in apply::foreign_drops(names.table()).await? {
-            tracing::warn!(chain, "this firewall drops forwarded packets by default; unless it is told otherwise, guests reach nothing outside");
+            tracing::warn!(
+                chain,
+                "this firewall drops forwarded packets by default; unless it is told otherwise, guests reach nothing outside"
+            );
         }
         let (nameservers, users) = (config.nameservers, Mutex::default());
         Ok(Self { inner: Arc::new(Inner { names, transit, nameservers, users }) })
@@ -153,22 +163,20 @@ impl Networks {
         .await
     }
 
-    /// Removes the network of user `index` unless a machine still holds a TAP in it. Idempotent.
+    /// Removes the network of user `index` unless a machine still holds a TAP in it; one that has
+    /// just ended gets half a second to let go. Idempotent.
     pub async fn release_user(&self, index: u32) -> Result<Released, NetError> {
-        let (inner, mut slot) = self.lock(index).await;
-        complete(async move {
-            let namespace = inner.names.namespace(index);
-            match apply::taps_in(&namespace).await {
-                Ok(0) => {}
-                Ok(taps) => return Ok(Released::InUse(taps)),
-                // Absent or no namespace at all; removing deals with both.
-                Err(NetError::Namespace { .. }) => {}
-                Err(error) => return Err(error),
+        let end = Instant::now() + apply::LINGER;
+        loop {
+            let (inner, mut slot) = self.lock(index).await;
+            let released = complete(async move { inner.release(index, &mut slot).await }).await?;
+            match released {
+                Released::InUse(_) if Instant::now() < end => {
+                    tokio::time::sleep(apply::LINGER_STEP).await;
+                }
+                Released::InUse(_) | Released::Removed => return Ok(released),
             }
-            inner.remove(index, &mut slot).await?;
-            Ok(Released::Removed)
-        })
-        .await
+        }
     }
 
     /// Removes every network of ours whose user is not in `keep`, TAPs or not, and returns whose
@@ -212,13 +220,31 @@ async fn complete<T: Send + 'static>(
     tokio::spawn(change).await.map_err(|_| NetError::TaskDied)?
 }
 
+/// Looks and repairs. What was seen can be gone when it is acted on (the kernel is still taking a
+/// removed namespace's links away), so a refusal means to look again.
+async fn build(plan: &UserPlan) -> Result<(), NetError> {
+    let mut attempts = 1..=3;
+    loop {
+        attempts.next();
+        let attempt = async {
+            let observed = apply::observe(plan).await?;
+            apply::repair(plan, observed.namespace, &plan.repair(&observed)).await
+        };
+        match attempt.await {
+            Err(error @ NetError::Refused { .. }) if !attempts.is_empty() => {
+                tracing::debug!(%error, namespace = plan.namespace, "looking again");
+            }
+            other => return other,
+        }
+    }
+}
+
 impl Inner {
     async fn ensure(&self, index: u32, slot: &mut Slot) -> Result<UserNet, NetError> {
         let wanted = Wanted { index, policies: BTreeMap::new() };
         let plan = UserPlan::new(&self.names, self.transit, &wanted)?;
         if matches!(slot, Slot::Unknown) {
-            let observed = apply::observe(&plan).await?;
-            apply::repair(&plan, observed.namespace, &plan.repair(&observed)).await?;
+            build(&plan).await?;
             *slot = Slot::Ready;
             tracing::debug!(index, namespace = plan.namespace, "user's network is ready");
         }
@@ -228,6 +254,18 @@ impl Inner {
             prefix_len: plan.subnet.prefix_len(),
             nameservers: self.nameservers.clone(),
         })
+    }
+
+    async fn release(&self, index: u32, slot: &mut Slot) -> Result<Released, NetError> {
+        match apply::taps_in(&self.names.namespace(index)).await {
+            Ok(0) => {}
+            Ok(taps) => return Ok(Released::InUse(taps)),
+            // Absent, or no namespace at all; removing deals with both.
+            Err(NetError::Namespace { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        self.remove(index, slot).await?;
+        Ok(Released::Removed)
     }
 
     async fn remove(&self, index: u32, slot: &mut Slot) -> Result<(), NetError> {

@@ -154,9 +154,15 @@ impl UserPlan {
             if observed.host.is_some() {
                 host.push(format!("link delete dev {veth}"));
             }
-            host.push(format!("link add name {veth} type veth peer name {UPLINK} netns {namespace}"));
+            host.push(format!(
+                "link add name {veth} type veth peer name {UPLINK} netns {namespace}"
+            ));
         }
-        host.extend(address(veth, observed.host.as_ref().filter(|_| paired), (pair.host, TransitPair::LEN)));
+        host.extend(address(
+            veth,
+            observed.host.as_ref().filter(|_| paired),
+            (pair.host, TransitPair::LEN),
+        ));
         host.push(format!("link set dev {veth} addrgenmode none up"));
 
         let lines = &mut repair.inside;
@@ -183,7 +189,7 @@ fn address(dev: &str, link: Option<&Link>, wanted: (Ipv4Addr, u8)) -> Vec<String
     }
     let mut lines = Vec::new();
     if !seen.is_empty() {
-        lines.push(format!("-4 address flush dev {dev}"));
+        lines.push(format!("address flush dev {dev}"));
     }
     lines.push(format!("address add {}/{} dev {dev}", wanted.0, wanted.1));
     lines

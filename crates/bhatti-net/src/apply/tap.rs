@@ -10,6 +10,7 @@ use std::ffi::{c_int, c_ulong};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
 
 use bhatti_types::EngineId;
 use nix::errno::Errno;
@@ -25,6 +26,12 @@ pub(crate) const TUN: &str = "/dev/net/tun";
 
 /// From `linux/sockios.h`; not in the libc crate.
 const SIOCBRADDIF: c_ulong = 0x89a2;
+
+/// How long a TAP may outlive the machine that held it. A process that is being started has copies
+/// of all our descriptors between fork and exec, close-on-exec or not.
+pub(crate) const LINGER: Duration = Duration::from_millis(500);
+/// How often to look meanwhile.
+pub(crate) const LINGER_STEP: Duration = Duration::from_millis(5);
 
 /// Opens the TAP of machine `id` in `namespace`: up, and a port of the bridge.
 pub(crate) async fn open_tap(namespace: &str, id: &EngineId) -> Result<OwnedFd, NetError> {
@@ -48,19 +55,23 @@ fn tap_name(id: &EngineId) -> String {
 }
 
 fn is_tap(name: &str) -> bool {
-    name.strip_prefix('t').is_some_and(|id| id.len() == 8 && id.bytes().all(|b| b.is_ascii_hexdigit()))
+    name.strip_prefix('t')
+        .is_some_and(|id| id.len() == 8 && id.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
 fn make(tap: &str) -> Result<OwnedFd, NetError> {
-    let failed = |step: &'static str| {
-        move |source| NetError::Tap { step, tap: tap.to_owned(), source }
-    };
+    let failed =
+        |step: &'static str| move |source| NetError::Tap { step, tap: tap.to_owned(), source };
     // The standard library opens with O_CLOEXEC.
     let file = OpenOptions::new().read(true).write(true).open(TUN).map_err(failed("open"))?;
-    create(&file, tap).map_err(|source| match Errno::from_raw(source.raw_os_error().unwrap_or(0)) {
-        Errno::EBUSY => NetError::TapBusy { tap: tap.to_owned() },
-        _ => failed("create")(source),
-    })?;
+    let end = Instant::now() + LINGER;
+    while let Err(source) = create(&file, tap) {
+        match Errno::from_raw(source.raw_os_error().unwrap_or(0)) {
+            Errno::EBUSY if Instant::now() < end => std::thread::sleep(LINGER_STEP),
+            Errno::EBUSY => return Err(NetError::TapBusy { tap: tap.to_owned() }),
+            _ => return Err(failed("create")(source)),
+        }
+    }
     attach(tap).map_err(failed("attach to the bridge"))?;
     bring_up(tap).map_err(failed("bring up"))?;
     Ok(file.into())

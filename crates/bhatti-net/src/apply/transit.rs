@@ -91,7 +91,8 @@ pub(crate) async fn release_transit(names: &Names) -> Result<(), NetError> {
 async fn lock() -> Result<File, NetError> {
     let failed = |source| NetError::File { action: "lock", path: LOCK.into(), source };
     let take = || {
-        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(LOCK)?;
+        let file =
+            OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(LOCK)?;
         file.lock()?;
         Ok(file)
     };
@@ -155,7 +156,10 @@ mod tests {
             (r#"{"type":"local","dst":"100.127.9.9","dev":"eth0"}"#.to_owned(), true),
             (format!(r#"{{"dst":"100.127.0.6/31","dev":"{veth}"}}"#), false),
             (r#"{"dst":"100.127.0.6/31","dev":"bh000000-3"}"#.to_owned(), true),
-            (format!(r#"{{"type":"unreachable","dst":"100.127.0.0/16","metric":{metric}}}"#), false),
+            (
+                format!(r#"{{"type":"unreachable","dst":"100.127.0.0/16","metric":{metric}}}"#),
+                false,
+            ),
             (r#"{"type":"unreachable","dst":"100.127.0.0/16","metric":7}"#.to_owned(), true),
         ] {
             let route: Route = serde_json::from_str(&json).unwrap();

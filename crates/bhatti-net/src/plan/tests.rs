@@ -54,7 +54,8 @@ fn building_from_nothing_is_golden() {
     let repair = plan(256).repair(&nothing());
     assert!(repair.create_namespace);
     assert!(repair.clear.is_empty());
-    let text = format!("host:\n{}\ninside:\n{}\n", repair.host.join("\n"), repair.inside.join("\n"));
+    let text =
+        format!("host:\n{}\ninside:\n{}\n", repair.host.join("\n"), repair.inside.join("\n"));
     assert_eq!(text, include_str!("golden/build.txt"));
 }
 
@@ -120,7 +121,7 @@ impl Model {
                 self.link(name).peer = Some(inside);
             }
             ["link", "add", "name", name, ..] => drop(self.add(name, None)),
-            ["-4", "address", "flush", "dev", dev] => self.link(dev).addresses.clear(),
+            ["address", "flush", "dev", dev] => self.link(dev).addresses.clear(),
             ["address", "add", address, "dev", dev] => {
                 let (ip, len) = address.split_once('/').unwrap();
                 let address = (ip.parse().unwrap(), len.parse().unwrap());
@@ -128,7 +129,9 @@ impl Model {
                 assert!(!link.addresses.contains(&address), "{line}");
                 link.addresses.push(address);
             }
-            ["link", "set", "dev", dev, ..] | ["route", .., dev] => drop(self.link(dev).name.clone()),
+            ["link", "set", "dev", dev, ..] | ["route", .., dev] => {
+                drop(self.link(dev).name.clone())
+            }
             other => panic!("unknown line {other:?}"),
         }
     }

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -20,6 +20,8 @@ type Mac = [u8; 6];
 
 /// The header that IFF_VNET_HDR puts before each frame; all zeroes means nothing special.
 const VNET_HEADER: [u8; 10] = [0; 10];
+/// How long one question of a neighbour waits for its answer.
+const RETRY: Duration = Duration::from_millis(100);
 const ETHERNET: usize = 14;
 const ARP: [u8; 2] = [8, 6];
 const IPV4: [u8; 2] = [8, 0];
@@ -72,7 +74,7 @@ impl Guest {
     /// Whether `to` answers an echo request.
     pub(crate) fn pings(&self, to: Ipv4Addr) -> bool {
         let id = self.request_echo(to);
-        self.shared.wait_for(|frame| is_reply(frame, id)).is_some()
+        self.shared.wait_for(DEADLINE, |frame| is_reply(frame, id)).is_some()
     }
 
     /// Whether `to` stays silent although `fence`, which is asked afterwards, answers.
@@ -126,12 +128,19 @@ impl Guest {
     }
 
     fn resolve(&self, address: Ipv4Addr) -> Mac {
-        self.shared.send_frame(BROADCAST, ARP, &self.shared.arp(1, [0; 6], address));
         let is_answer = |frame: &[u8]| {
             frame[12..14] == ARP && frame[20..22] == [0, 2] && frame[28..32] == address.octets()
         };
-        let frame = self.shared.wait_for(is_answer).expect("the next hop answers ARP");
-        frame[22..28].try_into().unwrap()
+        let end = Instant::now() + DEADLINE;
+        loop {
+            // Asked again, as every stack does: the bridge of a first guest is told by a worker of
+            // the kernel that it has a carrier, and answers nothing before.
+            self.shared.send_frame(BROADCAST, ARP, &self.shared.arp(1, [0; 6], address));
+            if let Some(frame) = self.shared.wait_for(RETRY, is_answer) {
+                return frame[22..28].try_into().unwrap();
+            }
+            assert!(Instant::now() < end, "{address} does not answer ARP");
+        }
     }
 }
 
@@ -189,8 +198,8 @@ impl Shared {
         (&self.tap).write_all(&frame).unwrap();
     }
 
-    fn wait_for(&self, wanted: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
-        let end = Instant::now() + DEADLINE;
+    fn wait_for(&self, patience: Duration, wanted: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
+        let end = Instant::now() + patience;
         let mut seen = self.seen.lock().unwrap();
         loop {
             if let Some(frame) = seen.iter().find(|frame| wanted(frame)) {
