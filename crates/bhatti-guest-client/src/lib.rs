@@ -1,1 +1,25 @@
-//! The host's end of the conversation with the guest agent.
+//! The host's end of the conversation with the guest agent: typed operations over a [`Link`].
+//!
+//! Everything the guest says is treated as hostile: messages and chunks are bounded where they
+//! are read, texts are cut and stripped of control characters, and every wait that the guest
+//! could draw out has a deadline. Only the output of a command without a timeout may take for
+//! ever.
+//!
+//! Promises:
+//! - A command whose exit was not heard is an error, never a success.
+//! - Dropping a [`Running`] kills its command; losing the link does not.
+//! - Every operation may be dropped at any `.await`; the guest then sees its stream reset.
+//!
+//! [`Link`]: bhatti_link::Link
+
+#![forbid(unsafe_code)]
+
+mod error;
+mod exec;
+mod guest;
+mod input;
+
+pub use error::GuestError;
+pub use exec::{Detached, ExecEvent, ExecSpec, Running, Stdin};
+pub use guest::{Guest, HelloInfo};
+pub use input::StdinWriter;

@@ -1,0 +1,184 @@
+//! The operations with one answer.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bhatti_link::{Link, MessageReader, Stream, write_message};
+use bhatti_wire::message::{
+    Configure, Hello, HelloReply, Operation, PROTOCOL_VERSION, PowerOff, Reply, Request, WriteFile,
+};
+use bytes::Bytes;
+use tokio::io::AsyncWriteExt;
+use tokio::time::timeout;
+
+use crate::GuestError;
+use crate::error::printable;
+
+/// The longest answer to anything but a running command.
+const MAX_REPLY: usize = 64 * 1024;
+
+/// The most features and the longest name of one that are believed.
+const MAX_FEATURES: usize = 64;
+const MAX_NAME: usize = 128;
+
+/// How long a guest may take. Generous, since it may be emulated on a busy machine: these are
+/// for guests that will never answer.
+const HELLO: Duration = Duration::from_secs(20);
+const CONFIGURE: Duration = Duration::from_secs(60);
+const POWER_OFF: Duration = Duration::from_secs(30);
+/// For a file: this, and a second for every so many bytes.
+const WRITE_FILE: Duration = Duration::from_secs(60);
+const WRITE_FILE_PACE: u64 = 1 << 20;
+
+/// One guest's agent. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Guest {
+    link: Link,
+}
+
+/// Who answered. All texts are the guest's word, bounded and printable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HelloInfo {
+    pub agent_version: String,
+    /// Optional operations this agent knows.
+    pub features: Vec<String>,
+    /// Whether it has been configured since it booted.
+    pub configured: bool,
+    pub kernel_release: String,
+}
+
+impl Guest {
+    /// Operations over `link`.
+    pub fn new(link: Link) -> Self {
+        Self { link }
+    }
+
+    /// Greets the agent: it gets the time and fresh randomness, and says who it is.
+    pub async fn hello(&self, host_version: &str) -> Result<HelloInfo, GuestError> {
+        let mut entropy = [0; 64];
+        getrandom::fill(&mut entropy)
+            .map_err(|error| GuestError::LinkLost(Some(std::io::Error::other(error))))?;
+        let reply: HelloReply = within(HELLO, "greet", async {
+            let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let hello = Hello {
+                protocol: PROTOCOL_VERSION,
+                host_version: host_version.to_owned(),
+                unix_nanos: u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX),
+                entropy: Bytes::copy_from_slice(&entropy),
+            };
+            let stream = self.request(Operation::Hello(hello)).await?;
+            answer(&stream).await
+        })
+        .await?;
+        if reply.protocol != PROTOCOL_VERSION {
+            let (guest, host) = (reply.protocol, PROTOCOL_VERSION);
+            return Err(GuestError::Incompatible { guest, host });
+        }
+        let features = reply.features.iter().take(MAX_FEATURES);
+        Ok(HelloInfo {
+            agent_version: printable(&reply.agent_version, MAX_NAME),
+            features: features.map(|name| printable(name, MAX_NAME)).collect(),
+            configured: reply.configured,
+            kernel_release: printable(&reply.kernel_release, MAX_NAME),
+        })
+    }
+
+    /// Makes the machine this sandbox. When it returns, names and network work.
+    pub async fn configure(&self, configure: Configure) -> Result<(), GuestError> {
+        within(CONFIGURE, "apply its configuration", async {
+            let stream = self.request(Operation::Configure(configure)).await?;
+            done(answer(&stream).await?)
+        })
+        .await
+    }
+
+    /// Writes one file, atomically: if this fails or is dropped the old content is still there,
+    /// or the new one, never a mixture.
+    pub async fn write_file(
+        &self,
+        path: &str,
+        mode: u32,
+        content: Bytes,
+    ) -> Result<(), GuestError> {
+        let size = content.len() as u64;
+        let patience = WRITE_FILE + Duration::from_secs(size / WRITE_FILE_PACE);
+        within(patience, "write the file", async {
+            let operation = WriteFile { path: path.to_owned(), mode, size };
+            let stream = self.request(Operation::WriteFile(operation)).await?;
+            let sending = async {
+                let mut writer = &stream;
+                writer.write_all(&content).await?;
+                writer.shutdown().await
+            };
+            // A guest without space says so before it has read everything.
+            tokio::pin!(sending);
+            let mut sent = None;
+            let reply = answer(&stream);
+            tokio::pin!(reply);
+            let reply = loop {
+                tokio::select! {
+                    biased;
+                    result = &mut sending, if sent.is_none() => sent = Some(result),
+                    reply = &mut reply => break reply,
+                }
+            };
+            match (reply, sent) {
+                (Ok(reply), Some(Ok(()))) => done(reply),
+                (Ok(Reply { failure: Some(failure) }), _) => Err(failure.into()),
+                (Ok(_), None) => Err(GuestError::Protocol("a file finished before its content")),
+                (Ok(_), Some(Err(error))) => Err(GuestError::writing(error)),
+                (Err(error), _) => Err(error),
+            }
+        })
+        .await
+    }
+
+    /// Asks the machine to sync and power off. Returns when it has agreed, not when it is off;
+    /// a guest that goes away at once has agreed too.
+    pub async fn power_off(&self) -> Result<(), GuestError> {
+        within(POWER_OFF, "agree to power off", async {
+            let stream = self.request(Operation::PowerOff(PowerOff {})).await?;
+            match answer(&stream).await {
+                Ok(reply) => done(reply),
+                Err(GuestError::LinkLost(_)) => Ok(()),
+                Err(error) => Err(error),
+            }
+        })
+        .await
+    }
+
+    /// Opens a stream and says what it is for.
+    pub(crate) async fn request(&self, operation: Operation) -> Result<Stream, GuestError> {
+        let stream = self.link.open()?;
+        let request = Request { operation: Some(operation) };
+        write_message(&stream, &request).await.map_err(GuestError::writing)?;
+        Ok(stream)
+    }
+}
+
+/// The one answer on a stream.
+async fn answer<M: prost::Message + Default>(stream: &Stream) -> Result<M, GuestError> {
+    let mut reader = MessageReader::new(stream, MAX_REPLY);
+    match reader.next().await {
+        Ok(Some(message)) => Ok(message),
+        Ok(None) => Err(GuestError::LinkLost(None)),
+        Err(error) => Err(GuestError::reading(error)),
+    }
+}
+
+fn done(reply: Reply) -> Result<(), GuestError> {
+    match reply.failure {
+        None => Ok(()),
+        Some(failure) => Err(failure.into()),
+    }
+}
+
+pub(crate) async fn within<T>(
+    patience: Duration,
+    action: &'static str,
+    operation: impl Future<Output = Result<T, GuestError>>,
+) -> Result<T, GuestError> {
+    match timeout(patience, operation).await {
+        Ok(result) => result,
+        Err(_) => Err(GuestError::Deadline { action, seconds: patience.as_secs() }),
+    }
+}
