@@ -127,7 +127,6 @@ pub(crate) fn check_transit(transit: Ipv4Net) -> Result<(), NetError> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test may panic")]
     use super::*;
     use proptest::prelude::*;
 

@@ -21,9 +21,11 @@ use tokio::process::Command;
 use crate::NetError;
 use crate::plan::{Link, Observed, Repair, Seen, UserPlan};
 
+mod firewall;
 mod tap;
 mod transit;
 
+pub(crate) use firewall::foreign_drops;
 pub(crate) use tap::{LINGER, LINGER_STEP, TUN, open_tap, taps_in};
 pub(crate) use transit::{choose_transit, release_transit};
 
@@ -134,37 +136,6 @@ async fn bounded(source: Option<impl tokio::io::AsyncRead + Unpin>) -> io::Resul
 /// Makes `nft` load `rules` on the host.
 pub(crate) async fn load_host_rules(rules: &str) -> Result<(), NetError> {
     Program::Nft.run("load the host's rules", &["-f", "-"], rules).await.map(drop)
-}
-
-/// Base chains of others that drop forwarded packets by default, as `family table chain`. A packet
-/// must pass every base chain, so no rule of ours can let it through.
-pub(crate) async fn foreign_drops(own_table: &str) -> Result<Vec<String>, NetError> {
-    #[derive(Deserialize)]
-    struct Listing {
-        nftables: Vec<Item>,
-    }
-    #[derive(Deserialize)]
-    struct Item {
-        chain: Option<Chain>,
-    }
-    #[derive(Deserialize)]
-    struct Chain {
-        family: String,
-        table: String,
-        name: String,
-        hook: Option<String>,
-        policy: Option<String>,
-    }
-    let text = Program::Nft.run("list chains", &["-j", "list", "chains"], "").await?;
-    let listing: Listing = parse("nft", &text)?;
-    let drops = |chain: &Chain| {
-        matches!(chain.family.as_str(), "ip" | "inet")
-            && chain.hook.as_deref() == Some("forward")
-            && chain.policy.as_deref() == Some("drop")
-            && chain.table != own_table
-    };
-    let chains = listing.nftables.into_iter().filter_map(|item| item.chain).filter(drops);
-    Ok(chains.map(|Chain { family, table, name, .. }| format!("{family} {table} {name}")).collect())
 }
 
 /// What exists of one user's network.

@@ -79,7 +79,6 @@ fn index(digits: &str) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test may panic")]
     use super::*;
 
     #[test]

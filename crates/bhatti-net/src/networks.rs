@@ -116,19 +116,28 @@ impl Networks {
         if transit != config.transit {
             tracing::warn!(wanted = %config.transit, %transit, "took another transit range");
         }
+        let (nameservers, users) = (config.nameservers, Mutex::default());
+        let inner = Arc::new(Inner { names, transit, nameservers, users });
+        let networks = Self { inner };
         // Rules before forwarding: no packet is forwarded that they have not seen.
-        apply::load_host_rules(&plan::host_rules(&names, transit)).await?;
+        networks.reload().await?;
         if apply::enable_forwarding()? {
             tracing::info!("turned on net.ipv4.ip_forward");
         }
-        for chain in apply::foreign_drops(names.table()).await? {
+        for chain in apply::foreign_drops(networks.inner.names.table()).await? {
             tracing::warn!(
                 chain,
                 "this firewall drops forwarded packets by default; unless it is told otherwise, guests reach nothing outside"
             );
         }
-        let (nameservers, users) = (config.nameservers, Mutex::default());
-        Ok(Self { inner: Arc::new(Inner { names, transit, nameservers, users }) })
+        Ok(networks)
+    }
+
+    /// Loads the host's rules again, in one transaction. For when something else may have removed
+    /// them: restarting the nftables service flushes every table on the host.
+    pub async fn reload(&self) -> Result<(), NetError> {
+        let Inner { names, transit, .. } = &*self.inner;
+        apply::load_host_rules(&plan::host_rules(names, *transit)).await
     }
 
     /// The transit range in use.

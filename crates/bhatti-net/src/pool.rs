@@ -46,7 +46,6 @@ pub fn guest_mac(id: &EngineId) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test may panic")]
     use super::*;
     use proptest::prelude::*;
 

@@ -126,7 +126,6 @@ fn ioctl(fd: RawFd, code: c_ulong, request: &mut libc::ifreq) -> io::Result<()> 
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test may panic")]
     use super::*;
 
     #[test]

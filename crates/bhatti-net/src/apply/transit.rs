@@ -142,7 +142,6 @@ async fn routes(args: &[&str]) -> Result<Vec<Route>, NetError> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test may panic")]
     use super::*;
 
     #[test]

@@ -1,7 +1,5 @@
 //! Golden texts, and every partial state led to the wanted one by a model of `ip`.
 
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
-
 use super::*;
 
 fn names() -> Names {

@@ -1,7 +1,5 @@
 //! Making, repairing, adopting and removing.
 
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
-
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
