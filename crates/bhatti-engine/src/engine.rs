@@ -176,3 +176,13 @@ pub enum Exit {
     /// The VMM process died: crash, OOM, somebody's kill.
     Died { detail: String },
 }
+
+impl std::fmt::Display for Accel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+            Self::None => "none",
+        })
+    }
+}

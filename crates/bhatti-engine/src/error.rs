@@ -10,7 +10,12 @@ pub enum EngineError {
     MissingProgram { program: String, hint: String },
     /// A file of ours could not be made, read or removed.
     #[error("failed to {action} {path}")]
-    File { action: &'static str, path: Utf8PathBuf, #[source] source: std::io::Error },
+    File {
+        action: &'static str,
+        path: Utf8PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
     /// The disk has no room for what was asked.
     #[error("no space for a {needed_mib} MiB disk, {free_mib} MiB free")]
     NoSpace { needed_mib: u64, free_mib: u64 },
@@ -19,7 +24,11 @@ pub enum EngineError {
     DiskTooSmall { asked_mib: u64, image_mib: u64 },
     /// The process could not be started at all.
     #[error("failed to start {program}")]
-    Spawn { program: String, #[source] source: std::io::Error },
+    Spawn {
+        program: String,
+        #[source]
+        source: std::io::Error,
+    },
     /// The VMM ended before it was ready; `log` is the end of what it printed.
     #[error("the VMM ended while starting: {log}")]
     DiedEarly { log: String },
@@ -34,5 +43,9 @@ pub enum EngineError {
     Gone,
     /// Isolation that was promised could not be set up; nothing was started.
     #[error("failed to confine the VMM: {what}")]
-    Confine { what: String, #[source] source: std::io::Error },
+    Confine {
+        what: String,
+        #[source]
+        source: std::io::Error,
+    },
 }

@@ -11,6 +11,7 @@
 //! - `kill` is idempotent and returns only when the process is gone.
 //! - `exited` may be awaited by many and at any time, also after the fact.
 
+pub mod conformance;
 mod engine;
 mod error;
 
