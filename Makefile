@@ -1,0 +1,32 @@
+# What you need to run, test and remove bhatti. The work is done in scripts/ and xtask/.
+
+.DEFAULT_GOAL := help
+.PHONY: help up down clean test lint guest
+
+help:
+	@echo 'make up      install what is missing, build, start the daemon, run a first sandbox'
+	@echo 'make down    stop the daemon and its machines; everything stays on disk'
+	@echo 'make clean   remove all that "make up" made (asks first; YES=1 does not)'
+	@echo 'make test    all checks and all tests, with real machines'
+	@echo 'make lint    formatting, clippy, and the rules of this repository'
+	@echo 'make guest   only kernel, initramfs and image, into target/guest'
+	@echo
+	@echo 'up, down, clean, test and guest need root.'
+
+up:
+	@scripts/up
+
+down:
+	@scripts/down
+
+clean:
+	@scripts/clean
+
+test:
+	@scripts/test
+
+lint:
+	@scripts/lint
+
+guest:
+	@scripts/guest
