@@ -4,6 +4,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
@@ -20,27 +21,30 @@ pub fn report(line: fmt::Arguments<'_>) {
 /// Called again once the drivers are loaded: the console may be a device that did not exist
 /// before. Needs `/dev`.
 pub fn attach() {
-    let open = |path: &str| {
-        std::fs::OpenOptions::new()
-            .read(path == "/dev/null")
-            .write(true)
-            // Without NONBLOCK a console that nobody reads would stop PID 1.
-            .custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK)
-            .open(path)
+    // A kernel without a console starts us with none of the three open; whatever is opened next
+    // takes their place. So fill them first.
+    let null = loop {
+        match open("/dev/null") {
+            Ok(file) if file.as_raw_fd() <= 2 => std::mem::forget(file),
+            Ok(file) => break file,
+            Err(_) => return,
+        }
     };
-    let output = open("/dev/console").or_else(|_| open("/dev/kmsg")).or_else(|_| open("/dev/null"));
-    for (file, targets) in [(open("/dev/null"), &[0][..]), (output, &[1, 2][..])] {
-        let Ok(file) = file else { continue };
-        for &target in targets {
-            // SAFETY: dup2 onto 0, 1 or 2 has no memory effects; no owned descriptor lives there.
-            unsafe { libc::dup2(file.as_raw_fd(), target) };
-        }
-        if file.as_raw_fd() <= 2 {
-            // A kernel without a console starts us with these slots empty, and this open took
-            // one of them; closing it now would empty it again.
-            std::mem::forget(file);
-        }
+    let output = open("/dev/console").or_else(|_| open("/dev/kmsg"));
+    let output = output.as_ref().unwrap_or(&null);
+    for (file, target) in [(&null, 0), (output, 1), (output, 2)] {
+        // SAFETY: dup2 has no memory effects, and no owned descriptor lives in 0, 1 or 2.
+        unsafe { libc::dup2(file.as_raw_fd(), target) };
     }
+}
+
+fn open(path: &str) -> std::io::Result<File> {
+    File::options()
+        .read(path == "/dev/null")
+        .write(true)
+        // Without NONBLOCK a console that nobody reads would stop PID 1.
+        .custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK)
+        .open(path)
 }
 
 /// Prints an error and its causes in one line.

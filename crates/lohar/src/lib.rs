@@ -26,17 +26,26 @@ pub mod process;
 pub mod replace;
 pub mod serve;
 
-use std::process::ExitCode;
+use std::ffi::c_int;
+
+use nix::sys::signal::{SigHandler, Signal, signal};
 
 /// The program: boots the machine and serves the host until power-off. Returns only when it is
 /// not PID 1.
-pub fn main() -> ExitCode {
+///
+/// Starts without the standard library's own start-up code, see `main.rs`.
+pub fn main() -> c_int {
     if std::process::id() != 1 {
         console::report(format_args!(
             "version {}: this is the init of a virtual machine and runs only as PID 1",
             env!("CARGO_PKG_VERSION")
         ));
-        return ExitCode::FAILURE;
+        return 1;
+    }
+    // A command that closes its stdin must not end the machine.
+    // SAFETY: ignoring a signal runs no code of ours.
+    if let Err(error) = unsafe { signal(Signal::SIGPIPE, SigHandler::SigIgn) } {
+        console::report(format_args!("SIGPIPE stays: {error}"));
     }
     // A panic would otherwise print in pieces, and only to a console that may not exist.
     std::panic::set_hook(Box::new(|info| {
