@@ -17,7 +17,7 @@ use async_trait::async_trait;
 use bhatti_engine::{BootSpec, Engine, EngineError, EngineInfo, Private, RootDisk, Vm, VmRecord};
 use bhatti_types::{EngineId, Mib};
 use camino::{Utf8Path, Utf8PathBuf};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::cgroup::{Cgroups, Cleared, Group, Limits};
 use crate::cmdline::{Acceleration, Fds, Machine, Seccomp};
@@ -273,42 +273,56 @@ impl Inner {
     }
 
     async fn adopt(&self, record: &VmRecord) -> Result<Option<Arc<QemuVm>>, EngineError> {
-        let group = self.cgroups.group(&record.id);
-        let Some((process, dir, owner)) = self.prove(record)? else {
-            // Whatever is in its group was started by us and by nobody can be had any more.
-            blocking(move || group.clear().map_err(cannot_clear)).await?;
-            if let Ok(dir) = MachineDir::open(&record.dir) {
-                dir.remove_sockets();
+        if let Some(process) = self.recorded(record)? {
+            if self.cgroups.holds(&record.id, process.pid()) {
+                match self.take_over(record, &process).await {
+                    Ok((dir, owner, qmp)) => {
+                        let (record, group) = (record.clone(), self.cgroups.group(&record.id));
+                        let parts = Parts { record, owner, dir, process, group, qmp };
+                        return Ok(Some(QemuVm::watch(parts)));
+                    }
+                    Err(error) if !is_ending(&process).await => return Err(error),
+                    Err(_) => {}
+                }
+            } else {
+                // A process leaves its group a moment before it is dead; if it is our own child,
+                // it would stay a zombie. If it is alive and somebody else's, we let it be.
+                is_ending(&process).await;
             }
+        }
+        // Whatever is in that group was started by us, and nobody can have it any more.
+        let group = self.cgroups.group(&record.id);
+        blocking(move || group.clear().map_err(cannot_clear)).await?;
+        if let Ok(dir) = MachineDir::open(&record.dir) {
+            dir.remove_sockets();
+        }
+        Ok(None)
+    }
+
+    /// The process of a record, if one with that identity is alive in this boot of the host.
+    fn recorded(&self, record: &VmRecord) -> Result<Option<Process>, EngineError> {
+        if record.host_boot_id != self.host_boot_id {
             return Ok(None);
-        };
+        }
+        let program = self.program.path.to_string();
+        Process::find(record.pid, record.start_ticks)
+            .map_err(|source| EngineError::Spawn { program, source })
+    }
+
+    /// Gets in touch with a process that is beyond doubt the recorded machine.
+    async fn take_over(
+        &self,
+        record: &VmRecord,
+        process: &Process,
+    ) -> Result<(MachineDir, Private, Qmp), EngineError> {
+        let dir = MachineDir::open(&record.dir).map_err(file_error("open", &record.dir))?;
+        let owner = dir.owner().map_err(file_error("read", &record.dir))?;
         let deadline = Instant::now() + GREETING_DEADLINE;
         let qmp = tokio::select! {
             qmp = connect_control(&dir, owner, deadline) => qmp?,
             _ = process.wait_readable() => return Err(EngineError::Gone),
         };
-        let record = record.clone();
-        Ok(Some(QemuVm::watch(Parts { record, owner, dir, process, group, qmp })))
-    }
-
-    /// The process of a record, if it is alive and beyond doubt the one that was recorded.
-    fn prove(
-        &self,
-        record: &VmRecord,
-    ) -> Result<Option<(Process, MachineDir, Private)>, EngineError> {
-        if record.host_boot_id != self.host_boot_id {
-            return Ok(None);
-        }
-        let program = self.program.path.to_string();
-        let process = Process::find(record.pid, record.start_ticks)
-            .map_err(|source| EngineError::Spawn { program, source })?;
-        let Some(process) = process else { return Ok(None) };
-        if !self.cgroups.holds(&record.id, process.pid()) {
-            return Ok(None);
-        }
-        let Ok(dir) = MachineDir::open(&record.dir) else { return Ok(None) };
-        let owner = dir.owner().map_err(file_error("read", &record.dir))?;
-        Ok(Some((process, dir, owner)))
+        Ok((dir, owner, qmp))
     }
 
     fn sweep(&self, keep: &[EngineId]) -> Result<Vec<EngineId>, EngineError> {
@@ -324,6 +338,11 @@ impl Inner {
         }
         Ok(ended)
     }
+}
+
+/// Whether the process ends within a second; if so, and if it was our child, it is collected.
+async fn is_ending(process: &Process) -> bool {
+    timeout(Duration::from_secs(1), process.ended()).await.is_ok()
 }
 
 fn open_files(spec: &BootSpec, dir: &MachineDir) -> Result<Opened, EngineError> {

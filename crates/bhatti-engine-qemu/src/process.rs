@@ -31,11 +31,7 @@ impl Process {
     /// Holds on to a process that is certainly alive or our own unreaped child.
     pub(crate) fn child(pid: i32) -> io::Result<Self> {
         let pidfd = open_pidfd(pid)?;
-        Ok(Self {
-            pid,
-            start_ticks: start_ticks(pid)?,
-            pidfd: watched(pidfd)?,
-        })
+        Ok(Self { pid, start_ticks: start_ticks(pid)?, pidfd: watched(pidfd)? })
     }
 
     /// Holds on to the process with this identity; `None` if it is gone.

@@ -135,7 +135,7 @@ pub async fn sweeping_spares_the_known(harness: &dyn Harness) {
 
     let keep = [kept.id.clone()];
     let ended = within("sweep", engine.sweep(&keep)).await.expect("a sweep succeeds");
-    assert_eq!(ended, [swept.id.clone()]);
+    assert_eq!(ended, std::slice::from_ref(&swept.id));
     let ended = within("sweep again", engine.sweep(&keep)).await.expect("a sweep succeeds");
     assert!(ended.is_empty(), "nothing is left to sweep");
     let adopted = within("adopt", engine.adopt(&swept)).await.expect("asking works");

@@ -1,0 +1,163 @@
+//! A host of its own for each test: directory, control group, and the guest's files.
+
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use async_trait::async_trait;
+use bhatti_engine::conformance::Harness;
+use bhatti_engine::{BootSpec, Carrier, Engine, Private, Shape, VmRecord};
+use bhatti_engine_qemu::{AccelChoice, QemuConfig, QemuEngine};
+use bhatti_types::{EngineId, Mib};
+use camino::{Utf8Path, Utf8PathBuf};
+
+/// Nobody has this uid.
+pub(crate) const OWNER: Private = Private { uid: 64123, gid: 64124 };
+
+/// The hierarchies a group may be in, on old and new hosts.
+const HIERARCHIES: [&str; 6] = ["cpu", "cpu,cpuacct", "memory", "pids", "unified", "."];
+
+pub(crate) struct QemuHarness {
+    scratch: tempfile::TempDir,
+    pub(crate) cgroup: String,
+    guest: Utf8PathBuf,
+    pinged: AtomicBool,
+}
+
+impl QemuHarness {
+    pub(crate) fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        assert!(nix::unistd::getuid().is_root(), "these tests confine processes: run them as root");
+        let scratch = tempfile::tempdir().unwrap();
+        // What the daemon does with its own: others may pass through, not look.
+        std::fs::set_permissions(scratch.path(), PermissionsExt::from_mode(0o711)).unwrap();
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let cgroup = format!("bhatti-test-{}-{number}", std::process::id());
+        Self { scratch, cgroup, guest: guest_dir(), pinged: AtomicBool::new(false) }
+    }
+
+    pub(crate) fn path(&self) -> &Utf8Path {
+        Utf8Path::from_path(self.scratch.path()).unwrap()
+    }
+
+    /// The machine's directories in every hierarchy.
+    pub(crate) fn groups(&self, id: &str) -> Vec<std::path::PathBuf> {
+        let place = |h: &&str| Path::new("/sys/fs/cgroup").join(h).join(&self.cgroup).join(id);
+        HIERARCHIES.iter().map(place).filter(|path| path.exists()).collect()
+    }
+
+    pub(crate) async fn qemu(&self) -> QemuEngine {
+        let config = QemuConfig {
+            accel: AccelChoice::Tcg,
+            cgroup: self.cgroup.clone(),
+            ..QemuConfig::default()
+        };
+        QemuEngine::start(config).await.unwrap()
+    }
+}
+
+impl Drop for QemuHarness {
+    fn drop(&mut self) {
+        // A failed test may leave machines; ending them here keeps the next test honest.
+        for hierarchy in HIERARCHIES {
+            let parent = Path::new("/sys/fs/cgroup").join(hierarchy).join(&self.cgroup);
+            let Ok(groups) = std::fs::read_dir(&parent) else { continue };
+            for group in groups.filter_map(Result::ok).map(|e| e.path()).filter(|p| p.is_dir()) {
+                let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+                while std::fs::remove_dir(&group).is_err() && std::time::Instant::now() < deadline {
+                    let procs = std::fs::read_to_string(group.join("cgroup.procs"));
+                    for pid in procs.unwrap_or_default().lines().filter_map(|l| l.parse().ok()) {
+                        let pid = nix::unistd::Pid::from_raw(pid);
+                        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).ok();
+                        nix::sys::wait::waitpid(pid, None).ok();
+                    }
+                }
+            }
+            std::fs::remove_dir(&parent).ok();
+        }
+    }
+}
+
+fn guest_dir() -> Utf8PathBuf {
+    let dir = match std::env::var("BHATTI_GUEST_DIR") {
+        Ok(dir) => Utf8PathBuf::from(dir),
+        Err(_) => Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest"),
+    };
+    for file in ["vmlinux", "initramfs.cpio", "rootfs-minimal-amd64.ext4"] {
+        assert!(dir.join(file).exists(), "there is no {dir}/{file}; run: cargo xtask guest");
+    }
+    dir
+}
+
+#[async_trait]
+impl Harness for QemuHarness {
+    async fn engine(&self) -> Arc<dyn Engine> {
+        Arc::new(self.qemu().await)
+    }
+
+    async fn spec(&self) -> BootSpec {
+        let id = EngineId::random();
+        let dir = self.path().join(id.as_str());
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o700)).unwrap();
+        std::os::unix::fs::chown(&dir, Some(OWNER.uid), Some(OWNER.gid)).unwrap();
+        let base = self.guest.join("rootfs-minimal-amd64.ext4");
+        let engine = self.qemu().await;
+        let root = engine.create_root(&base, &dir, None, OWNER).await.unwrap();
+        BootSpec {
+            id,
+            dir,
+            shape: Shape { milli_cpus: 1000, memory: Mib(256) },
+            kernel: self.guest.join("vmlinux"),
+            initramfs: self.guest.join("initramfs.cpio"),
+            root,
+            nic: None,
+            owner: OWNER,
+        }
+    }
+
+    async fn ping(&self, carrier: Carrier) -> Result<(), String> {
+        let Carrier::Single(stream) = carrier;
+        // Whatever was pinged before may be in the middle of a former link.
+        let mode = match self.pinged.swap(true, Ordering::Relaxed) {
+            false => bhatti_link::Mode::FirstBoot,
+            true => bhatti_link::Mode::Reconnect,
+        };
+        let nonce = EngineId::random().as_str().as_bytes().try_into().unwrap();
+        let (link, driver) =
+            bhatti_link::connect(stream, nonce, mode).await.map_err(|error| error.to_string())?;
+        link.close();
+        driver.await;
+        Ok(())
+    }
+
+    async fn murder(&self, record: &VmRecord) {
+        let pid = nix::unistd::Pid::from_raw(record.pid);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    }
+
+    async fn traces(&self, machine: &VmRecord) -> Vec<String> {
+        let mut found = Vec::new();
+        // Pid 0 stands for "never started".
+        if machine.pid > 0 && Path::new(&format!("/proc/{}", machine.pid)).exists() {
+            found.push(format!("process {}", machine.pid));
+        }
+        let groups = self.groups(machine.id.as_str());
+        found.extend(groups.iter().map(|group| group.display().to_string()));
+        for socket in ["qmp.sock", "agent.sock"] {
+            let path = machine.dir.join(socket);
+            if path.exists() {
+                found.push(path.to_string());
+            }
+        }
+        found
+    }
+
+    fn booted(&self) {
+        let Ok(log) = std::env::var("BHATTI_BOOT_LOG") else { return };
+        let mut log = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
+        writeln!(log, "qemu tcg {}", self.cgroup).unwrap();
+    }
+}
