@@ -30,7 +30,8 @@
 //! `accept` in the `input` chain.
 //!
 //! Not here: which sandbox has which address (the store), DNS, publishing, IPv6. A host firewall
-//! that drops forwarded packets (Docker sets one) still drops ours; [`Networks::open`] warns.
+//! that drops forwarded packets (Docker sets one) still drops ours; [`Networks::open`] warns. A
+//! service that flushes all rules takes ours too; [`Networks::reload`] puts them back.
 
 mod address;
 mod apply;

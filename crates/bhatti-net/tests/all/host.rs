@@ -39,7 +39,7 @@ pub(crate) fn on_fresh_host<F: Future<Output = ()>>(test: impl FnOnce() -> F + S
             "netns add world",
             "link add w0 type veth peer name w1 netns world",
             "address add 192.0.2.1/24 dev w0",
-            "link set w0 up",
+            "link set w0 addrgenmode none up",
             "route add default via 192.0.2.2",
             "-n world link set lo up",
             "-n world address add 192.0.2.2/24 dev w1",
@@ -48,6 +48,7 @@ pub(crate) fn on_fresh_host<F: Future<Output = ()>>(test: impl FnOnce() -> F + S
         ] {
             ip(args);
         }
+        wait_for("the link to the world", || ip("-br link show w0").contains(" UP "));
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
         runtime.worker_threads(2).enable_all().build().unwrap().block_on(test());
     };
