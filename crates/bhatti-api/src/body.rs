@@ -9,6 +9,9 @@ pub struct Health {
     pub status: String,
     /// Since the daemon started, as `2h15m30s`.
     pub uptime: String,
+    /// Which engine runs the machines, e.g. `qemu (tcg)`. Older servers do not say.
+    #[serde(default)]
+    pub engine: String,
 }
 
 /// What a mutation without a record answers, e.g. `{"status":"destroyed"}`.

@@ -78,7 +78,8 @@ pub fn to_json<T: Serialize>(value: &T) -> String {
 
 /// The same for `--json` output: two-space indented.
 pub fn to_json_pretty<T: Serialize>(value: &T) -> String {
-    let mut text = escape(serde_json::to_string_pretty(value).expect("our bodies always serialise"));
+    let mut text =
+        escape(serde_json::to_string_pretty(value).expect("our bodies always serialise"));
     text.push('\n');
     text
 }

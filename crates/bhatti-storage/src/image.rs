@@ -12,7 +12,11 @@ pub enum ImageError {
     #[error("image file {path} does not exist")]
     Missing { path: Utf8PathBuf },
     #[error("failed to read image {path}")]
-    Read { path: Utf8PathBuf, #[source] source: std::io::Error },
+    Read {
+        path: Utf8PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("{path} is not an ext4 file system image")]
     NotAnImage { path: Utf8PathBuf },
 }

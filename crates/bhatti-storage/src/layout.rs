@@ -11,8 +11,15 @@ use camino::{Utf8Path, Utf8PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
     #[error("failed to {action} {path}")]
-    File { action: &'static str, path: Utf8PathBuf, #[source] source: std::io::Error },
-    #[error("data directory {path} belongs to uid {uid}, not to root: chown it, or set another data_dir")]
+    File {
+        action: &'static str,
+        path: Utf8PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error(
+        "data directory {path} belongs to uid {uid}, not to root: chown it, or set another data_dir"
+    )]
     Foreign { path: Utf8PathBuf, uid: u32 },
     #[error("data directory {path} is not a directory")]
     NotADirectory { path: Utf8PathBuf },

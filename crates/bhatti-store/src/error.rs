@@ -6,13 +6,25 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error("failed to open the database {path}", path = .path.display())]
-    Open { path: PathBuf, #[source] source: rusqlite::Error },
+    Open {
+        path: PathBuf,
+        #[source]
+        source: rusqlite::Error,
+    },
     #[error("failed to open the database file {path}", path = .path.display())]
-    File { path: PathBuf, #[source] source: std::io::Error },
+    File {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("database schema {found} is newer than this program knows ({known}); update bhatti")]
     TooNew { found: u32, known: u32 },
     #[error("migration {number} failed")]
-    Migration { number: u32, #[source] source: rusqlite::Error },
+    Migration {
+        number: u32,
+        #[source]
+        source: rusqlite::Error,
+    },
     #[error("database query failed")]
     Query(#[from] rusqlite::Error),
     /// A row holds something this program cannot read.

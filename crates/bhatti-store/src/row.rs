@@ -40,9 +40,7 @@ impl Reader<'_, '_> {
     ) -> Result<Option<T>, StoreError> {
         match self.get::<Option<String>>(column)? {
             None => Ok(None),
-            Some(text) => {
-                serde_json::from_str(&text).map(Some).map_err(|_| self.corrupt(column))
-            }
+            Some(text) => serde_json::from_str(&text).map(Some).map_err(|_| self.corrupt(column)),
         }
     }
 

@@ -276,13 +276,16 @@ impl Store {
     ) -> Result<SandboxRow, StoreError> {
         let tx = self.connection.transaction()?;
         if let Some(name) = &patch.name {
-            tx.execute("UPDATE sandboxes SET name = ?2 WHERE id = ?1", [id.as_str(), name.as_str()])
-                .map_err(|error| match error.sqlite_error_code() {
-                    Some(rusqlite::ErrorCode::ConstraintViolation) => {
-                        StoreError::NameTaken(name.to_string())
-                    }
-                    _ => StoreError::Query(error),
-                })?;
+            tx.execute(
+                "UPDATE sandboxes SET name = ?2 WHERE id = ?1",
+                [id.as_str(), name.as_str()],
+            )
+            .map_err(|error| match error.sqlite_error_code() {
+                Some(rusqlite::ErrorCode::ConstraintViolation) => {
+                    StoreError::NameTaken(name.to_string())
+                }
+                _ => StoreError::Query(error),
+            })?;
         }
         if !patch.labels_add.is_empty() || !patch.labels_remove.is_empty() {
             let text: String = tx

@@ -15,8 +15,7 @@ fn open() -> (tempfile::TempDir, Store) {
 }
 
 fn user(store: &mut Store, name: &str, max_sandboxes: u32) -> UserId {
-    let new =
-        NewUser { name: name.to_owned(), max_sandboxes, max_cpus: 4, max_memory: Mib(4096) };
+    let new = NewUser { name: name.to_owned(), max_sandboxes, max_cpus: 4, max_memory: Mib(4096) };
     store.create_user(&new).unwrap().0.id
 }
 

@@ -69,13 +69,13 @@ impl Store {
     pub fn create_user(&mut self, new: &NewUser) -> Result<(UserRow, ApiKey), StoreError> {
         let key = ApiKey::random();
         let id = UserId::random();
-        let tx = self.connection.transaction_with_behavior(
-            rusqlite::TransactionBehavior::Immediate,
+        let tx =
+            self.connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        let taken: bool = tx.query_row(
+            "SELECT EXISTS (SELECT 1 FROM users WHERE name = ?1)",
+            [&new.name],
+            |r| r.get(0),
         )?;
-        let taken: bool =
-            tx.query_row("SELECT EXISTS (SELECT 1 FROM users WHERE name = ?1)", [&new.name], |r| {
-                r.get(0)
-            })?;
         if taken {
             return Err(StoreError::UserExists(new.name.clone()));
         }

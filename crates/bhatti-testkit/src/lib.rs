@@ -1,1 +1,18 @@
-//! What tests share: a daemon on port 0, scratch directories, waiting for a state.
+//! What end-to-end tests share: a host of their own, a real daemon on it, waiting for a state.
+//!
+//! A test runs [`on_fresh_host`]: its thread gets a network and a mount namespace of its own, so
+//! the daemon it starts touches nothing of the real host's network and two tests never meet.
+//! [`TestDaemon`] is the real `bhatti serve` as a process, driven by the real `bhatti` command.
+//!
+//! Every machine the daemon boots is counted (one line in the file that `BHATTI_BOOT_LOG`
+//! names), and an ERROR line in its log that the test did not announce fails the test.
+
+#![expect(clippy::missing_panics_doc, reason = "test support reports failure by panicking")]
+
+mod daemon;
+mod host;
+mod wait;
+
+pub use daemon::{Ran, TestDaemon, User};
+pub use host::{WORLD, on_fresh_host};
+pub use wait::{DEADLINE, wait_for};

@@ -112,7 +112,8 @@ mod tests {
     #[test]
     fn ids_parse_only_their_own_form() {
         assert!("0123456789abcdef".parse::<SandboxId>().is_ok());
-        for bad in ["", "0123456789abcde", "0123456789ABCDEF", "0123456789abcdef0", "usr_00000000"] {
+        for bad in ["", "0123456789abcde", "0123456789ABCDEF", "0123456789abcdef0", "usr_00000000"]
+        {
             assert!(bad.parse::<SandboxId>().is_err(), "{bad}");
         }
         assert!("usr_1a2b3c4d".parse::<UserId>().is_ok());

@@ -94,7 +94,10 @@ mod tests {
         let labels = |value: &str| Labels::from([("k".to_owned(), value.to_owned())]);
         assert_eq!(BadLabel::check(&labels("")), Ok(()));
         assert!(matches!(BadLabel::check(&labels("a b")), Err(BadLabel::Value { .. })));
-        assert!(matches!(BadLabel::check(&labels(&"a".repeat(257))), Err(BadLabel::TooLong { .. })));
+        assert!(matches!(
+            BadLabel::check(&labels(&"a".repeat(257))),
+            Err(BadLabel::TooLong { .. })
+        ));
         let many = (0..17).map(|i| (format!("k{i}"), String::new())).collect();
         assert_eq!(BadLabel::check(&many), Err(BadLabel::TooMany(17)));
     }

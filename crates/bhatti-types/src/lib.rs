@@ -15,4 +15,4 @@ pub use label::{BadLabel, Labels, check_label_key};
 pub use name::{BadName, Name};
 pub use phase::{Phase, Status, Thermal};
 pub use secret::{ApiKey, Redacted};
-pub use size::{Cpus, BadCpus, Mib};
+pub use size::{BadCpus, Cpus, Mib};

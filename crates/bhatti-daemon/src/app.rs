@@ -1,0 +1,251 @@
+//! Wiring: everything is opened here, in an order that a failure can leave at any point.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bhatti_config::{EngineChoice, ServerConfig};
+use bhatti_engine::{Accel, Engine, EngineError};
+use bhatti_engine_qemu::{QemuConfig, QemuEngine};
+use bhatti_lifecycle::{Deps, Sandboxes, ServiceError, Settings, Tasks};
+use bhatti_net::{NetConfig, NetError, Networks};
+use bhatti_storage::{DiskError, Layout};
+use bhatti_store::{Db, ImageRow, Store, StoreError};
+use bhatti_types::ImageId;
+use camino::{Utf8Path, Utf8PathBuf};
+use jiff::Timestamp;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::VERSION;
+use crate::http::{self, Api, Limits};
+
+/// Why the daemon did not start. Each is one sentence with what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("bhatti serve needs root: it makes namespaces, TAP devices and cgroups")]
+    NotRoot,
+    #[error("engine {0:?} is not in this version: set engine to auto or qemu")]
+    NoSuchEngine(&'static str),
+    #[error("{what} {path} is missing: run `make up`, or set {key} in the configuration")]
+    MissingFile { what: &'static str, path: Utf8PathBuf, key: &'static str },
+    #[error("failed to listen on {address}: {hint}")]
+    Listen {
+        address: SocketAddr,
+        hint: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("failed to prepare the data directory")]
+    Disk(#[from] DiskError),
+    #[error("failed to list images in {path}")]
+    Images {
+        path: Utf8PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("failed to open the store")]
+    Store(#[from] StoreError),
+    #[error("failed to start the store's thread")]
+    StoreThread(#[source] std::io::Error),
+    #[error("failed to prepare the engine")]
+    Engine(#[from] EngineError),
+    #[error("failed to prepare networking")]
+    Network(#[from] NetError),
+    #[error("failed to recover the sandboxes of a former run")]
+    Recover(#[from] ServiceError),
+}
+
+/// How long requests under way may take once the daemon is told to stop.
+const DRAIN: Duration = Duration::from_secs(30);
+
+/// A daemon that has everything it needs and serves nobody yet.
+pub struct App {
+    listener: TcpListener,
+    address: SocketAddr,
+    api: Arc<Api>,
+    tasks: Tasks,
+}
+
+impl App {
+    /// Opens everything and binds the port.
+    pub async fn build(config: ServerConfig) -> Result<Self, StartError> {
+        if !nix::unistd::geteuid().is_root() {
+            return Err(StartError::NotRoot);
+        }
+        require("guest kernel", &config.kernel, "kernel")?;
+        require("guest initramfs", &config.initramfs, "initramfs")?;
+        let layout = Arc::new(Layout::open(&config.data_dir)?);
+        // Before anything with side effects: a taken port must not disturb running sandboxes.
+        let listener = listen(config.listen).await?;
+        let address = listener.local_addr().map_err(|source| StartError::Listen {
+            address: config.listen,
+            hint: "the socket has no address",
+            source,
+        })?;
+        let mut store = Store::open(layout.database().as_std_path())?;
+        register_images(&mut store, &layout.images())?;
+        let db = Db::start(store).map_err(StartError::StoreThread)?;
+        let engine = choose_engine(&config).await?;
+        let info = engine.info().clone();
+        announce(&info);
+        let networks = Networks::open(net_config(&config)).await?;
+        let tasks = Tasks::default();
+        let settings = Settings {
+            kernel: config.kernel.clone(),
+            initramfs: config.initramfs.clone(),
+            default_image: config.default_image.clone(),
+            uids: (config.jail_uid_base, VMM_UIDS),
+            boot_timeout: Duration::from_secs(u64::from(config.boot_timeout_sec)),
+            nameservers: nameservers(&config),
+            version: VERSION.to_owned(),
+        };
+        let sandboxes = recover(engine, networks, layout, db.clone(), settings, &tasks).await?;
+        tracing::info!(version = VERSION, listen = %address, data_dir = %config.data_dir, "ready");
+        let api = Arc::new(Api {
+            sandboxes,
+            db,
+            limits: Limits::default(),
+            engine: info,
+            started: Instant::now(),
+        });
+        Ok(Self { listener, address, api, tasks })
+    }
+
+    /// Where it listens; the real port if 0 was configured.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `stop` fires, then drains. Machines go on running.
+    pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
+        let router = http::router(self.api.clone());
+        http::serve(self.listener, router, &self.tasks, stop).await;
+        drop(self.api);
+        match self.tasks.shut_down(DRAIN).await {
+            Ok(()) => {
+                tracing::info!("stopped; running sandboxes go on");
+                Ok(())
+            }
+            Err(left) => anyhow::bail!("{left} tasks did not end within {} s", DRAIN.as_secs()),
+        }
+    }
+}
+
+/// How many sandboxes can have a VMM uid of their own.
+const VMM_UIDS: u32 = 65_536;
+
+async fn recover(
+    engine: Arc<dyn Engine>,
+    networks: Networks,
+    layout: Arc<Layout>,
+    db: Db,
+    settings: Settings,
+    tasks: &Tasks,
+) -> Result<Sandboxes, StartError> {
+    let deps = Deps {
+        engine,
+        taps: Arc::new(networks.clone()),
+        layout,
+        db: db.clone(),
+        settings,
+        tasks: tasks.clone(),
+    };
+    let sandboxes = Sandboxes::recover(deps).await?;
+    let users = db.call(|store| store.users()).await?;
+    let in_use: Vec<u32> =
+        users.iter().filter(|user| user.sandboxes > 0).map(|user| user.subnet_index).collect();
+    let removed = networks.sweep(&in_use).await?;
+    if !removed.is_empty() {
+        tracing::info!(?removed, "removed networks of users without sandboxes");
+    }
+    Ok(sandboxes)
+}
+
+fn require(what: &'static str, path: &Utf8Path, key: &'static str) -> Result<(), StartError> {
+    if path.is_file() {
+        Ok(())
+    } else {
+        Err(StartError::MissingFile { what, path: path.to_owned(), key })
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|source| StartError::Listen {
+        address,
+        hint: match source.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                "another program has that port; stop it, or set listen in the configuration"
+            }
+            std::io::ErrorKind::AddrNotAvailable => {
+                "this host does not have that address; set listen in the configuration"
+            }
+            _ => "check listen in the configuration",
+        },
+        source,
+    })
+}
+
+fn register_images(store: &mut Store, dir: &Utf8Path) -> Result<(), StartError> {
+    let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let (found, rejected) = bhatti_storage::discover(dir, arch)
+        .map_err(|source| StartError::Images { path: dir.to_owned(), source })?;
+    for error in rejected {
+        tracing::warn!(error = bhatti_lifecycle::chain(&error), "not registered as an image");
+    }
+    if found.is_empty() {
+        tracing::warn!(dir = %dir, "no images found: every create will fail; run `make up`");
+    }
+    let rows: Vec<ImageRow> = found
+        .into_iter()
+        .map(|image| ImageRow {
+            id: ImageId::tier(&image.tier, &image.arch),
+            owner: None,
+            name: image.tier,
+            source: "built-in".to_owned(),
+            file: image.file,
+            size: image.size,
+            created_at: Timestamp::now(),
+        })
+        .collect();
+    Ok(store.set_builtin_images(&rows)?)
+}
+
+async fn choose_engine(config: &ServerConfig) -> Result<Arc<dyn Engine>, StartError> {
+    match config.engine {
+        EngineChoice::Auto | EngineChoice::Qemu => {}
+        EngineChoice::Firecracker => return Err(StartError::NoSuchEngine("firecracker")),
+    }
+    let qemu = QemuConfig {
+        program: config.qemu_bin.clone(),
+        // Named after the network, so that two daemons on one host do not sweep each other's.
+        cgroup: config.network_prefix.trim_end_matches('-').to_owned(),
+        ..QemuConfig::default()
+    };
+    Ok(Arc::new(QemuEngine::start(qemu).await?))
+}
+
+fn announce(info: &bhatti_engine::EngineInfo) {
+    tracing::info!(engine = info.name, version = info.version, accel = %info.accel, why = info.why, "engine chosen");
+    if info.accel == Accel::Tcg {
+        tracing::warn!(
+            why = info.why,
+            "no hardware virtualisation: guests run under software emulation, several times slower"
+        );
+    }
+    for warning in &info.warnings {
+        tracing::warn!(warning, "isolation this host cannot give");
+    }
+}
+
+fn net_config(config: &ServerConfig) -> NetConfig {
+    NetConfig { prefix: config.network_prefix.clone(), ..NetConfig::default() }
+}
+
+fn nameservers(config: &ServerConfig) -> Vec<String> {
+    if config.dns_upstreams.is_empty() {
+        bhatti_net::host_nameservers()
+    } else {
+        config.dns_upstreams.iter().map(ToString::to_string).collect()
+    }
+}

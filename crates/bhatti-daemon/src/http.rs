@@ -1,0 +1,53 @@
+//! The HTTP API: routes and the order in which a request is examined.
+//!
+//! version header → `/health` → bearer token → rate limit → request id → path cleaning →
+//! handler → log line. Handlers only translate; decisions are in `bhatti-lifecycle`.
+
+mod body;
+mod connection;
+mod error;
+mod gate;
+mod limits;
+mod sandbox;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::routing::{get, post};
+use bhatti_engine::EngineInfo;
+use bhatti_lifecycle::Sandboxes;
+use bhatti_store::Db;
+
+pub(crate) use connection::serve;
+use error::ApiError;
+pub(crate) use limits::Limits;
+
+/// What handlers see of the daemon.
+pub(crate) struct Api {
+    pub(crate) sandboxes: Sandboxes,
+    pub(crate) db: Db,
+    pub(crate) limits: Limits,
+    pub(crate) engine: EngineInfo,
+    pub(crate) started: Instant,
+}
+
+/// Every route. Whatever is not here is answered by the fallbacks below.
+pub(crate) fn router(api: Arc<Api>) -> Router {
+    let not_allowed = || async { ApiError::MethodNotAllowed };
+    Router::new()
+        .route("/sandboxes", get(sandbox::list).post(sandbox::create).fallback(not_allowed))
+        .route("/sandboxes/", axum::routing::any(|| async { ApiError::Missing("sandbox id") }))
+        .route(
+            "/sandboxes/{sandbox}",
+            get(sandbox::get).patch(sandbox::patch).delete(sandbox::destroy).fallback(not_allowed),
+        )
+        .route("/sandboxes/{sandbox}/exec", post(sandbox::exec).fallback(not_allowed))
+        .route(
+            "/sandboxes/{sandbox}/{*rest}",
+            axum::routing::any(|| async { ApiError::UnknownPath }),
+        )
+        .fallback(gate::page_not_found)
+        .layer(axum::middleware::from_fn_with_state(api.clone(), gate::gate))
+        .with_state(api)
+}

@@ -1,0 +1,143 @@
+//! The one place where an error becomes a status code.
+
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use bhatti_api::ErrorBody;
+use bhatti_guest_client::GuestError;
+use bhatti_lifecycle::{ServiceError, chain};
+
+use super::body::Written;
+
+/// Everything a handler may answer instead of a result.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ApiError {
+    #[error("invalid json: {0}")]
+    Json(String),
+    #[error("{0}")]
+    BadRequest(String),
+    #[error("missing {0}")]
+    Missing(&'static str),
+    #[error("not found")]
+    UnknownPath,
+    /// Some other thing than a sandbox that was named and is not there.
+    #[error("{0}")]
+    NotFound(String),
+    #[error("method not allowed")]
+    MethodNotAllowed,
+    #[error("authorization required")]
+    NoToken,
+    #[error("invalid api key")]
+    BadToken,
+    #[error("rate limit exceeded")]
+    RateLimited,
+    /// Asked for something this version does not do.
+    #[error("{0}")]
+    Unsupported(String),
+    #[error(transparent)]
+    Service(#[from] ServiceError),
+}
+
+/// Left in a response by an internal failure; the gate gives it a request id and logs it.
+#[derive(Clone, Debug)]
+pub(super) struct Internal(pub(super) String);
+
+impl ApiError {
+    /// No `_` arm: a new error must choose its status to compile.
+    fn status(&self) -> StatusCode {
+        use StatusCode as S;
+        match self {
+            Self::Json(_) | Self::BadRequest(_) | Self::Missing(_) => S::BAD_REQUEST,
+            Self::UnknownPath | Self::NotFound(_) => S::NOT_FOUND,
+            Self::MethodNotAllowed => S::METHOD_NOT_ALLOWED,
+            Self::NoToken | Self::BadToken => S::UNAUTHORIZED,
+            Self::RateLimited => S::TOO_MANY_REQUESTS,
+            Self::Unsupported(_) => S::NOT_IMPLEMENTED,
+            Self::Service(error) => match error {
+                ServiceError::NoSandbox(_) | ServiceError::NoImage(_) => S::NOT_FOUND,
+                ServiceError::Invalid(_) | ServiceError::BadImage { .. } => S::BAD_REQUEST,
+                ServiceError::Exists(_) | ServiceError::NameTaken(_) | ServiceError::Denied(_) => {
+                    S::CONFLICT
+                }
+                ServiceError::Quota { .. } | ServiceError::NoAddress => S::TOO_MANY_REQUESTS,
+                ServiceError::HostFull { .. } | ServiceError::ShuttingDown => {
+                    S::SERVICE_UNAVAILABLE
+                }
+                ServiceError::Guest(GuestError::LinkLost(_)) => S::BAD_GATEWAY,
+                ServiceError::Guest(_)
+                | ServiceError::Wake(_)
+                | ServiceError::Create(_)
+                | ServiceError::Store(_)
+                | ServiceError::Disk(_)
+                | ServiceError::Network(_)
+                | ServiceError::Engine(_) => S::INTERNAL_SERVER_ERROR,
+            },
+        }
+    }
+
+    /// What the client reads. `None`: only the log says; the client gets a request id.
+    fn public(&self) -> Option<String> {
+        match self {
+            Self::Service(
+                ServiceError::Store(_)
+                | ServiceError::Disk(_)
+                | ServiceError::Network(_)
+                | ServiceError::Engine(_),
+            ) => None,
+            Self::Service(ServiceError::Wake(cause)) => {
+                Some(format!("wake sandbox: {}", cause.public()))
+            }
+            Self::Service(ServiceError::Create(cause)) => {
+                Some(format!("sandbox did not start: {}", cause.public()))
+            }
+            other => Some(other.to_string()),
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = self.status();
+        let error = self.public().unwrap_or_else(|| "internal error".to_owned());
+        let mut response = Written(status, ErrorBody { error, request_id: None }).into_response();
+        if status.is_server_error() {
+            response.extensions_mut().insert(Internal(chain(&self)));
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bhatti_lifecycle::{Denied, WakeError};
+
+    /// Every hint the CLI derives from a message must be reachable from a real error.
+    #[test]
+    fn hints_match_the_errors_we_send() {
+        let hint = |error: ServiceError| {
+            let text = ApiError::from(error).public().expect("public");
+            bhatti_api::hint_for(&text).map(|hint| hint.text)
+        };
+        assert_eq!(hint(ServiceError::NoSandbox("x".into())), Some("Check sandbox name:"));
+        assert_eq!(hint(ServiceError::NoImage("x".into())), Some("See the images there are:"));
+        let quota = ServiceError::Quota { used: 5, max: 5 };
+        assert_eq!(hint(quota), Some("Destroy unused sandboxes to free capacity:"));
+        let other_name = Some("Use a different name or destroy the existing one:");
+        assert_eq!(hint(ServiceError::Exists("x".into())), other_name);
+        assert_eq!(hint(ServiceError::NameTaken("x".into())), other_name);
+    }
+
+    #[test]
+    fn internal_causes_stay_in_the_log() {
+        let io = std::io::Error::other("secret path");
+        let error = bhatti_engine::EngineError::Spawn { program: "qemu".into(), source: io };
+        let create = ApiError::from(ServiceError::Create(WakeError::Engine(error)));
+        let text = create.public().expect("public");
+        assert!(text.contains("failed to start qemu") && !text.contains("secret"), "{text}");
+        assert!(chain(&create).contains("secret path"));
+        assert_eq!(
+            ApiError::from(ServiceError::Denied(Denied::Unknown)).status(),
+            StatusCode::CONFLICT
+        );
+    }
+}

@@ -1,0 +1,221 @@
+//! `POST /sandboxes/:sandbox/exec`: buffered, streamed, detached
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Extension;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bhatti_api::{ExecDetached, ExecEvent, ExecRequest, ExecResult, route, to_json};
+use bhatti_guest_client::{ExecEvent as GuestEvent, ExecSpec, GuestError, Running};
+use bhatti_lifecycle::ServiceError;
+
+use crate::http::body::{Read, Written};
+use crate::http::gate::Caller;
+use crate::http::{Api, ApiError};
+
+mod text;
+
+use text::Utf8Stream;
+
+/// Runs a command. Dropping this (the client hung up) kills the command's process group, except
+/// for a detached one.
+pub(in crate::http) async fn exec(
+    State(api): State<Arc<Api>>,
+    Extension(Caller(caller)): Extension<Caller>,
+    Path(sandbox): Path<String>,
+    headers: HeaderMap,
+    Read(body): Read<ExecRequest>,
+) -> Result<Response, ApiError> {
+    // 404 comes before complaints about the body.
+    api.sandboxes.get(&caller, &sandbox).await?;
+    let timeout = timeout(body.timeout_sec)?;
+    if body.cmd.is_empty() {
+        return Err(ApiError::BadRequest("cmd required".to_owned()));
+    }
+    if body.cmd.iter().any(|arg| arg.contains('\0')) {
+        return Err(ApiError::BadRequest("cmd must not contain NUL".to_owned()));
+    }
+    let lease = api.sandboxes.lease(&caller, &sandbox).await?;
+    let spec = ExecSpec { argv: body.cmd, timeout: Some(timeout), ..ExecSpec::default() };
+    if body.detach {
+        let spec = ExecSpec { timeout: None, ..spec };
+        let detached = lease.guest().exec_detached(spec, &body.output_file).await;
+        let detached = detached.map_err(launch_error)?;
+        let answer =
+            ExecDetached { detached: true, output_file: detached.output_file, pid: detached.pid };
+        return Ok(Written(StatusCode::OK, answer).into_response());
+    }
+    let streaming = headers.get(header::ACCEPT).is_some_and(|value| value == route::NDJSON);
+    match (lease.guest().exec(spec).await, streaming) {
+        (Ok(running), true) => Ok(stream(running, lease)),
+        (Ok(running), false) => Ok(Written(StatusCode::OK, buffer(running).await?).into_response()),
+        (Err(error), streaming) => {
+            let result = not_run(error)?;
+            Ok(if streaming {
+                stream_result(&result)
+            } else {
+                Written(StatusCode::OK, result).into_response()
+            })
+        }
+    }
+}
+
+fn timeout(seconds: i64) -> Result<Duration, ApiError> {
+    let seconds = match seconds {
+        0 => ExecRequest::DEFAULT_TIMEOUT_SEC,
+        seconds => u32::try_from(seconds)
+            .ok()
+            .filter(|seconds| *seconds <= ExecRequest::MAX_TIMEOUT_SEC)
+            .ok_or_else(|| {
+                ApiError::BadRequest(format!(
+                    "timeout_sec must be from 1 to {}, got {seconds}",
+                    ExecRequest::MAX_TIMEOUT_SEC
+                ))
+            })?,
+    };
+    Ok(Duration::from_secs(u64::from(seconds)))
+}
+
+fn launch_error(error: GuestError) -> ApiError {
+    match error {
+        GuestError::NotFound(text)
+        | GuestError::NotExecutable(text)
+        | GuestError::Invalid(text) => ApiError::BadRequest(text),
+        other => ServiceError::Guest(other).into(),
+    }
+}
+
+/// A command that could not run is an outcome, as in a shell: 127 or 126 and a sentence.
+fn not_run(error: GuestError) -> Result<ExecResult, ApiError> {
+    let (exit_code, text) = match error {
+        GuestError::NotFound(text) => (127, text),
+        GuestError::NotExecutable(text) => (126, text),
+        other => return Err(launch_error(other)),
+    };
+    Ok(ExecResult { exit_code, stdout: String::new(), stderr: format!("{text}\n") })
+}
+
+/// Collects everything, up to the cap.
+async fn buffer(mut running: Running) -> Result<ExecResult, ApiError> {
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let mut room = ExecRequest::MAX_BUFFERED;
+    let mut truncated = false;
+    let exit_code = loop {
+        let (kept, bytes) = match running.next().await.map_err(ServiceError::Guest)? {
+            Some(GuestEvent::Stdout(bytes)) => (&mut stdout, bytes),
+            Some(GuestEvent::Stderr(bytes)) => (&mut stderr, bytes),
+            Some(GuestEvent::Exit { code, .. }) => break code,
+            None => return Err(ServiceError::Guest(GuestError::LinkLost(None)).into()),
+        };
+        let fits = bytes.len().min(room);
+        kept.extend_from_slice(&bytes[..fits]);
+        room -= fits;
+        truncated |= fits < bytes.len();
+    };
+    let mut stderr = String::from_utf8_lossy(&stderr).into_owned();
+    if truncated {
+        stderr.push_str(ExecRequest::TRUNCATED);
+    }
+    Ok(ExecResult { exit_code, stdout: String::from_utf8_lossy(&stdout).into_owned(), stderr })
+}
+
+fn ndjson(body: Body) -> Response {
+    let headers =
+        [(header::CONTENT_TYPE, route::NDJSON), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
+    (headers, body).into_response()
+}
+
+fn stream_result(result: &ExecResult) -> Response {
+    let lines = [
+        to_json(&ExecEvent::Stderr { data: result.stderr.clone() }),
+        to_json(&ExecEvent::Exit { exit_code: result.exit_code }),
+    ];
+    ndjson(Body::from(lines.concat()))
+}
+
+/// Events as they come. The last line is exactly one `exit` or `error`.
+fn stream(running: Running, lease: bhatti_lifecycle::Lease) -> Response {
+    let source = Source {
+        running: Some(running),
+        _lease: lease,
+        stdout: Utf8Stream::default(),
+        stderr: Utf8Stream::default(),
+        lines: VecDeque::new(),
+    };
+    let lines = futures_util::stream::unfold(source, |mut source| async move {
+        let line = source.next_line().await?;
+        Some((Ok::<_, std::convert::Infallible>(line), source))
+    });
+    ndjson(Body::from_stream(lines))
+}
+
+struct Source {
+    /// `None` after the terminal event.
+    running: Option<Running>,
+    /// Keeps the sandbox awake while the client listens.
+    _lease: bhatti_lifecycle::Lease,
+    stdout: Utf8Stream,
+    stderr: Utf8Stream,
+    lines: VecDeque<String>,
+}
+
+impl Source {
+    async fn next_line(&mut self) -> Option<String> {
+        loop {
+            if let Some(line) = self.lines.pop_front() {
+                return Some(line);
+            }
+            let event = self.running.as_mut()?.next().await;
+            self.translate(event);
+        }
+    }
+
+    fn translate(&mut self, event: Result<Option<GuestEvent>, GuestError>) {
+        let terminal = match event {
+            Ok(Some(GuestEvent::Stdout(bytes))) => {
+                let data = self.stdout.push(&bytes);
+                return self.say(ExecEvent::Stdout { data });
+            }
+            Ok(Some(GuestEvent::Stderr(bytes))) => {
+                let data = self.stderr.push(&bytes);
+                return self.say(ExecEvent::Stderr { data });
+            }
+            Ok(Some(GuestEvent::Exit { code, .. })) => ExecEvent::Exit { exit_code: code },
+            Ok(None) => ExecEvent::Error { data: GuestError::LinkLost(None).to_string() },
+            Err(error) => ExecEvent::Error { data: error.to_string() },
+        };
+        self.running = None;
+        let (stdout, stderr) = (self.stdout.finish(), self.stderr.finish());
+        self.say(ExecEvent::Stdout { data: stdout });
+        self.say(ExecEvent::Stderr { data: stderr });
+        self.say(terminal);
+    }
+
+    fn say(&mut self, event: ExecEvent) {
+        let empty = matches!(
+            &event,
+            ExecEvent::Stdout { data } | ExecEvent::Stderr { data } if data.is_empty()
+        );
+        if !empty {
+            self.lines.push_back(to_json(&event));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeout_out_of_range_is_an_error() {
+        assert_eq!(timeout(0).ok(), Some(Duration::from_secs(300)));
+        assert_eq!(timeout(86_400).ok(), Some(Duration::from_secs(86_400)));
+        for bad in [-1, 86_401, i64::MAX] {
+            assert!(timeout(bad).is_err(), "{bad}");
+        }
+    }
+}

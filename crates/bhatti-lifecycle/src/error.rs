@@ -1,0 +1,148 @@
+//! What the daemon answers, as types. Texts are the contract's; statuses are the daemon's.
+
+use std::fmt::Write;
+
+use bhatti_engine::EngineError;
+use bhatti_guest_client::GuestError;
+use bhatti_storage::{DiskError, ImageError};
+use bhatti_store::StoreError;
+
+use crate::Denied;
+
+/// An operation was refused or failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    /// Missing, or somebody else's: the two look the same.
+    #[error("sandbox {0:?} not found")]
+    NoSandbox(String),
+    #[error("image {0:?} not found")]
+    NoImage(String),
+    /// The image's file is gone or is something else.
+    #[error("image {name:?} cannot be used: {source}")]
+    BadImage { name: String, source: ImageError },
+    /// The request makes no sense; the text says why.
+    #[error("{0}")]
+    Invalid(String),
+    #[error("sandbox {0:?} already exists with a different configuration")]
+    Exists(String),
+    #[error("name {0:?} is already in use")]
+    NameTaken(String),
+    #[error("sandbox limit reached ({used}/{max})")]
+    Quota { used: u32, max: u32 },
+    #[error("IP pool exhausted (253 VMs per user)")]
+    NoAddress,
+    #[error("{0}")]
+    Denied(#[from] Denied),
+    /// The host's disk has no room.
+    #[error("no space left on the host's disk: {free_mib} MiB free, {needed_mib} MiB needed")]
+    HostFull { free_mib: u64, needed_mib: u64 },
+    /// The guest could not be made ready.
+    #[error("wake sandbox: {}", chain(.0))]
+    Wake(#[source] WakeError),
+    /// Making a new sandbox failed after the request itself was found good.
+    #[error("sandbox did not start: {}", chain(.0))]
+    Create(#[source] WakeError),
+    /// The guest refused or broke.
+    #[error("guest: {0}")]
+    Guest(#[source] GuestError),
+    /// The daemon is going down.
+    #[error("the daemon is shutting down")]
+    ShuttingDown,
+    #[error("store failed")]
+    Store(#[source] StoreError),
+    #[error("data directory failed")]
+    Disk(#[source] DiskError),
+    #[error("network failed")]
+    Network(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("engine failed")]
+    Engine(#[source] EngineError),
+}
+
+impl From<StoreError> for ServiceError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::NoSandbox(id) => Self::NoSandbox(id),
+            StoreError::NameTaken(name) => Self::NameTaken(name),
+            other => Self::Store(other),
+        }
+    }
+}
+
+/// Why a guest is not ready for work.
+#[derive(Debug, thiserror::Error)]
+pub enum WakeError {
+    #[error("engine failed")]
+    Engine(#[source] EngineError),
+    #[error("image {name:?} cannot be used")]
+    Image { name: String, source: ImageError },
+    #[error("image {0:?} is gone")]
+    NoImage(String),
+    #[error("network failed")]
+    Network(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("store failed")]
+    Store(#[from] StoreError),
+    #[error("data directory failed")]
+    Disk(#[from] DiskError),
+    /// The machine ended before the agent answered; `console` is the end of what it printed.
+    #[error("the machine ended before its agent answered ({how}){}", tail(.console))]
+    Died { how: String, console: String },
+    #[error("the agent did not answer within {seconds} s{}", tail(.console))]
+    Silent { seconds: u64, console: String },
+    #[error("link to the guest failed: {0}")]
+    Link(String),
+    #[error("guest refused: {0}")]
+    Guest(#[from] GuestError),
+    #[error("{0}")]
+    Denied(#[from] Denied),
+    #[error("the daemon is shutting down")]
+    ShuttingDown,
+    /// The actor is gone: the sandbox was destroyed meanwhile.
+    #[error("sandbox is gone")]
+    Gone,
+    #[error("an internal record is unreadable: {0}")]
+    Record(String),
+}
+
+impl WakeError {
+    /// The sentence a client may read: what failed, without the paths and system errors below.
+    pub fn public(&self) -> String {
+        match self {
+            Self::Engine(engine) => engine.to_string(),
+            Self::Store(_) | Self::Disk(_) | Self::Record(_) => "internal error".to_owned(),
+            other => other.to_string(),
+        }
+    }
+}
+
+fn tail(console: &str) -> String {
+    let console = console.trim();
+    if console.is_empty() { String::new() } else { format!("; console: {console}") }
+}
+
+/// Joins an error with its causes. The only place that walks the chain.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let _ = write!(text, ": {cause}");
+        next = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_says_everything_once() {
+        let error = ServiceError::Wake(WakeError::Image {
+            name: "x".to_owned(),
+            source: ImageError::Missing { path: "/x".into() },
+        });
+        assert_eq!(
+            error.to_string(),
+            "wake sandbox: image \"x\" cannot be used: image file /x does not exist"
+        );
+    }
+}

@@ -1,0 +1,104 @@
+//! Reaching a guest: the link, the greeting, and what makes the machine this sandbox.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bhatti_engine::{Carrier, Exit, Vm};
+use bhatti_guest_client::Guest;
+use bhatti_link::{Link, Mode};
+use bhatti_store::SandboxRow;
+use bhatti_wire::message::{Configure, Network};
+
+use crate::WakeError;
+use crate::machine::World;
+
+/// A guest that answered, and the link it answers on.
+pub(crate) struct Reached {
+    pub(crate) guest: Guest,
+    pub(crate) link: Link,
+}
+
+/// Opens a link and greets the guest: it has our clock and fresh randomness afterwards.
+///
+/// Ends early when the machine does, with the end of its console.
+pub(crate) async fn reach(
+    world: &World,
+    vm: &Arc<dyn Vm>,
+    mode: Mode,
+    patience: Duration,
+) -> Result<Reached, WakeError> {
+    let attempt = async {
+        let Carrier::Single(io) = vm.open_link().await.map_err(WakeError::Engine)?;
+        let mut nonce = [0; 16];
+        getrandom::fill(&mut nonce).map_err(|error| WakeError::Link(error.to_string()))?;
+        let (link, driver) = bhatti_link::connect(io, nonce, mode)
+            .await
+            .map_err(|error| WakeError::Link(crate::chain(&error)))?;
+        // The driver ends with the carrier, which ends with the machine or the daemon.
+        world.tasks.spawn("link", |stop| async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                _ = driver => {}
+            }
+        });
+        let guest = Guest::new(link.clone());
+        guest.hello(&world.settings.version).await?;
+        Ok(Reached { guest, link })
+    };
+    tokio::select! {
+        biased;
+        exit = vm.exited() => {
+            Err(WakeError::Died { how: describe(&exit), console: console_tail(vm).await })
+        }
+        reached = tokio::time::timeout(patience, attempt) => match reached {
+            Ok(result) => result,
+            Err(_) => Err(WakeError::Silent {
+                seconds: patience.as_secs(),
+                console: console_tail(vm).await,
+            }),
+        },
+    }
+}
+
+/// How a machine ended, for people.
+pub(crate) fn describe(exit: &Exit) -> String {
+    match exit {
+        Exit::Guest => "the guest powered off".to_owned(),
+        Exit::Killed => "it was killed".to_owned(),
+        Exit::Died { detail } => format!("the VMM died: {detail}"),
+    }
+}
+
+/// The last lines of the console, short enough for an error message.
+async fn console_tail(vm: &Arc<dyn Vm>) -> String {
+    const MOST: usize = 600;
+    let console = vm.console().await;
+    let tail = &console[console.len().saturating_sub(MOST)..];
+    String::from_utf8_lossy(tail)
+        .chars()
+        .map(|c| if c.is_control() && c != '\n' { ' ' } else { c })
+        .collect()
+}
+
+/// Gives the machine its identity: host name, environment, address.
+pub(crate) async fn configure(
+    world: &World,
+    row: &SandboxRow,
+    guest: &Guest,
+) -> Result<(), WakeError> {
+    let [a, b, c, _] = row.ip.octets();
+    let network = Network {
+        address: row.ip.to_string(),
+        prefix_len: 24,
+        gateway: format!("{a}.{b}.{c}.1"),
+        nameservers: world.settings.nameservers.clone(),
+        mac: bhatti_net::guest_mac(&row.engine_id),
+    };
+    let configure = Configure {
+        hostname: row.name.to_string(),
+        env: row.env.clone().into_iter().collect::<HashMap<_, _>>(),
+        network: Some(network),
+    };
+    Ok(guest.configure(configure).await?)
+}

@@ -1,0 +1,287 @@
+//! All sandboxes of this daemon, and the operations on them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use bhatti_engine::Engine;
+use bhatti_storage::Layout;
+use bhatti_store::{Db, PatchRow, Reserved, SandboxRow, StoreError, UserRow};
+use bhatti_types::{EngineId, Phase, SandboxId};
+use tokio::sync::oneshot;
+
+use crate::actor::{self, Handle, Start};
+use crate::machine::{self, Machine, World, as_request_error};
+use crate::recover::{LOST, Plan, plan};
+use crate::spec::{CreateSpec, PatchSpec};
+use crate::{Lease, Op, ServiceError, Settings, Taps, Tasks, WakeError, admit};
+
+/// What a [`Sandboxes`] is made of.
+pub struct Deps {
+    pub engine: Arc<dyn Engine>,
+    pub taps: Arc<dyn Taps>,
+    pub layout: Arc<Layout>,
+    pub db: Db,
+    pub settings: Settings,
+    pub tasks: Tasks,
+}
+
+/// Whether a create made something.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Created {
+    New(SandboxRow),
+    /// It was there and is what was asked for.
+    Existing(SandboxRow),
+}
+
+/// The sandboxes. Cheap to clone.
+#[derive(Clone)]
+pub struct Sandboxes {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    world: Arc<World>,
+    handles: Mutex<HashMap<SandboxId, Handle>>,
+}
+
+impl Sandboxes {
+    /// Takes over what a former daemon left: adopts running machines, finishes interrupted
+    /// creates and destroys, and removes what the store does not know.
+    pub async fn recover(deps: Deps) -> Result<Self, ServiceError> {
+        let Deps { engine, taps, layout, db, settings, tasks } = deps;
+        let networks = tokio::sync::RwLock::new(());
+        let world = Arc::new(World { engine, taps, layout, db, settings, tasks, networks });
+        let sandboxes =
+            Self { inner: Arc::new(Inner { world: world.clone(), handles: Mutex::default() }) };
+        let rows = world.db.call(|store| store.all_sandboxes()).await?;
+        let mut running = Vec::new();
+        for row in rows {
+            if let Some(id) = sandboxes.recover_one(row).await? {
+                running.push(id);
+            }
+        }
+        let ended = world.engine.sweep(&running).await.map_err(ServiceError::Engine)?;
+        let rows = world.db.call(|store| store.all_sandboxes()).await?;
+        let keep: Vec<EngineId> = rows.into_iter().map(|row| row.engine_id).collect();
+        let removed = world.layout.sweep(&keep).map_err(ServiceError::Disk)?;
+        tracing::info!(
+            adopted = running.len(),
+            ended = ended.len(),
+            directories_removed = removed.len(),
+            "recovered"
+        );
+        Ok(sandboxes)
+    }
+
+    /// Returns the machine that must go on running, if there is one.
+    async fn recover_one(&self, row: SandboxRow) -> Result<Option<EngineId>, ServiceError> {
+        let world = &self.inner.world;
+        let owner = row.owner.clone();
+        let owner = world.db.call(move |store| store.user(&owner)).await?;
+        let engine_id = row.engine_id.clone();
+        let machine = match plan(&row) {
+            Plan::Undo => {
+                if let Err(error) = machine::demolish(world, &row, None, &owner).await {
+                    // Kept for the next start; it is not listed and cannot be used.
+                    tracing::error!(sandbox = %row.id, error = crate::chain(&error), "failed to undo");
+                }
+                return Ok(None);
+            }
+            Plan::Keep => None,
+            Plan::Adopt => self.adopt(&row).await?,
+        };
+        let runs = machine.is_some();
+        let id = row.id.clone();
+        // The phase may have changed: an actor starts from what is recorded.
+        let row = world.db.call(move |store| store.sandbox(&id)).await?;
+        self.start(row, owner, Start::Found { machine });
+        Ok(runs.then_some(engine_id))
+    }
+
+    async fn adopt(&self, row: &SandboxRow) -> Result<Option<Machine>, ServiceError> {
+        let world = &self.inner.world;
+        let found = match machine::vm_record(row).map_err(ServiceError::Wake)? {
+            Some(record) => world.engine.adopt(&record).await.map_err(ServiceError::Engine)?,
+            None => None,
+        };
+        match found {
+            Some(vm) => {
+                tracing::info!(sandbox = %row.id, name = %row.name, "adopted a running machine");
+                Ok(Some(Machine { vm, reached: None }))
+            }
+            None => {
+                tracing::warn!(sandbox = %row.id, name = %row.name, "machine is gone");
+                let id = row.id.clone();
+                world
+                    .db
+                    .call(move |store| store.set_phase(&id, &[Phase::Hot], Phase::Stopped, LOST))
+                    .await?;
+                Ok(None)
+            }
+        }
+    }
+
+    fn start(&self, row: SandboxRow, owner: UserRow, start: Start) -> Handle {
+        let id = row.id.clone();
+        let registry = Arc::downgrade(&self.inner);
+        let on_gone = Box::new(move |id: &SandboxId| {
+            if let Some(registry) = registry.upgrade() {
+                registry.handles().remove(id);
+            }
+        });
+        // The lock is held across both, so that an actor which ends at once finds its entry.
+        let mut handles = self.inner.handles();
+        let handle = actor::start(&self.inner.world, row, owner, start, on_gone);
+        handles.insert(id, handle.clone());
+        handle
+    }
+
+    /// Makes a sandbox, or finds the one of that name if it is what is asked for.
+    ///
+    /// Safe to drop: once reserved, the sandbox is made (or undone) whether or not anybody waits.
+    pub async fn create(
+        &self,
+        caller: &UserRow,
+        spec: CreateSpec,
+    ) -> Result<Created, ServiceError> {
+        spec.check(caller)?;
+        loop {
+            self.check_image(caller, &spec).await?;
+            let world = &self.inner.world;
+            let settings = &world.settings;
+            let new = spec.to_row(caller, &settings.default_image, settings.uids);
+            let subnet = caller.subnet_index;
+            let reserved = world
+                .db
+                .call(move |store| {
+                    store.reserve_sandbox(&new, |used| bhatti_net::lowest_free(subnet, used).ok())
+                })
+                .await?;
+            match reserved {
+                Reserved::Quota { used, max } => return Err(ServiceError::Quota { used, max }),
+                Reserved::NoAddress => return Err(ServiceError::NoAddress),
+                Reserved::New(row) => return self.make(caller, *row, spec.files).await,
+                Reserved::Existing(row) => {
+                    if !spec.is_met_by(&row) {
+                        return Err(ServiceError::Exists(row.name.to_string()));
+                    }
+                    let handle = self.inner.handles().get(&row.id).cloned();
+                    if let Some(handle) = handle {
+                        handle.created().await;
+                    }
+                    let id = row.id.clone();
+                    match world.db.call(move |store| store.sandbox(&id)).await {
+                        Ok(row) if row.phase.wire().is_some() => return Ok(Created::Existing(row)),
+                        // Being destroyed, or left over from a failed undo.
+                        Ok(row) => return Err(ServiceError::NameTaken(row.name.to_string())),
+                        // The other create failed and is undone: the name is free again.
+                        Err(StoreError::NoSandbox(_)) => continue,
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Refuses a create whose image cannot be used, before anything is taken for it.
+    async fn check_image(&self, caller: &UserRow, spec: &CreateSpec) -> Result<(), ServiceError> {
+        let world = &self.inner.world;
+        let name = spec.image.clone().unwrap_or_else(|| world.settings.default_image.clone());
+        let (user, wanted) = (caller.id.clone(), name.clone());
+        let image = world.db.call(move |store| store.image_for(&user, &wanted)).await?;
+        let image = image.ok_or_else(|| ServiceError::NoImage(name.clone()))?;
+        bhatti_storage::check_image(&image.file)
+            .map(drop)
+            .map_err(|source| ServiceError::BadImage { name, source })
+    }
+
+    async fn make(
+        &self,
+        caller: &UserRow,
+        row: SandboxRow,
+        files: Vec<crate::FileContent>,
+    ) -> Result<Created, ServiceError> {
+        let id = row.id.clone();
+        let (reply, answer) = oneshot::channel();
+        self.start(row, caller.clone(), Start::Create { files, reply });
+        match answer.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                let specific = match &error {
+                    WakeError::Engine(engine) => as_request_error(engine),
+                    WakeError::ShuttingDown => Some(ServiceError::ShuttingDown),
+                    _ => None,
+                };
+                return Err(specific.unwrap_or(ServiceError::Create(error)));
+            }
+            Err(_) => return Err(ServiceError::ShuttingDown),
+        }
+        Ok(Created::New(self.inner.world.db.call(move |store| store.sandbox(&id)).await?))
+    }
+
+    /// The caller's sandboxes, newest first. Wakes nothing.
+    pub async fn list(&self, caller: &UserRow) -> Result<Vec<SandboxRow>, ServiceError> {
+        let user = caller.id.clone();
+        let mut rows = self.inner.world.db.call(move |store| store.sandboxes_of(&user)).await?;
+        rows.retain(|row| row.phase.wire().is_some());
+        Ok(rows)
+    }
+
+    /// One sandbox by id or name. Wakes nothing.
+    pub async fn get(&self, caller: &UserRow, key: &str) -> Result<SandboxRow, ServiceError> {
+        let (user, wanted) = (caller.id.clone(), key.to_owned());
+        let row = self.inner.world.db.call(move |store| store.find_sandbox(&user, &wanted)).await?;
+        row.filter(|row| row.phase.wire().is_some())
+            .ok_or_else(|| ServiceError::NoSandbox(key.to_owned()))
+    }
+
+    /// Changes the record.
+    pub async fn patch(
+        &self,
+        caller: &UserRow,
+        key: &str,
+        spec: PatchSpec,
+    ) -> Result<SandboxRow, ServiceError> {
+        spec.check()?;
+        let row = self.get(caller, key).await?;
+        admit(row.phase, Op::Edit)?;
+        let PatchSpec { name, keep_hot, labels_add, labels_remove } = spec;
+        let patch = PatchRow { name, labels_add, labels_remove, keep_hot };
+        let patched =
+            self.inner.world.db.call(move |store| store.patch_sandbox(&row.id, &patch)).await?;
+        if keep_hot == Some(true) && patched.phase != Phase::Hot {
+            self.lease(caller, key).await?;
+            return self.get(caller, key).await;
+        }
+        Ok(patched)
+    }
+
+    /// Removes a sandbox and everything of it.
+    pub async fn destroy(&self, caller: &UserRow, key: &str) -> Result<(), ServiceError> {
+        let row = self.get(caller, key).await?;
+        self.handle(&row)?.destroy().await.map_err(ServiceError::Wake)
+    }
+
+    /// A guest that answers, waking it if need be.
+    pub async fn lease(&self, caller: &UserRow, key: &str) -> Result<Lease, ServiceError> {
+        let row = self.get(caller, key).await?;
+        self.handle(&row)?.lease().await.map_err(|error| match error {
+            WakeError::Gone => ServiceError::NoSandbox(key.to_owned()),
+            WakeError::ShuttingDown => ServiceError::ShuttingDown,
+            WakeError::Denied(denied) => ServiceError::Denied(denied),
+            other => ServiceError::Wake(other),
+        })
+    }
+
+    fn handle(&self, row: &SandboxRow) -> Result<Handle, ServiceError> {
+        let handle = self.inner.handles().get(&row.id).cloned();
+        handle.ok_or_else(|| ServiceError::NoSandbox(row.name.to_string()))
+    }
+}
+
+impl Inner {
+    fn handles(&self) -> std::sync::MutexGuard<'_, HashMap<SandboxId, Handle>> {
+        // Nothing panics while holding it; the map is whole even if something did.
+        self.handles.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,1 @@
+//! Black-box tests that boot real guests; they are in `tests/`.

@@ -1,0 +1,27 @@
+//! Every end-to-end test, in one binary. They need root and boot real machines.
+
+#[path = "all/create.rs"]
+mod create;
+#[path = "all/network.rs"]
+mod network;
+#[path = "all/recovery.rs"]
+mod recovery;
+#[path = "all/refusals.rs"]
+mod refusals;
+#[path = "all/session.rs"]
+mod session;
+#[path = "all/start.rs"]
+mod start;
+#[path = "all/users.rs"]
+mod users;
+
+/// A test file that is not listed above would never run.
+#[test]
+fn every_file_is_listed() {
+    let here = include_str!("all.rs");
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/all");
+    for entry in std::fs::read_dir(dir).expect("it is there") {
+        let name = entry.expect("readable").file_name().into_string().expect("UTF-8");
+        assert!(here.contains(&format!("all/{name}")), "{name} is not listed in all.rs");
+    }
+}
