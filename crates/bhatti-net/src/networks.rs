@@ -71,7 +71,7 @@ pub enum Released {
 /// What [`Networks::close`] found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Closed {
-    /// Nothing of ours is left on the host.
+    /// Nothing of ours is left on the host but an empty lock file in `/run`.
     Everything,
     /// The host's rules stay, because these users still have a network.
     InUse(Vec<u32>),
@@ -124,13 +124,23 @@ impl Networks {
         if apply::enable_forwarding()? {
             tracing::info!("turned on net.ipv4.ip_forward");
         }
-        for chain in apply::foreign_drops(networks.inner.names.table()).await? {
-            tracing::warn!(
-                chain,
-                "this firewall drops forwarded packets by default; unless it is told otherwise, guests reach nothing outside"
-            );
-        }
+        networks.warn_of_other_firewalls().await;
         Ok(networks)
+    }
+
+    async fn warn_of_other_firewalls(&self) {
+        match apply::foreign_drops(self.inner.names.table()).await {
+            Ok(chains) => {
+                for chain in chains {
+                    tracing::warn!(
+                        chain,
+                        "drops forwarded packets by default; guests reach only what it lets through"
+                    );
+                }
+            }
+            // Only advice is lost; an nft built without JSON, for one, cannot list chains.
+            Err(error) => tracing::debug!(%error, "did not look for other firewalls"),
+        }
     }
 
     /// Loads the host's rules again, in one transaction. For when something else may have removed
