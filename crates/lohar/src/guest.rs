@@ -141,7 +141,6 @@ fn io_read(from: &mut impl std::io::Read, into: &mut Vec<u8>) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test may panic")]
     use super::*;
 
     fn guest() -> Guest {

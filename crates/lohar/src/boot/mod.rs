@@ -157,7 +157,6 @@ fn write_timing(timeline: &timing::Timeline) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test may panic")]
     use super::*;
 
     #[test]

@@ -63,7 +63,6 @@ fn list(directory: &Path) -> io::Result<Vec<String>> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test may panic")]
     use super::*;
 
     #[test]

@@ -64,7 +64,6 @@ fn kind(program: &Path) -> Kind {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test may panic")]
     use super::*;
 
     #[test]

@@ -104,6 +104,11 @@ fn make_parents(parent: &Path, owner: (u32, u32)) -> Result<(), WriteError> {
             // Not the umask's decision.
             .and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)))
             .and_then(|()| chown(path, Some(owner.0), Some(owner.1)))
+            .map_err(|error| match error.kind() {
+                // Something else is there, or it would not be missing.
+                io::ErrorKind::AlreadyExists => io::Error::from(io::ErrorKind::NotADirectory),
+                _ => error,
+            })
             .map_err(|source| WriteError::File {
                 action: "make directory",
                 path: path.to_owned(),

@@ -1,5 +1,4 @@
 //! Account files of real images, before and after.
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use super::*;
 use std::os::unix::fs::MetadataExt;

@@ -58,7 +58,6 @@ pub fn write_resolvers(etc: &Path, nameservers: &[IpAddr]) -> Result<(), Configu
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test may panic")]
     use super::*;
 
     #[test]

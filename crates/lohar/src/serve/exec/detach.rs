@@ -123,7 +123,6 @@ fn open_new(directory: &Path) -> Result<(PathBuf, File), OutputError> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test may panic")]
     use super::*;
     use std::os::unix::fs::MetadataExt;
 

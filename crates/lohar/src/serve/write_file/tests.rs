@@ -1,5 +1,4 @@
 //! Files written into a scratch directory as whoever runs the test.
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use super::*;
 use std::os::unix::fs::MetadataExt;

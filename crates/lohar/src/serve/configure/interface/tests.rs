@@ -1,5 +1,4 @@
 //! Settings as a host may send them.
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use super::*;
 
