@@ -58,7 +58,6 @@ pub fn decode<M: Message + Default>(
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test may panic")]
     use super::*;
     use crate::message::{ExitStatus, Nothing, WriteFile};
 

@@ -138,7 +138,6 @@ pub fn decode<'a>(input: &'a [u8], nonce: &Nonce) -> Result<Option<(Frame<'a>, u
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test may panic")]
     use super::*;
 
     fn every_body(data: &[u8]) -> [Body<'_>; 5] {

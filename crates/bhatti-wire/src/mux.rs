@@ -11,8 +11,9 @@
 //! queue what its credit covers, so whatever is queued can leave, and a reader that stands still
 //! holds up its own stream and no other.
 //!
-//! Fairness: a stream that had nothing queued is served before the ones that are always full,
-//! in turns of [`QUANTUM`]. So a keystroke waits for the chunk being written, not for the upload.
+//! Fairness: streams with much to send take turns of [`QUANTUM`]. One that had nothing queued
+//! and now has at most [`SMALL`] comes before them, every other turn. So a keystroke waits for
+//! the chunk being written, not for the uploads.
 //!
 //! Promises, whatever the peer sends: at most [`MAX_STREAMS`] streams are open, each holding at
 //! most a window of received bytes; frames about streams that are gone allocate nothing.
@@ -38,6 +39,9 @@ pub const MAX_STREAMS: usize = 512;
 
 /// The most bytes of one stream sent before another's turn.
 pub const QUANTUM: usize = 32 * 1024;
+
+/// What may overtake streams that have more.
+pub const SMALL: usize = 8 * 1024;
 
 /// The most bytes [`Mux::transmit`] adds while one stream is open: a large write is several
 /// times cheaper per byte than a small one for a guest.
@@ -95,7 +99,7 @@ pub struct Mux {
     /// Streams not yet over in both directions. The others only wait for their handle to go.
     open: usize,
     control: VecDeque<(u32, Control)>,
-    /// Streams with something to send: those that just began to have, and the others.
+    /// Streams with something to send: those that began with little, and the others.
     fresh: VecDeque<u32>,
     busy: VecDeque<u32>,
     /// Bytes in all outboxes.
@@ -451,7 +455,10 @@ impl Mux {
             && !entry.scheduled
         {
             entry.scheduled = true;
-            self.fresh.push_back(id);
+            match entry.outbox.len() {
+                ..=SMALL => self.fresh.push_back(id),
+                _ => self.busy.push_back(id),
+            }
             self.wakers.extend(self.transmitter.take());
         }
     }

@@ -1,0 +1,19 @@
+//! The integration tests of this crate, as one program.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+mod all {
+    mod delivery;
+    mod drive;
+    mod fairness;
+    mod hostile;
+
+    #[test]
+    fn every_file_is_listed() {
+        let source = include_str!("all.rs");
+        for file in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/all")).unwrap() {
+            let name = file.unwrap().file_name().into_string().unwrap();
+            let module = name.trim_end_matches(".rs");
+            assert!(source.contains(&format!("mod {module};")), "{name} is not run");
+        }
+    }
+}
