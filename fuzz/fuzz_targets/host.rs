@@ -1,0 +1,15 @@
+//! What a host reads from a hostile guest.
+//!
+//! `cargo +nightly fuzz run host`. The same function runs over fixed pseudo-random input in
+//! `bhatti-wire`'s tests.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+#[path = "../../crates/bhatti-wire/tests/all/drive.rs"]
+#[expect(dead_code, reason = "each target uses its own part")]
+mod drive;
+
+fuzz_target!(|bytes: &[u8]| {
+    drive::host_reads(bytes);
+});

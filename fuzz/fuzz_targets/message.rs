@@ -1,0 +1,15 @@
+//! Decoding messages from any bytes.
+//!
+//! `cargo +nightly fuzz run message`. The same function runs over fixed pseudo-random input in
+//! `bhatti-wire`'s tests.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+#[path = "../../crates/bhatti-wire/tests/all/drive.rs"]
+#[expect(dead_code, reason = "each target uses its own part")]
+mod drive;
+
+fuzz_target!(|bytes: &[u8]| {
+    drive::messages(bytes);
+});
