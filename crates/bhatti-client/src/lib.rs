@@ -31,4 +31,5 @@ pub use endpoint::{Endpoint, Scheme};
 pub use error::ClientError;
 pub use exec::ExecStream;
 pub use sandbox::Created;
+pub use http::StatusCode;
 pub use timing::Timing;

@@ -1,2 +1,5 @@
-//! The bhatti command: client and daemon in one binary.
-fn main() {}
+//! The door: everything is in the library.
+
+fn main() -> std::process::ExitCode {
+    bhatti::main(std::env::args_os())
+}

@@ -1,0 +1,41 @@
+//! One file per command.
+
+pub(crate) mod completion;
+pub(crate) mod create;
+pub(crate) mod destroy;
+pub(crate) mod edit;
+pub(crate) mod exec;
+pub(crate) mod inspect;
+mod interrupt;
+pub(crate) mod list;
+pub(crate) mod names;
+mod pairs;
+mod serve;
+mod setup;
+mod spinner;
+pub(crate) mod user;
+mod version;
+
+use std::process::ExitCode;
+
+use crate::args::Command;
+use crate::context::Context;
+use crate::failure::Failure;
+
+/// Runs one command.
+pub(crate) fn run(context: &Context, command: Command) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Completion(args) => completion::run(context, &args),
+        Command::Create(args) => create::run(context, &args),
+        Command::Destroy(args) => destroy::run(context, &args),
+        Command::Edit(args) => edit::run(context, &args),
+        Command::Exec(args) => exec::run(context, args),
+        Command::Inspect(args) => inspect::run(context, &args),
+        Command::List(args) => list::run(context, &args),
+        Command::Serve => serve::run(context),
+        Command::Setup => setup::run(context),
+        Command::User(args) => user::run(context, args),
+        Command::Version => version::run(context),
+        Command::CompleteNames(args) => names::run(context, &args),
+    }
+}

@@ -1,0 +1,213 @@
+//! Sandboxes and what runs in them.
+
+use std::fmt::Write as _;
+
+use bhatti_api::{ExecDetached, PatchSandbox, Sandbox};
+use bhatti_client::Created;
+use bhatti_types::{Labels, Status, Thermal};
+use serde::Serialize;
+
+/// What a create made, or found.
+pub(crate) fn created(created: &Created) -> String {
+    let Created { sandbox, existing } = created;
+    let name = &sandbox.name;
+    if *existing {
+        return format!("sandbox/{name} unchanged (already exists)\n");
+    }
+    let mut out = format!("sandbox/{name} created ({} vCPU, {} MB", cpus(sandbox), memory(sandbox));
+    if sandbox.disk_size_mb > 0 {
+        put(&mut out, format_args!(", {} MB disk", sandbox.disk_size_mb));
+    }
+    out.push_str(")\n");
+    if !sandbox.ip.is_empty() {
+        put(&mut out, format_args!("  IP:    {}\n", sandbox.ip));
+    }
+    put(&mut out, format_args!("  Shell: bhatti shell {name}\n"));
+    out
+}
+
+/// What an edit of `sandbox`, as it was typed, changed.
+pub(crate) fn edited(sandbox: &str, change: &PatchSandbox) -> String {
+    let mut out = format!("Updated {sandbox}\n");
+    if let Some(name) = &change.name {
+        put(&mut out, format_args!("  name:     {name}\n"));
+        out.push_str("  Note: in-guest hostname unchanged (set at create time)\n");
+    }
+    match change.keep_hot {
+        Some(true) => out.push_str("  keep_hot: true (thermal transitions disabled)\n"),
+        Some(false) => out.push_str("  keep_hot: false (thermal transitions re-enabled)\n"),
+        None => {}
+    }
+    out
+}
+
+/// One sandbox of `list --json`: fewer fields than the API's, in this order.
+#[derive(Serialize)]
+pub(crate) struct ListRow<'a> {
+    id: &'a str,
+    name: &'a str,
+    status: Status,
+    thermal: String,
+    ip: &'a str,
+    urls: Option<&'a [String]>,
+    cpus: f64,
+    memory_mb: u32,
+    disk_size_mb: u32,
+    image: &'a str,
+    #[serde(skip_serializing_if = "Labels::is_empty")]
+    labels: &'a Labels,
+}
+
+impl<'a> From<&'a Sandbox> for ListRow<'a> {
+    fn from(sandbox: &'a Sandbox) -> Self {
+        Self {
+            id: &sandbox.id,
+            name: &sandbox.name,
+            status: sandbox.status,
+            thermal: sandbox.thermal.as_ref().map(Thermal::to_string).unwrap_or_default(),
+            ip: &sandbox.ip,
+            urls: (!sandbox.urls.is_empty()).then_some(&sandbox.urls),
+            cpus: sandbox.cpus,
+            memory_mb: sandbox.memory_mb,
+            disk_size_mb: sandbox.disk_size_mb,
+            image: &sandbox.image,
+            labels: &sandbox.labels,
+        }
+    }
+}
+
+fn thermal(sandbox: &Sandbox) -> String {
+    sandbox.thermal.map_or_else(|| "-".to_owned(), |thermal| thermal.to_string())
+}
+
+/// The ordinary listing. The padding of the last column is kept.
+pub(crate) fn list(sandboxes: &[Sandbox]) -> String {
+    let with_urls = sandboxes.iter().any(|sandbox| !sandbox.urls.is_empty());
+    let mut out = String::new();
+    let mut row = |name: &str, status: &str, thermal: &str, ip: &str, url: &str| {
+        put(&mut out, format_args!("{name:<20} {status:<10} {thermal:<8} {ip:<16}"));
+        if with_urls {
+            put(&mut out, format_args!(" {url}"));
+        }
+        out.push('\n');
+    };
+    row("NAME", "STATUS", "THERMAL", "IP", "URL");
+    for sandbox in sandboxes {
+        let url = sandbox.urls.first().map_or("", String::as_str);
+        let status = sandbox.status.to_string();
+        row(&sandbox.name, &status, &thermal(sandbox), &sandbox.ip, url);
+    }
+    out
+}
+
+/// The listing with resources.
+pub(crate) fn list_wide(sandboxes: &[Sandbox]) -> String {
+    let mut out = String::new();
+    let mut row = |cells: [&str; 9]| {
+        let [name, status, thermal, ip, cpus, memory, disk, image, labels] = cells;
+        put(
+            &mut out,
+            format_args!(
+                "{name:<20} {status:<10} {thermal:<8} {ip:<16} {cpus:<6} {memory:<8} {disk:<8} {image:<12} {labels}\n"
+            ),
+        );
+    };
+    row(["NAME", "STATUS", "THERMAL", "IP", "CPUS", "MEMORY", "DISK", "IMAGE", "LABELS"]);
+    for sandbox in sandboxes {
+        row([
+            &sandbox.name,
+            &sandbox.status.to_string(),
+            &thermal(sandbox),
+            &sandbox.ip,
+            &cpus(sandbox),
+            &memory(sandbox).to_string(),
+            &sandbox.disk_size_mb.to_string(),
+            image(sandbox),
+            &labels(sandbox),
+        ]);
+    }
+    out
+}
+
+/// Used and free space of a guest's root, in MB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DiskUse {
+    total: u64,
+    used: u64,
+    free: u64,
+}
+
+impl DiskUse {
+    /// From what `df -m /` prints: fields two to four of the second line. The guest may print
+    /// anything.
+    pub(crate) fn parse(df: &str) -> Option<Self> {
+        let mut fields = df.lines().nth(1)?.split_whitespace().skip(1).map(|f| f.parse().ok());
+        Some(Self { total: fields.next()??, used: fields.next()??, free: fields.next()?? })
+    }
+}
+
+/// Everything about one sandbox. `disk` is known for running ones that answer.
+pub(crate) fn inspected(sandbox: &Sandbox, disk: Option<DiskUse>) -> String {
+    let mut out = String::new();
+    let mut line =
+        |caption: &str, value: &str| put(&mut out, format_args!("{caption:<12}{value}\n"));
+    line("Name:", &sandbox.name);
+    line("ID:", &sandbox.id);
+    line("Status:", &sandbox.status.to_string());
+    line("Image:", image(sandbox));
+    line("Created:", &sandbox.created_at.to_string());
+    if let Some(stopped) = sandbox.stopped_at {
+        line("Stopped:", &stopped.to_string());
+    }
+    if !sandbox.template_id.is_empty() {
+        line("Template:", &sandbox.template_id);
+    }
+    out.push_str("\nResources:\n");
+    let mut line =
+        |caption: &str, value: &str| put(&mut out, format_args!("  {caption:<10}{value}\n"));
+    line("CPUs:", &cpus(sandbox));
+    line("Memory:", &format!("{} MB", memory(sandbox)));
+    match (sandbox.status, disk, sandbox.disk_size_mb) {
+        (Status::Running, Some(DiskUse { total, used, free }), _) => {
+            line("Disk:", &format!("{total} MB ({used} MB used, {free} MB free)"));
+        }
+        (Status::Running, None, _) => {}
+        (Status::Stopped | Status::Unknown, _, 0) => line("Disk:", "— (stopped)"),
+        (Status::Stopped | Status::Unknown, _, size) => line("Disk:", &format!("{size} MB")),
+    }
+    put(&mut out, format_args!("\nNetwork:\n  {:<10}{}\n", "IP:", sandbox.ip));
+    if sandbox.keep_hot {
+        out.push_str("\n  keep_hot: true\n");
+    }
+    out
+}
+
+/// Where a detached command's output goes.
+pub(crate) fn detached(started: &ExecDetached) -> String {
+    format!("pid: {}\noutput: {}\n", started.pid, started.output_file)
+}
+
+/// The shortest form; servers of old send 0 for the default.
+fn cpus(sandbox: &Sandbox) -> String {
+    if sandbox.cpus == 0.0 { "1".to_owned() } else { sandbox.cpus.to_string() }
+}
+
+fn memory(sandbox: &Sandbox) -> u32 {
+    if sandbox.memory_mb == 0 { 1024 } else { sandbox.memory_mb }
+}
+
+fn image(sandbox: &Sandbox) -> &str {
+    if sandbox.image.is_empty() { "minimal" } else { &sandbox.image }
+}
+
+fn labels(sandbox: &Sandbox) -> String {
+    let pairs: Vec<String> = sandbox.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    if pairs.is_empty() { "-".to_owned() } else { pairs.join(",") }
+}
+
+fn put(out: &mut String, text: std::fmt::Arguments<'_>) {
+    out.write_fmt(text).expect("a String takes all text");
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,143 @@
+//! Golden texts: every format a script may depend on.
+
+use super::*;
+
+fn sandbox(json: &str) -> Sandbox {
+    let base = r#"{"id":"0123456789abcdef","name":"dev","status":"running","thermal":"hot",
+        "ip":"10.0.1.2","created_at":"2026-04-01T10:00:00.123456789Z","cpus":1,"memory_mb":1024,
+        "image":"minimal"}"#;
+    let mut value: serde_json::Value = serde_json::from_str(base).expect("JSON");
+    let more: serde_json::Value = serde_json::from_str(json).expect("JSON");
+    let (value_map, more) =
+        (value.as_object_mut().expect("an object"), more.as_object().expect("an object"));
+    value_map.extend(more.clone());
+    serde_json::from_value(value).expect("a sandbox")
+}
+
+/// Stopped, with everything a running one lacks.
+fn stopped() -> Sandbox {
+    sandbox(
+        r#"{"name":"api","status":"stopped","thermal":null,"ip":"","cpus":0.5,"memory_mb":0,
+            "disk_size_mb":8192,"image":"","stopped_at":"2026-04-02T00:00:00Z",
+            "template_id":"t1","keep_hot":true,"labels":{"b":"2","a":"1"}}"#,
+    )
+}
+
+#[test]
+fn a_create_is_summed_up() {
+    let shown = |sandbox, existing| created(&Created { sandbox, existing });
+    assert_eq!(
+        shown(sandbox("{}"), false),
+        "sandbox/dev created (1 vCPU, 1024 MB)\n  IP:    10.0.1.2\n  Shell: bhatti shell dev\n"
+    );
+    assert_eq!(
+        shown(stopped(), false),
+        "sandbox/api created (0.5 vCPU, 1024 MB, 8192 MB disk)\n  Shell: bhatti shell api\n"
+    );
+    assert_eq!(shown(sandbox("{}"), true), "sandbox/dev unchanged (already exists)\n");
+}
+
+#[test]
+fn listings_stand_in_columns() {
+    assert_eq!(list(&[]), "NAME                 STATUS     THERMAL  IP              \n");
+    assert_eq!(
+        list(&[sandbox("{}"), stopped()]),
+        "NAME                 STATUS     THERMAL  IP              \n\
+         dev                  running    hot      10.0.1.2        \n\
+         api                  stopped    -                        \n"
+    );
+    assert_eq!(
+        list(&[sandbox(r#"{"urls":["https://a","https://b"]}"#), stopped()]),
+        "NAME                 STATUS     THERMAL  IP               URL\n\
+         dev                  running    hot      10.0.1.2         https://a\n\
+         api                  stopped    -                         \n"
+    );
+    assert_eq!(
+        list_wide(&[sandbox("{}"), stopped()]),
+        "NAME                 STATUS     THERMAL  IP               CPUS   MEMORY   DISK     IMAGE        LABELS\n\
+         dev                  running    hot      10.0.1.2         1      1024     0        minimal      -\n\
+         api                  stopped    -                         0.5    1024     8192     minimal      a=1,b=2\n"
+    );
+}
+
+#[test]
+fn json_listings_have_their_fields_in_order() {
+    let json = |sandbox: &Sandbox| serde_json::to_string(&ListRow::from(sandbox)).expect("JSON");
+    assert_eq!(
+        json(&sandbox("{}")),
+        r#"{"id":"0123456789abcdef","name":"dev","status":"running","thermal":"hot","ip":"10.0.1.2","urls":null,"cpus":1.0,"memory_mb":1024,"disk_size_mb":0,"image":"minimal"}"#
+    );
+    assert_eq!(
+        json(&stopped()),
+        r#"{"id":"0123456789abcdef","name":"api","status":"stopped","thermal":"","ip":"","urls":null,"cpus":0.5,"memory_mb":0,"disk_size_mb":8192,"image":"","labels":{"a":"1","b":"2"}}"#
+    );
+}
+
+#[test]
+fn details_are_described() {
+    let df = "Filesystem 1M-blocks Used Available Use% Mounted on\n/dev/vda 984 310 657 33% /\n";
+    assert_eq!(
+        inspected(&sandbox("{}"), DiskUse::parse(df)),
+        "Name:       dev
+ID:         0123456789abcdef
+Status:     running
+Image:      minimal
+Created:    2026-04-01T10:00:00.123456789Z
+
+Resources:
+  CPUs:     1
+  Memory:   1024 MB
+  Disk:     984 MB (310 MB used, 657 MB free)
+
+Network:
+  IP:       10.0.1.2
+"
+    );
+    assert_eq!(
+        inspected(&stopped(), None),
+        "Name:       api
+ID:         0123456789abcdef
+Status:     stopped
+Image:      minimal
+Created:    2026-04-01T10:00:00.123456789Z
+Stopped:    2026-04-02T00:00:00Z
+Template:   t1
+
+Resources:
+  CPUs:     0.5
+  Memory:   1024 MB
+  Disk:     8192 MB
+
+Network:
+  IP:       \n
+  keep_hot: true
+"
+    );
+    let no_answer = inspected(&sandbox("{}"), None);
+    assert!(!no_answer.contains("Disk:"), "{no_answer}");
+    let no_size = inspected(&sandbox(r#"{"status":"stopped"}"#), None);
+    assert!(no_size.contains("  Disk:     — (stopped)\n"), "{no_size}");
+}
+
+#[test]
+fn what_df_prints_is_not_trusted() {
+    for bad in ["", "one line", "a\nb c d e", "a\n/dev 1 2", "a\n/dev -1 2 3"] {
+        assert_eq!(DiskUse::parse(bad), None, "{bad:?}");
+    }
+}
+
+#[test]
+fn edits_and_detached_commands_are_reported() {
+    let change = |json: &str| serde_json::from_str::<PatchSandbox>(json).expect("JSON");
+    assert_eq!(
+        edited("dev", &change(r#"{"keep_hot":true,"name":"dev-old"}"#)),
+        "Updated dev\n  name:     dev-old\n  Note: in-guest hostname unchanged (set at create time)\n  keep_hot: true (thermal transitions disabled)\n"
+    );
+    assert_eq!(
+        edited("dev", &change(r#"{"keep_hot":false}"#)),
+        "Updated dev\n  keep_hot: false (thermal transitions re-enabled)\n"
+    );
+    assert_eq!(edited("dev", &change(r#"{"labels_remove":["a"]}"#)), "Updated dev\n");
+    let started = ExecDetached { detached: true, output_file: "/o.log".to_owned(), pid: 4218 };
+    assert_eq!(detached(&started), "pid: 4218\noutput: /o.log\n");
+}

@@ -1,0 +1,157 @@
+//! What is said, and with which exit code, when something is wrong.
+
+use super::world::World;
+
+#[test]
+fn unknown_commands_are_named_and_guessed() {
+    let world = World::new();
+    world.run(&["lst"]).check(
+        1,
+        "",
+        "Error: unknown command \"lst\" for \"bhatti\"\n\nDid you mean this?\n\tls\n\tlist\n\nRun 'bhatti --help' for usage.\n",
+    );
+    world.run(&["xyzzy"]).check(
+        1,
+        "",
+        "Error: unknown command \"xyzzy\" for \"bhatti\"\nRun 'bhatti --help' for usage.\n",
+    );
+    world.run(&["user", "bogus"]).check(
+        1,
+        "",
+        "Error: unknown command \"bogus\" for \"bhatti user\"\nRun 'bhatti user --help' for usage.\n",
+    );
+}
+
+#[test]
+fn flags_that_are_none_and_values_that_fit_none() {
+    let world = World::new();
+    for (args, text) in [
+        (&["list", "--bogus"][..], "unknown flag: --bogus"),
+        (&["list", "--bogus=1"], "unknown flag: --bogus"),
+        (&["list", "-x"], "unknown shorthand flag: 'x' in -x"),
+        (&["exec", "dev", "-la"], "unknown shorthand flag: 'l' in -l"),
+        (&["create", "--name"], "flag needs an argument: --name"),
+        (
+            &["create", "--cpus", "two"],
+            "invalid argument \"two\" for \"--cpus\": invalid float literal",
+        ),
+        (
+            &["completion", "tcsh"],
+            "invalid argument \"tcsh\" for \"<bash|zsh|fish|powershell>\": must be bash, zsh, fish or powershell",
+        ),
+        (
+            &["exec", "dev", "--timeout", "0", "ls"],
+            "--timeout must be from 1 to 86400 seconds, got 0",
+        ),
+        (
+            &["edit", "dev"],
+            "nothing to update — use --name, --keep-hot, --allow-cold, --label, or --label-delete",
+        ),
+        (
+            &["edit", "dev", "--keep-hot", "--allow-cold"],
+            "cannot use --keep-hot and --allow-cold together",
+        ),
+        (&["user", "create"], "--name is required"),
+        (
+            &["--url", "nonsense", "ls"],
+            "\"nonsense\" is not an API address: it must look like http://host:port or https://host",
+        ),
+    ] {
+        world.run(args).check(1, "", &format!("Error: {text}\n"));
+    }
+}
+
+#[test]
+fn wrong_counts_come_after_the_help() {
+    let world = World::new();
+    for (args, help, text) in [
+        (&["destroy"][..], "destroy", "accepts 1 arg(s), received 0"),
+        (&["--json", "rm", "-y", "a", "b", "c"], "destroy", "accepts 1 arg(s), received 3"),
+        (&["exec"], "exec", "requires at least 1 arg(s), only received 0"),
+        (&["list", "a"], "list", "accepts 0 arg(s), received 1"),
+        (&["user", "delete", "a", "b"], "user delete", "accepts 1 arg(s), received 2"),
+    ] {
+        let ran = world.run(args);
+        let mut wanted: Vec<&str> = help.split(' ').collect();
+        wanted.push("-h");
+        let short = world.run(&wanted).stdout;
+        ran.check(1, &short, &format!("\nError: {text}\n"));
+    }
+}
+
+#[test]
+fn nobody_at_the_address() {
+    let world = World::new();
+    let ran = world.run(&["--url", "http://127.0.0.1:1/", "ls"]);
+    ran.check(
+        1,
+        "",
+        "Error: cannot connect to http://127.0.0.1:1: Connection refused (os error 111)\n\n  Is the daemon running? Start it, or point the CLI at it:\n    sudo bhatti serve\n    bhatti setup\n",
+    );
+}
+
+#[test]
+fn api_errors_come_with_their_hints() {
+    let world = World::with(&[
+        ("404 Not Found", "", "{\"error\":\"not found\"}\n"),
+        ("429 Too Many Requests", "", "{\"error\":\"sandbox limit reached (5/5)\"}\n"),
+        (
+            "500 Internal Server Error",
+            "",
+            "{\"error\":\"internal error\",\"request_id\":\"req_1\"}\n",
+        ),
+        ("401 Unauthorized", "", "{\"error\":\"invalid api key\"}\n"),
+    ]);
+    world.run(&["inspect", "dev"]).check(
+        1,
+        "",
+        "Error: 404 Not Found: sandbox \"dev\" not found\n\n  Check sandbox name:\n    bhatti ls\n",
+    );
+    world.run(&["create", "--name", "a"]).check(
+        1,
+        "",
+        "Error: 429 Too Many Requests: sandbox limit reached (5/5)\n\n  Destroy unused sandboxes to free capacity:\n    bhatti ls\n    bhatti destroy <sandbox>\n",
+    );
+    world.run(&["destroy", "a", "-y"]).check(
+        1,
+        "",
+        "Error: 500 Internal Server Error: internal error (request req_1)\n",
+    );
+    let stderr = world.run(&["ls"]).stderr;
+    assert_eq!(
+        stderr,
+        "Error: 401 Unauthorized: invalid api key\n\n  Set the API key:\n    bhatti setup\n"
+    );
+}
+
+#[test]
+fn nothing_is_destroyed_unasked() {
+    let world = World::with(&[]);
+    world.run(&["destroy", "dev"]).check(1, "", "Use --yes to confirm in non-interactive mode\n");
+    assert!(world.requests().is_empty());
+}
+
+#[test]
+fn a_wrong_configuration_stops_the_server_but_not_a_client() {
+    let world = World::with(&[("200 OK", "", "[]")]);
+    let file = world.path("c.yaml");
+    std::fs::write(&file, "\nlisen: x\n").unwrap();
+    let file = file.to_str().unwrap();
+    let with_config = |args: &[&str]| {
+        let mut command = world.command(args);
+        super::world::ran(command.env("BHATTI_CONFIG", file))
+    };
+    let sentence = format!("{file}:2: unknown key \"lisen\" — did you mean \"listen\"?\n");
+    for args in [&["serve"][..], &["user", "list"]] {
+        with_config(args).check(1, "", &format!("Error: load config: {sentence}"));
+    }
+    let ran = with_config(&["ls"]);
+    assert_eq!((ran.code, ran.stderr), (Some(0), format!("config ignored: {sentence}")));
+}
+
+#[test]
+fn an_old_client_is_told_once() {
+    let world = World::with(&[("200 OK", "x-bhatti-min-cli: 99.0.0\r\n", "[]")]);
+    let stderr = world.run(&["ls"]).stderr;
+    assert_eq!(stderr.matches("is below server minimum 99.0.0").count(), 1, "{stderr}");
+}

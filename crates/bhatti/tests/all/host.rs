@@ -1,0 +1,50 @@
+//! Commands that work on the database of this host.
+
+use super::world::World;
+
+#[test]
+fn users_live_from_create_to_delete() {
+    let world = World::new();
+    let dir = world.path("data");
+    let dir = dir.to_str().unwrap();
+    let run = |args: &[&str]| world.run(&[&["--data-dir", dir], args].concat());
+    let header = "ID           NAME                 SANDBOXES CPUS   MEM    SUBNET  \n";
+    run(&["user", "list"]).check(0, header, "");
+    assert_eq!(run(&["user", "list", "--json"]).stdout, "null\n");
+
+    let created = run(&["user", "create", "--name", "alice", "--max-sandboxes", "7"]);
+    assert_eq!((created.code, created.stderr.as_str()), (Some(0), ""));
+    let key_line = created.stdout.lines().find(|line| line.contains("API key:")).unwrap();
+    let key = key_line.split_whitespace().next_back().unwrap();
+    assert!(key.starts_with("bht_") && key.len() == 68, "{key}");
+    assert!(created.stdout.contains("  export BHATTI_URL=http://localhost:8080\n"), "{created:?}");
+
+    let listed = run(&["user", "list"]).stdout;
+    assert!(listed.lines().nth(1).unwrap().contains(" alice                0/7      4      4096 "));
+    run(&["user", "create", "--name", "alice"]).check(
+        1,
+        "",
+        "Error: user \"alice\" already exists\n",
+    );
+
+    let rotated = run(&["user", "rotate-key", "alice"]).stdout;
+    assert!(rotated.starts_with("API key rotated for \"alice\"\n  New key: bht_"), "{rotated}");
+    assert!(!rotated.contains(key));
+    run(&["user", "rotate-key", "bob"]).check(1, "", "Error: user \"bob\" not found\n");
+
+    run(&["user", "delete", "alice"]).check(
+        1,
+        "",
+        "Use --yes to confirm in non-interactive mode\n",
+    );
+    run(&["user", "delete", "alice", "-y"]).check(0, "deleted user \"alice\"\n", "");
+    run(&["user", "delete", "alice", "--yes"]).check(1, "", "Error: user \"alice\" not found\n");
+}
+
+#[test]
+fn a_directory_that_cannot_be_is_named() {
+    let world = World::new();
+    let ran = world.run(&["--data-dir", "/proc/nope", "user", "list"]);
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.stderr.starts_with("Error: open store /proc/nope/state.db: "), "{ran:?}");
+}

@@ -1,0 +1,149 @@
+//! Commands about sandboxes, from flags to request to output.
+
+use std::process::Stdio;
+
+use super::world::{World, read};
+
+const DEV: &str = r#"{"id":"0123456789abcdef","name":"dev","status":"stopped","ip":"10.0.1.2",
+    "created_at":"2026-04-01T10:00:00Z","cpus":2,"memory_mb":2048,"image":"minimal"}"#;
+
+#[test]
+fn create_sends_and_shows() {
+    let world = World::with(&[
+        ("201 Created", "", DEV),
+        ("200 OK", "x-bhatti-existing: true\r\n", DEV),
+        ("201 Created", "", DEV),
+    ]);
+    world.run(&["create", "--name", "dev", "--cpus", "2"]).check(
+        0,
+        "sandbox/dev created (2 vCPU, 2048 MB)\n  IP:    10.0.1.2\n  Shell: bhatti shell dev\n",
+        "",
+    );
+    world.run(&["create"]).check(0, "sandbox/dev unchanged (already exists)\n", "");
+    let json = world.run(&["create", "--json"]).stdout;
+    assert!(json.starts_with("{\n  \"id\": \"0123456789abcdef\",\n  \"name\": \"dev\","), "{json}");
+    assert_eq!(
+        world.requests(),
+        [
+            "POST /sandboxes {\"name\":\"dev\",\"cpus\":2.0}",
+            "POST /sandboxes {\"name\":\"\"}",
+            "POST /sandboxes {\"name\":\"\"}"
+        ]
+    );
+    assert_eq!(world.cached(), "dev");
+}
+
+#[test]
+fn list_filters_shows_and_remembers() {
+    let two = format!("[{DEV},{}]", DEV.replace("dev", "api"));
+    let world = World::with(&[
+        ("200 OK", "", &two),
+        ("200 OK", "", &format!("[{DEV}]")),
+        ("200 OK", "", "[]"),
+    ]);
+    let ran = world.run(&["ls", "-o", "wide"]);
+    assert_eq!(ran.stdout.lines().count(), 3, "{ran:?}");
+    assert!(ran.stdout.contains(" 2      2048 "), "{ran:?}");
+    let ran = world.run(&["list", "--label", "a=b,c=", "--json"]);
+    assert!(ran.stdout.starts_with("[\n  {\n    \"id\": "), "{ran:?}");
+    assert_eq!(world.requests()[1], "GET /sandboxes?label=a%3Db&label=c%3D");
+    assert_eq!(world.cached(), "dev\napi", "a filter forgets nothing");
+    let header = "NAME                 STATUS     THERMAL  IP              \n";
+    world.run(&["list"]).check(0, header, "");
+    assert_eq!(world.cached(), "");
+}
+
+#[test]
+fn edit_and_destroy_keep_completion_right() {
+    let renamed = DEV.replace("\"dev\"", "\"new\"");
+    let world = World::with(&[
+        ("201 Created", "", DEV),
+        ("200 OK", "", &renamed),
+        ("200 OK", "", "{\"status\":\"destroyed\"}"),
+    ]);
+    world.run(&["create"]);
+    let ran = world.run(&["edit", "dev", "--name", "new", "--label-delete", "a,b"]);
+    assert!(ran.stdout.starts_with("Updated dev\n  name:     new\n"), "{ran:?}");
+    assert_eq!(world.cached(), "new");
+    world.run(&["rm", "-y", "--json", "new"]).check(0, "{\n  \"status\": \"destroyed\"\n}\n", "");
+    assert_eq!(world.cached(), "");
+    assert_eq!(
+        world.requests()[1..],
+        [
+            "PATCH /sandboxes/dev {\"name\":\"new\",\"labels_remove\":[\"a\",\"b\"]}",
+            "DELETE /sandboxes/new"
+        ]
+    );
+}
+
+#[test]
+fn inspect_asks_a_running_guest_for_its_disk() {
+    let running = DEV.replace("stopped", "running");
+    let df = r#"{"exit_code":0,"stdout":"x\n/dev/vda 984 310 657 33% /\n","stderr":""}"#;
+    let world = World::with(&[("200 OK", "", &running), ("200 OK", "", df), ("200 OK", "", DEV)]);
+    let ran = world.run(&["inspect", "dev"]);
+    assert!(ran.stdout.contains("  Disk:     984 MB (310 MB used, 657 MB free)\n"), "{ran:?}");
+    let ran = world.run(&["info", "dev"]);
+    assert!(ran.stdout.contains("  Disk:     — (stopped)\n"), "{ran:?}");
+    assert_eq!(world.requests().len(), 3, "a stopped guest is not woken");
+}
+
+#[test]
+fn timing_comes_last() {
+    let world = World::with(&[("200 OK", "", "[]")]);
+    let stderr = world.run(&["ls", "--timing"]).stderr;
+    let labels: Vec<&str> = stderr.lines().map(|line| line.split(' ').next().unwrap()).collect();
+    assert_eq!(labels, ["---", "connect:", "server:", "transfer:", "total:"], "{stderr}");
+}
+
+#[test]
+fn flags_beat_files_and_files_beat_the_environment() {
+    let world = World::with(&[("200 OK", "", "[]"), ("200 OK", "", "[]")]);
+    let dir = world.path(".bhatti");
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(dir.join("config.yaml"), format!("api_url: {}\n", world.url())).unwrap();
+    let nowhere = "http://127.0.0.1:1";
+    let mut command = world.command(&["ls"]);
+    assert_eq!(super::world::ran(command.env("BHATTI_URL", nowhere)).code, Some(0));
+    assert_eq!(world.run(&["ls", "--url", nowhere]).code, Some(1));
+    assert!(read(&dir.join("config.yaml")).contains(world.url()));
+}
+
+#[test]
+fn a_reader_that_left_is_no_error() {
+    let many = vec![DEV; 2000].join(",");
+    let world = World::with(&[("200 OK", "", &format!("[{many}]"))]);
+    let mut command = world.command(&["ls"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(141));
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+}
+
+#[test]
+fn a_full_disk_is_an_error() {
+    let world = World::with(&[("200 OK", "", "[]")]);
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let ran = super::world::ran(world.command(&["ls"]).stdout(full));
+    ran.check(1, "", "Error: write output: No space left on device (os error 28)\n");
+}
+
+#[test]
+fn version_works_with_and_without_a_server() {
+    let health = "{\"status\":\"ok\",\"uptime\":\"1s\"}";
+    let world = World::with(&[
+        ("200 OK", "x-bhatti-version: v9.9.9\r\n", health),
+        ("404 Not Found", "x-bhatti-version: 9.9.9\r\n", "{}"),
+    ]);
+    let own = env!("CARGO_PKG_VERSION");
+    let text = format!("bhatti v{own}\napi: {}\nserver: v9.9.9\n", world.url());
+    world.run(&["version"]).check(0, &text, "");
+    world.run(&["version"]).check(0, &text, "");
+    let lonely = World::new();
+    lonely.run(&["version", "--json", "--url", "http://127.0.0.1:1"]).check(
+        0,
+        &format!("{{\n  \"api\": \"http://127.0.0.1:1\",\n  \"version\": \"{own}\"\n}}\n"),
+        "",
+    );
+}
