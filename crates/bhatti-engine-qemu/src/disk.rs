@@ -143,8 +143,6 @@ fn header(bytes: u64, l1_entries: u64) -> io::Result<[u8; 112]> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test may panic")]
-
     use std::process::Command;
 
     use super::*;

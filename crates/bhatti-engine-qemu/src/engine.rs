@@ -222,7 +222,6 @@ impl Inner {
         self.spawn(&machine, confinement, opened.log)
     }
 
-    #[expect(clippy::zombie_processes, reason = "`Process` collects it, through its pidfd")]
     fn spawn(
         &self,
         machine: &Machine,

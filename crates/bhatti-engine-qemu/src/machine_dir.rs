@@ -177,8 +177,6 @@ impl MachineDir {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test may panic")]
-
     use super::*;
 
     const NOBODY: Private = Private { uid: 64123, gid: 64123 };

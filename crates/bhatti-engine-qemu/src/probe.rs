@@ -252,8 +252,6 @@ fn clock_and_tsc() -> (Duration, u64) {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test may panic")]
-
     use super::*;
 
     #[test]

@@ -34,7 +34,8 @@ impl Process {
         Ok(Self { pid, start_ticks: start_ticks(pid)?, pidfd: watched(pidfd)? })
     }
 
-    /// Holds on to the process with this identity; `None` if it is gone.
+    /// Holds on to the process with this identity; `None` if it is gone. One that has died but
+    /// has not been collected is still there: [`Self::ended`] resolves at once and collects it.
     pub(crate) fn find(pid: i32, expected_ticks: u64) -> io::Result<Option<Self>> {
         if pid <= 0 {
             return Ok(None);
@@ -49,13 +50,7 @@ impl Process {
             _ => return Ok(None),
         }
         let pidfd = watched(pidfd)?;
-        let process = Self { pid, start_ticks: expected_ticks, pidfd };
-        if process.is_dead() {
-            // Dead but not collected: if it is our child, that is our duty.
-            process.reap()?;
-            return Ok(None);
-        }
-        Ok(Some(process))
+        Ok(Some(Self { pid, start_ticks: expected_ticks, pidfd }))
     }
 
     pub(crate) fn pid(&self) -> i32 {
@@ -97,12 +92,6 @@ impl Process {
         // A pidfd becomes readable when the process ends and stays so.
         drop(self.pidfd.readable().await?);
         Ok(())
-    }
-
-    fn is_dead(&self) -> bool {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
-        let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next());
-        matches!(state, None | Some('Z' | 'X'))
     }
 
     fn reap(&self) -> io::Result<Status> {
@@ -180,19 +169,16 @@ fn parse_start_ticks(stat: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test may panic")]
-
     use std::process::{Command, Stdio};
 
     use super::*;
 
     /// A child that lives until it is ended or its input closes.
-    fn cat() -> std::process::Child {
-        Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap()
-    }
-
-    fn pid(child: &std::process::Child) -> i32 {
-        i32::try_from(child.id()).unwrap()
+    #[expect(clippy::zombie_processes, reason = "collecting it is what is tested")]
+    fn cat() -> (i32, std::process::ChildStdin) {
+        let mut child =
+            Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        (i32::try_from(child.id()).unwrap(), child.stdin.take().unwrap())
     }
 
     #[test]
@@ -204,8 +190,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_killed_child_is_seen_and_collected() {
-        let child = cat();
-        let process = Process::child(pid(&child)).unwrap();
+        let (pid, _input) = cat();
+        let process = Process::child(pid).unwrap();
         process.kill();
         assert_eq!(process.ended().await.unwrap(), Status::Signal(libc::SIGKILL));
         assert!(!std::path::Path::new(&format!("/proc/{}", process.pid())).exists());
@@ -215,9 +201,9 @@ mod tests {
 
     #[tokio::test]
     async fn identity_is_pid_and_start_time() {
-        let child = cat();
-        let process = Process::child(pid(&child)).unwrap();
-        let (pid, ticks) = (process.pid(), process.start_ticks());
+        let (pid, _input) = cat();
+        let process = Process::child(pid).unwrap();
+        let ticks = process.start_ticks();
         assert!(Process::find(pid, ticks).unwrap().is_some());
         assert!(Process::find(pid, ticks + 1).unwrap().is_none());
         assert!(Process::find(0, ticks).unwrap().is_none());

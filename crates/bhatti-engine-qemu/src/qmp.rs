@@ -158,8 +158,6 @@ fn broken(command: &str, message: &str) -> EngineError {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test may panic")]
-
     use super::*;
 
     const GREETING: &str = "{\"QMP\": {\"version\": {}}}\n{\"return\": {}}\n";
