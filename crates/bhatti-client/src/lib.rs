@@ -30,6 +30,6 @@ pub use client::{Client, ServerInfo};
 pub use endpoint::{Endpoint, Scheme};
 pub use error::ClientError;
 pub use exec::ExecStream;
-pub use sandbox::Created;
 pub use http::StatusCode;
+pub use sandbox::Created;
 pub use timing::Timing;

@@ -70,16 +70,10 @@ pub(crate) struct Reading {
 
 /// Reads the text of `path`.
 pub(crate) fn read_text(path: &Utf8Path) -> Result<String, ConfigError> {
-    let fail = |source| ConfigError::Read {
-        path: path.to_owned(),
-        source,
-    };
+    let fail = |source| ConfigError::Read { path: path.to_owned(), source };
     let file = std::fs::File::open(path).map_err(fail)?;
     let mut text = String::new();
-    let read = file
-        .take(MAX_BYTES + 1)
-        .read_to_string(&mut text)
-        .map_err(fail)?;
+    let read = file.take(MAX_BYTES + 1).read_to_string(&mut text).map_err(fail)?;
     if read as u64 > MAX_BYTES {
         return Err(fail(std::io::Error::other("larger than 1 MiB")));
     }
@@ -95,11 +89,7 @@ pub(crate) fn parse(path: &Utf8Path, text: &str, home: &Utf8Path) -> Result<Read
         let text = text.lines().next().unwrap_or_default().to_owned();
         ConfigError::Syntax(Problem::new(path, line, text))
     })?;
-    let mut reader = Reader {
-        path,
-        home,
-        reading: Reading::default(),
-    };
+    let mut reader = Reader { path, home, reading: Reading::default() };
     match root {
         None | Some(Node::Null) => {}
         Some(Node::Map(entries)) => {
@@ -126,9 +116,7 @@ impl Reader<'_> {
     fn entry(&mut self, key: &str, line: u64, value: &Located) {
         if UNUSED.contains(&key) {
             let text = format!("{key:?} is not used by this version");
-            self.reading
-                .unused
-                .push(Problem::new(self.path, line, text));
+            self.reading.unused.push(Problem::new(self.path, line, text));
             return;
         }
         if !KEYS.contains(&key) {
@@ -145,10 +133,7 @@ impl Reader<'_> {
     }
 
     fn problem(&mut self, line: u64, text: String) {
-        self.reading
-            .problems
-            .0
-            .push(Problem::new(self.path, line, text));
+        self.reading.problems.0.push(Problem::new(self.path, line, text));
     }
 
     fn set(&mut self, key: &str, value: &Located) -> Result<(), String> {
@@ -198,10 +183,9 @@ fn unknown_key(key: &str) -> String {
 fn text<'a>(key: &str, value: &'a Node) -> Result<&'a str, String> {
     match value {
         Node::Text(text) => Ok(text),
-        Node::Int(_) | Node::Float(_) | Node::Bool(_) => Err(format!(
-            "{key:?} must be text, not {}; put it in quotes",
-            value.kind()
-        )),
+        Node::Int(_) | Node::Float(_) | Node::Bool(_) => {
+            Err(format!("{key:?} must be text, not {}; put it in quotes", value.kind()))
+        }
         other => Err(format!("{key:?} must be text, not {}", other.kind())),
     }
 }
@@ -211,9 +195,7 @@ fn url(key: &str, value: &Node) -> Result<String, String> {
     if url.starts_with("http://") || url.starts_with("https://") {
         Ok(url.to_owned())
     } else {
-        Err(format!(
-            "{key:?} must start with http:// or https://, got {url:?}"
-        ))
+        Err(format!("{key:?} must start with http:// or https://, got {url:?}"))
     }
 }
 
@@ -222,9 +204,7 @@ fn engine(key: &str, value: &Node) -> Result<EngineChoice, String> {
         "auto" => Ok(EngineChoice::Auto),
         "qemu" => Ok(EngineChoice::Qemu),
         "firecracker" => Ok(EngineChoice::Firecracker),
-        other => Err(format!(
-            "{key:?} must be auto, qemu or firecracker, got {other:?}"
-        )),
+        other => Err(format!("{key:?} must be auto, qemu or firecracker, got {other:?}")),
     }
 }
 
@@ -237,9 +217,7 @@ fn listen(key: &str, value: &Node) -> Result<SocketAddr, String> {
         Node::Int(port) => return Err(bad(&port.to_string())),
         other => return Err(bad(other.kind())),
     };
-    let (host, port) = text
-        .rsplit_once(':')
-        .ok_or_else(|| bad(&format!("{text:?}")))?;
+    let (host, port) = text.rsplit_once(':').ok_or_else(|| bad(&format!("{text:?}")))?;
     let any = match host {
         "" => Some(Ipv4Addr::UNSPECIFIED),
         "localhost" => Some(Ipv4Addr::LOCALHOST),
@@ -269,49 +247,32 @@ fn image(key: &str, value: &Node) -> Result<String, String> {
     // The rule for names; spelled here because this crate sits below everything.
     let name = text(key, value)?;
     let ok = name.len() <= 63
-        && name
-            .bytes()
-            .next()
-            .is_some_and(|b| b.is_ascii_alphanumeric())
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+        && name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
     if ok {
         Ok(name.to_owned())
     } else {
-        Err(format!(
-            "{key:?} must match [a-zA-Z0-9][a-zA-Z0-9._-]{{0,62}}, got {name:?}"
-        ))
+        Err(format!("{key:?} must match [a-zA-Z0-9][a-zA-Z0-9._-]{{0,62}}, got {name:?}"))
     }
 }
 
 fn prefix(key: &str, value: &Node) -> Result<String, String> {
     let prefix = text(key, value)?;
     let ok = (1..=8).contains(&prefix.len())
-        && prefix
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        && prefix.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
     if ok {
         Ok(prefix.to_owned())
     } else {
-        Err(format!(
-            "{key:?} must match [a-z0-9-]{{1,8}}, got {prefix:?}"
-        ))
+        Err(format!("{key:?} must match [a-z0-9-]{{1,8}}, got {prefix:?}"))
     }
 }
 
 fn addresses(key: &str, value: &Node) -> Result<Vec<IpAddr>, String> {
     let Node::List(items) = value else {
-        return Err(format!(
-            "{key:?} must be a list of IP addresses, not {}",
-            value.kind()
-        ));
+        return Err(format!("{key:?} must be a list of IP addresses, not {}", value.kind()));
     };
     if items.len() > 8 {
-        return Err(format!(
-            "{key:?} has {} addresses, more than 8",
-            items.len()
-        ));
+        return Err(format!("{key:?} has {} addresses, more than 8", items.len()));
     }
     items
         .iter()
@@ -319,24 +280,17 @@ fn addresses(key: &str, value: &Node) -> Result<Vec<IpAddr>, String> {
             let text = match &item.value {
                 Node::Text(text) => text.as_str(),
                 other => {
-                    return Err(format!(
-                        "{key:?} must hold IP addresses, not {}",
-                        other.kind()
-                    ));
+                    return Err(format!("{key:?} must hold IP addresses, not {}", other.kind()));
                 }
             };
-            text.parse()
-                .map_err(|_| format!("{key:?} must hold IP addresses, got {text:?}"))
+            text.parse().map_err(|_| format!("{key:?} must hold IP addresses, got {text:?}"))
         })
         .collect()
 }
 
 fn number(key: &str, value: &Node, least: u32, most: u32) -> Result<u32, String> {
     let Node::Int(number) = value else {
-        return Err(format!(
-            "{key:?} must be a whole number, not {}",
-            value.kind()
-        ));
+        return Err(format!("{key:?} must be a whole number, not {}", value.kind()));
     };
     u32::try_from(*number)
         .ok()

@@ -47,9 +47,7 @@ pub struct Endpoint {
 
 impl std::fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Endpoint")
-            .field("api_url", &self.api_url)
-            .finish_non_exhaustive()
+        f.debug_struct("Endpoint").field("api_url", &self.api_url).finish_non_exhaustive()
     }
 }
 
@@ -79,11 +77,8 @@ pub fn load(places: &Places) -> Result<Config, ConfigError> {
     let mut settings = match &source {
         None => FileSettings::default(),
         Some(path) => {
-            let Reading {
-                settings,
-                problems,
-                unused,
-            } = file::parse(path, &file::read_text(path)?, &places.home)?;
+            let Reading { settings, problems, unused } =
+                file::parse(path, &file::read_text(path)?, &places.home)?;
             if !problems.0.is_empty() {
                 return Err(ConfigError::Invalid(problems));
             }
@@ -91,33 +86,21 @@ pub fn load(places: &Places) -> Result<Config, ConfigError> {
             settings
         }
     };
-    let mut endpoint = Endpoint {
-        api_url: settings.api_url.take(),
-        auth_token: settings.auth_token.take(),
-    };
+    let mut endpoint =
+        Endpoint { api_url: settings.api_url.take(), auth_token: settings.auth_token.take() };
     if places.only.is_none() {
         add_user_file(places, &mut endpoint, &mut warnings);
     }
-    Ok(Config {
-        endpoint,
-        warnings,
-        settings,
-        home: places.home.clone(),
-        source,
-    })
+    Ok(Config { endpoint, warnings, settings, home: places.home.clone(), source })
 }
 
 /// Reads every layer for a command that only talks to the API: what is wrong becomes a warning,
 /// and a wrong file counts as absent.
 pub fn load_endpoint(places: &Places) -> (Endpoint, Vec<String>) {
     let failure = match load(places) {
-        Ok(Config {
-            endpoint, warnings, ..
-        }) => {
+        Ok(Config { endpoint, warnings, .. }) => {
             // Keys of the server are the server's business.
-            let deprecated = warnings
-                .into_iter()
-                .filter(|line| !line.ends_with("this version"));
+            let deprecated = warnings.into_iter().filter(|line| !line.ends_with("this version"));
             return (endpoint, deprecated.collect());
         }
         Err(failure) => failure,
@@ -152,9 +135,7 @@ fn main_file(places: &Places, warnings: &mut Vec<String>) -> Option<Utf8PathBuf>
     }
     if places.deprecated.try_exists().unwrap_or(false) {
         let (old, new) = (&places.deprecated, &places.system);
-        warnings.push(format!(
-            "⚠ config loaded from deprecated location {old}\n  move to {new}\n"
-        ));
+        warnings.push(format!("⚠ config loaded from deprecated location {old}\n  move to {new}\n"));
         return Some(old.clone());
     }
     None
@@ -174,9 +155,7 @@ fn add_user_file(places: &Places, endpoint: &mut Endpoint, warnings: &mut Vec<St
         }
     };
     match file::parse(&path, &text, &places.home) {
-        Ok(Reading {
-            settings, problems, ..
-        }) => {
+        Ok(Reading { settings, problems, .. }) => {
             warnings.extend(problems.0.iter().map(ToString::to_string));
             fill(&mut endpoint.api_url, settings.api_url);
             fill(&mut endpoint.auth_token, settings.auth_token);

@@ -17,11 +17,7 @@ pub struct Problem {
 
 impl Problem {
     pub(crate) fn new(path: &Utf8Path, line: u64, text: impl Into<String>) -> Self {
-        Self {
-            path: path.to_owned(),
-            line,
-            text: text.into(),
-        }
+        Self { path: path.to_owned(), line, text: text.into() }
     }
 }
 

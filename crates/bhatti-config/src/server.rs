@@ -73,26 +73,17 @@ impl ServerConfig {
             .or_else(|| file.data_dir.clone())
             .unwrap_or_else(|| home.join(".bhatti"));
         let below = |own: &Option<Utf8PathBuf>, name: &str| {
-            own.clone()
-                .unwrap_or_else(|| data_dir.join("kernel").join(name))
+            own.clone().unwrap_or_else(|| data_dir.join("kernel").join(name))
         };
         Self {
             engine: file.engine.unwrap_or_default(),
-            listen: file
-                .listen
-                .unwrap_or(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080))),
+            listen: file.listen.unwrap_or(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080))),
             kernel: below(&file.kernel, "vmlinux"),
             initramfs: below(&file.initramfs, "initramfs.cpio"),
             qemu_bin: file.qemu_bin.clone(),
-            default_image: file
-                .default_image
-                .clone()
-                .unwrap_or_else(|| "minimal".to_owned()),
+            default_image: file.default_image.clone().unwrap_or_else(|| "minimal".to_owned()),
             dns_upstreams: file.dns_upstreams.clone().unwrap_or_default(),
-            network_prefix: file
-                .network_prefix
-                .clone()
-                .unwrap_or_else(|| "bhatti-".to_owned()),
+            network_prefix: file.network_prefix.clone().unwrap_or_else(|| "bhatti-".to_owned()),
             jail_uid_base: file.jail_uid_base.unwrap_or(0x7B00_0000),
             boot_timeout_sec: file.boot_timeout_sec.unwrap_or(60),
             source,

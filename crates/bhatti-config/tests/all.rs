@@ -23,11 +23,7 @@ fn scratch() -> Scratch {
         home: root.join("home"),
     };
     fs::create_dir_all(root.join("home/.bhatti")).unwrap();
-    Scratch {
-        _dir: dir,
-        root,
-        places,
-    }
+    Scratch { _dir: dir, root, places }
 }
 
 fn system(text: &str) -> (Scratch, Result<Config, ConfigError>) {
@@ -79,25 +75,16 @@ fn every_key_is_read() {
     assert_eq!(server.data_dir, "/srv/b");
     assert_eq!(server.kernel, "/k");
     assert_eq!(server.initramfs, scratch.places.home.join("i"));
-    assert_eq!(
-        server.qemu_bin.as_deref(),
-        Some(Utf8Path::new("/usr/bin/q"))
-    );
+    assert_eq!(server.qemu_bin.as_deref(), Some(Utf8Path::new("/usr/bin/q")));
     assert_eq!(server.default_image, "browser");
     let wanted: Vec<IpAddr> = vec!["1.1.1.1".parse().unwrap(), "::1".parse().unwrap()];
     assert_eq!(server.dns_upstreams, wanted);
     assert_eq!(server.network_prefix, "b2-");
-    assert_eq!(
-        (server.jail_uid_base, server.boot_timeout_sec),
-        (100_000, 5)
-    );
+    assert_eq!((server.jail_uid_base, server.boot_timeout_sec), (100_000, 5));
     assert_eq!(server.source.as_ref(), Some(&scratch.places.system));
     assert_eq!(config.endpoint.api_url.as_deref(), Some("https://a.b"));
     assert_eq!(config.endpoint.auth_token.as_deref(), Some("bht_x"));
-    assert!(
-        !format!("{config:?}").contains("bht_x"),
-        "a key must not reach a log"
-    );
+    assert!(!format!("{config:?}").contains("bht_x"), "a key must not reach a log");
 }
 
 #[test]
@@ -162,26 +149,18 @@ fn every_problem_is_named_at_once() {
 fn a_port_out_of_range_and_a_missing_port_are_refused() {
     for bad in [":65536", "\":\"", "127.0.0.1", "example.org:80", ":-1"] {
         let told = problems(&format!("listen: {bad}\n"));
-        assert!(
-            told.starts_with("/etc.yaml:1: \"listen\" must be an address"),
-            "{bad}: {told}"
-        );
+        assert!(told.starts_with("/etc.yaml:1: \"listen\" must be an address"), "{bad}: {told}");
     }
 }
 
 #[test]
 fn what_is_not_yaml_names_its_line() {
-    for (text, line) in [
-        ("a: b\nengine: [\n", 0),
-        ("engine: qemu\nengine: qemu\n", 2),
-        ("a: b: c\n", 1),
-    ] {
+    for (text, line) in
+        [("a: b\nengine: [\n", 0), ("engine: qemu\nengine: qemu\n", 2), ("a: b: c\n", 1)]
+    {
         let told = problems(text);
         assert!(told.starts_with("parse config /etc.yaml:"), "{told}");
-        assert!(
-            line == 0 || told.contains(&format!("yaml:{line}: ")),
-            "{told}"
-        );
+        assert!(line == 0 || told.contains(&format!("yaml:{line}: ")), "{told}");
         assert_eq!(told.lines().count(), 1, "{told}");
     }
     assert!(problems("- a\n").contains("expected \"key: value\" lines, not a list"));
@@ -190,13 +169,7 @@ fn what_is_not_yaml_names_its_line() {
 
 #[test]
 fn empty_files_and_empty_keys_say_nothing() {
-    for text in [
-        "",
-        "# only a comment\n",
-        "---\n",
-        "listen:\n",
-        "listen: ~\n",
-    ] {
+    for text in ["", "# only a comment\n", "---\n", "listen:\n", "listen: ~\n"] {
         let (_scratch, loaded) = system(text);
         assert_eq!(loaded.unwrap().server(None).listen.port(), 8080, "{text:?}");
     }
@@ -221,20 +194,13 @@ fn a_file_of_the_existing_service_is_accepted_with_warnings() {
     ]
     .map(|(line, key)| format!("{file}:{line}: \"{key}\" is not used by this version"));
     assert_eq!(config.warnings, wanted);
-    assert!(
-        load_endpoint(&scratch.places).1.is_empty(),
-        "a client need not hear of them"
-    );
+    assert!(load_endpoint(&scratch.places).1.is_empty(), "a client need not hear of them");
 }
 
 #[test]
 fn the_user_file_adds_only_address_and_key_and_only_where_empty() {
     let scratch = scratch();
-    fs::write(
-        &scratch.places.system,
-        "auth_token: of-the-system\nlisten: \":1\"\n",
-    )
-    .unwrap();
+    fs::write(&scratch.places.system, "auth_token: of-the-system\nlisten: \":1\"\n").unwrap();
     fs::write(
         scratch.places.user(),
         "api_url: http://user:1\nauth_token: of-the-user\nlisten: \":2\"\ndata_dir: /user\n",
@@ -303,13 +269,8 @@ fn a_client_survives_a_wrong_system_file_and_hears_of_it_once() {
     fs::write(scratch.places.user(), "api_url: http://x\n").unwrap();
     let (endpoint, warnings) = load_endpoint(&scratch.places);
     assert_eq!(endpoint.api_url.as_deref(), Some("http://x"));
-    let [warning] = warnings.as_slice() else {
-        panic!("{warnings:?}")
-    };
-    assert!(
-        warning.starts_with("config ignored: ") && warning.contains("lisen"),
-        "{warning}"
-    );
+    let [warning] = warnings.as_slice() else { panic!("{warnings:?}") };
+    assert!(warning.starts_with("config ignored: ") && warning.contains("lisen"), "{warning}");
 }
 
 #[test]

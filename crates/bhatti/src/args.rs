@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use camino::Utf8PathBuf;
 use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 
-use crate::command::{completion, create, destroy, edit, exec, inspect, list, names, user};
+use crate::command::{completion, create, destroy, edit, exec, inspect, list, user};
 
 /// Everything on one command line.
 #[derive(Parser, Debug)]
@@ -65,8 +65,6 @@ pub(crate) enum Command {
     User(user::UserArgs),
     /// Print the version of the CLI and of the server
     Version,
-    #[command(name = "__complete-names", hide = true)]
-    CompleteNames(names::NamesArgs),
 }
 
 /// Which commands stand under which heading of `bhatti --help`.
@@ -114,7 +112,7 @@ mod tests {
     fn every_command_has_a_section() {
         let tree = command_tree();
         tree.clone().debug_assert();
-        for command in tree.get_subcommands().filter(|command| !command.is_hide_set()) {
+        for command in tree.get_subcommands() {
             let name = command.get_name();
             let count =
                 SECTIONS.iter().flat_map(|(_, names)| *names).filter(|n| **n == name).count();

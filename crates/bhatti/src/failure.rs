@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use bhatti_api::{Hint, hint_for};
+use bhatti_api::Hint;
 use bhatti_client::ClientError;
 
 /// Why a command stops. Not an error type: it is the end of the line.
@@ -67,10 +67,8 @@ impl Failure {
 impl<E: std::error::Error + Send + Sync + 'static> From<E> for Failure {
     fn from(error: E) -> Self {
         let text = chain(&error);
-        let hint = match (&error as &dyn Any).downcast_ref::<ClientError>() {
-            Some(error) => error.hint(),
-            None => hint_for(&text),
-        };
+        // Only what the server says is covered by hints; a user or a file is no sandbox.
+        let hint = (&error as &dyn Any).downcast_ref::<ClientError>().and_then(ClientError::hint);
         Self::Error { text, hint }
     }
 }
@@ -103,6 +101,7 @@ pub(crate) fn say(text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bhatti_api::hint_for;
 
     #[test]
     fn hints_have_their_layout() {

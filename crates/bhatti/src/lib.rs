@@ -28,6 +28,7 @@ mod usage;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use args::Globals;
 pub use args::command_tree;
 
 use context::Context;
@@ -35,6 +36,11 @@ use context::Context;
 /// Parses `argv`, runs the command, and says how it went.
 pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
     let argv: Vec<OsString> = argv.into_iter().collect();
+    if let Some(words) = command::names::asked(&argv) {
+        let names = Context::new(Globals::default())
+            .and_then(|context| command::names::run(&context, &words));
+        return names.unwrap_or_else(failure::Failure::report);
+    }
     let cli = match args::parse(&argv) {
         Ok(cli) => cli,
         Err(error) => return usage::explain(&error, &argv),

@@ -113,7 +113,6 @@ fn suggestions(name: &str, path: &[String]) -> Vec<String> {
     let mut near: Vec<(f64, &str)> = group
         .into_iter()
         .flat_map(Command::get_subcommands)
-        .filter(|command| !command.is_hide_set())
         .flat_map(Command::get_name_and_visible_aliases)
         .map(|known| (strsim::jaro_winkler(name, known), known))
         .filter(|(score, _)| *score >= 0.8)

@@ -36,6 +36,5 @@ pub(crate) fn run(context: &Context, command: Command) -> Result<ExitCode, Failu
         Command::Setup => setup::run(context),
         Command::User(args) => user::run(context, args),
         Command::Version => version::run(context),
-        Command::CompleteNames(args) => names::run(context, &args),
     }
 }

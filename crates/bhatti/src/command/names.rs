@@ -1,5 +1,8 @@
-//! `bhatti __complete-names`: what completion scripts ask.
+//! `bhatti __complete-names -- <words>`: what completion scripts ask.
+//!
+//! Not in the tree of commands, so that neither help nor the scripts themselves offer it.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{ArgAction, Command};
@@ -8,23 +11,24 @@ use crate::args::command_tree;
 use crate::context::Context;
 use crate::failure::Failure;
 
-/// Prints sandbox names if the next word of a command line is one; exit 1 if it is not
-#[derive(clap::Args, Debug)]
-pub(crate) struct NamesArgs {
-    /// The words so far, with the program and without the one being typed
-    #[arg(last = true)]
-    words: Vec<String>,
+/// The words typed so far, with the program and without the one being typed. `None`: this
+/// command line is an ordinary one.
+pub(crate) fn asked(argv: &[OsString]) -> Option<Vec<String>> {
+    match argv {
+        [_, command, dashes, words @ ..] if command == "__complete-names" && dashes == "--" => {
+            Some(words.iter().map(|word| word.to_string_lossy().into_owned()).collect())
+        }
+        _ => None,
+    }
 }
 
-pub(crate) fn run(context: &Context, args: &NamesArgs) -> Result<ExitCode, Failure> {
-    if !wants_sandbox(&args.words) {
+/// Prints sandbox names if the next word is one; exit 1 if it is not.
+pub(crate) fn run(context: &Context, words: &[String]) -> Result<ExitCode, Failure> {
+    if !wants_sandbox(words) {
         return Err(Failure::Silent(1));
     }
-    let mut text = context.cache.names().join("\n");
-    if !text.is_empty() {
-        text.push('\n');
-    }
-    context.write(text.as_bytes())?;
+    let lines: String = context.cache.names().iter().map(|name| format!("{name}\n")).collect();
+    context.write(lines.as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }
 

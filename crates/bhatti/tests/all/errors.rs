@@ -8,7 +8,7 @@ fn unknown_commands_are_named_and_guessed() {
     world.run(&["lst"]).check(
         1,
         "",
-        "Error: unknown command \"lst\" for \"bhatti\"\n\nDid you mean this?\n\tls\n\tlist\n\nRun 'bhatti --help' for usage.\n",
+        "Error: unknown command \"lst\" for \"bhatti\"\n\nDid you mean this?\n\tlist\n\tls\n\nRun 'bhatti --help' for usage.\n",
     );
     world.run(&["xyzzy"]).check(
         1,

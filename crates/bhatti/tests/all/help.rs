@@ -10,7 +10,7 @@ use super::world::World;
 
 fn tree(command: &clap::Command, path: &[String], out: &mut Vec<Vec<String>>) {
     out.push(path.to_vec());
-    for below in command.get_subcommands().filter(|below| !below.is_hide_set()) {
+    for below in command.get_subcommands() {
         tree(below, &[path, &[below.get_name().to_owned()]].concat(), out);
     }
 }
