@@ -1,0 +1,125 @@
+//! The engine over a pretended host.
+
+use std::io;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bhatti_engine::{
+    Accel, BootSpec, Engine, EngineError, EngineInfo, Exit, Private, RootDisk, Vm, VmRecord,
+};
+use bhatti_types::{EngineId, Mib};
+use camino::Utf8Path;
+
+use crate::fault::{Call, Fault, failure};
+use crate::host::SimHost;
+use crate::vm::SimVm;
+
+/// What a root disk made here begins with.
+const DISK_MAGIC: &[u8] = b"sim disk\n";
+
+/// One daemon's engine over a [`SimHost`].
+#[derive(Clone)]
+pub struct SimEngine {
+    host: SimHost,
+    info: EngineInfo,
+}
+
+impl SimEngine {
+    /// An engine over `host`; making another one is what a daemon restart does.
+    pub fn new(host: SimHost) -> Self {
+        let info = EngineInfo {
+            name: "sim",
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            accel: Accel::None,
+            why: "a test asks for it".to_owned(),
+            warnings: Vec::new(),
+        };
+        Self { host, info }
+    }
+
+    async fn enter(&self, call: Call) -> Result<(), EngineError> {
+        match self.host.enter(call).await {
+            Some(Fault::Fail(message) | Fault::Die(message)) => Err(failure(call, message)),
+            Some(Fault::Slow(_) | Fault::Hang) | None => Ok(()),
+        }
+    }
+}
+
+#[async_trait]
+impl Engine for SimEngine {
+    fn info(&self) -> &EngineInfo {
+        &self.info
+    }
+
+    async fn create_root(
+        &self,
+        base: &Utf8Path,
+        dir: &Utf8Path,
+        size: Option<Mib>,
+        _owner: Private,
+    ) -> Result<RootDisk, EngineError> {
+        self.enter(Call::CreateRoot).await?;
+        let metadata = std::fs::metadata(base).map_err(file_error("use image", base))?;
+        let image = Mib::holding(metadata.len());
+        if let Some(asked) = size.filter(|asked| *asked < image) {
+            let (asked_mib, image_mib) = (u64::from(asked.0), u64::from(image.0));
+            return Err(EngineError::DiskTooSmall { asked_mib, image_mib });
+        }
+        let file = dir.join("root.sim");
+        let mut disk = std::fs::File::create_new(&file).map_err(file_error("create", &file))?;
+        io::Write::write_all(&mut disk, DISK_MAGIC).map_err(file_error("write", &file))?;
+        Ok(RootDisk { file, base: Some(base.to_owned()) })
+    }
+
+    async fn boot(&self, spec: BootSpec) -> Result<Arc<dyn Vm>, EngineError> {
+        let fault = self.host.enter(Call::Boot).await;
+        if let Some(Fault::Fail(message)) = fault {
+            return Err(failure(Call::Boot, message));
+        }
+        for file in [&spec.kernel, &spec.initramfs].into_iter().chain(&spec.root.base) {
+            std::fs::File::open(file).map_err(file_error("open", file))?;
+        }
+        let disk = std::fs::read(&spec.root.file).map_err(file_error("open", &spec.root.file))?;
+        if !disk.starts_with(DISK_MAGIC) {
+            return Err(EngineError::DiedEarly { log: "the root disk is not one".to_owned() });
+        }
+        let id = spec.id.clone();
+        let started = self.host.room().start(spec.id, spec.dir);
+        let (record, exit) = started
+            .ok_or_else(|| failure(Call::Boot, format!("machine {id} is running already")))?;
+        if let Some(Fault::Die(detail)) = fault {
+            self.host.crash(&id, &detail);
+        }
+        Ok(Arc::new(SimVm::new(self.host.clone(), record, exit)))
+    }
+
+    async fn adopt(&self, record: &VmRecord) -> Result<Option<Arc<dyn Vm>>, EngineError> {
+        self.enter(Call::Adopt).await?;
+        let found = {
+            let room = self.host.room();
+            let machine = room.machines.get(&record.id);
+            machine.filter(|m| m.record == *record).map(|m| m.exit.subscribe())
+        };
+        if found.is_none() {
+            // The record is wrong, so nobody can have what runs under its id.
+            self.host.end(&record.id, Exit::Killed);
+        }
+        Ok(found.map(|exit| {
+            Arc::new(SimVm::new(self.host.clone(), record.clone(), exit)) as Arc<dyn Vm>
+        }))
+    }
+
+    async fn sweep(&self, keep: &[EngineId]) -> Result<Vec<EngineId>, EngineError> {
+        self.enter(Call::Sweep).await?;
+        let strays: Vec<EngineId> =
+            self.host.running().into_iter().filter(|id| !keep.contains(id)).collect();
+        for id in &strays {
+            self.host.end(id, Exit::Killed);
+        }
+        Ok(strays)
+    }
+}
+
+fn file_error(action: &'static str, path: &Utf8Path) -> impl Fn(io::Error) -> EngineError {
+    move |source| EngineError::File { action, path: path.to_owned(), source }
+}
