@@ -1,5 +1,7 @@
 //! What can go wrong between a client and the daemon.
 
+use std::io::ErrorKind;
+
 use bhatti_api::{ErrorBody, Hint, hint_for};
 use http::StatusCode;
 
@@ -76,10 +78,15 @@ impl ClientError {
     /// What to try next.
     pub fn hint(&self) -> Option<Hint> {
         match self {
-            Self::Connect { .. } => Some(Hint {
-                text: "Is the daemon running? Start it, or point the CLI at it:",
-                commands: &["sudo bhatti serve", "bhatti setup"],
-            }),
+            // A wrong name or certificate is not cured by starting anything.
+            Self::Connect { source, .. }
+                if matches!(source.kind(), ErrorKind::ConnectionRefused | ErrorKind::TimedOut) =>
+            {
+                Some(Hint {
+                    text: "Is the daemon running? Start it, or point the CLI at it:",
+                    commands: &["sudo bhatti serve", "bhatti setup"],
+                })
+            }
             Self::Api { status: StatusCode::UNAUTHORIZED, .. } => {
                 Some(Hint { text: "Set the API key:", commands: &["bhatti setup"] })
             }
