@@ -226,18 +226,28 @@ pub(crate) struct Group {
 
 impl Group {
     /// Makes it, bounded and empty, and opens the files a process joins it by. On failure nothing
-    /// is left.
+    /// is left. A group that exists is an error and is not touched, so this also claims the id.
     pub(crate) fn create(&self, limits: Limits) -> Result<Vec<OwnedFd>, EngineError> {
-        self.try_create(limits).map_err(|source| {
-            self.remove_directories();
+        let mut made = Vec::new();
+        self.try_create(limits, &mut made).map_err(|source| {
+            for place in made {
+                if let Err(error) = fs::remove_dir(place) {
+                    tracing::warn!(%error, place = %place.display(), "cannot remove it again");
+                }
+            }
             confine("make its control group")(source)
         })
     }
 
-    fn try_create(&self, limits: Limits) -> io::Result<Vec<OwnedFd>> {
+    fn try_create<'a>(
+        &'a self,
+        limits: Limits,
+        made: &mut Vec<&'a Path>,
+    ) -> io::Result<Vec<OwnedFd>> {
         let mut joins = Vec::new();
         for (place, hierarchy) in &self.places {
             fs::create_dir(place)?;
+            made.push(place);
             for (file, value) in hierarchy.settings(limits) {
                 write(place, file, &value)?;
             }
@@ -320,4 +330,104 @@ fn write(dir: &Path, file: &str, value: &str) -> io::Result<()> {
 
 fn confine(what: &'static str) -> impl Fn(io::Error) -> EngineError {
     move |source| EngineError::Confine { what: format!("cannot {what}"), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPE: Shape = Shape { milli_cpus: 500, memory: Mib(256) };
+
+    fn chosen(mounts: &str, version_two_offers: &str) -> Cgroups {
+        choose(mounts, "bhatti", |_| version_two_offers.to_owned())
+    }
+
+    /// Hierarchy, then what is written below it, one line each.
+    fn plan(cgroups: &Cgroups) -> String {
+        let limits = Limits::of(SHAPE, Accel::Tcg);
+        let mut out = String::new();
+        for hierarchy in &cgroups.hierarchies {
+            out.push_str(&format!("{}\n", hierarchy.mount.display()));
+            for (file, value) in hierarchy.settings(limits) {
+                out.push_str(&format!("  {file} = {value}\n"));
+            }
+        }
+        for warning in &cgroups.warnings {
+            out.push_str(&format!("! {warning}\n"));
+        }
+        out
+    }
+
+    #[test]
+    fn version_two_alone() {
+        let mounts = "cgroup2 /sys/fs/cgroup cgroup2 rw,nosuid 0 0\n/dev/sda / ext4 rw 0 0\n";
+        insta::assert_snapshot!(plan(&chosen(mounts, "cpuset cpu io memory pids\n")));
+    }
+
+    #[test]
+    fn hybrid_with_controllers_in_version_one() {
+        let mounts = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\n\
+            cgroup /sys/fs/cgroup/cpu,cpuacct cgroup rw,cpu,cpuacct 0 0\n\
+            cgroup /sys/fs/cgroup/cpuset cgroup rw,cpuset 0 0\n\
+            cgroup /sys/fs/cgroup/memory cgroup rw,memory 0 0\n\
+            cgroup /mnt/again cgroup rw,memory 0 0\n\
+            cgroup /sys/fs/cgroup/pids cgroup rw,pids 0 0\n\
+            cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
+        insta::assert_snapshot!(plan(&chosen(mounts, "")));
+    }
+
+    #[test]
+    fn what_is_missing_is_said() {
+        let mounts = "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n";
+        insta::assert_snapshot!(plan(&chosen(mounts, "cpu pids")));
+        // Even without any bound the list of processes is kept.
+        let none = chosen(mounts, "");
+        assert_eq!((none.hierarchies.len(), none.warnings.len()), (1, 3));
+    }
+
+    #[test]
+    fn a_host_without_any_hierarchy_has_none() {
+        assert!(chosen("/dev/sda / ext4 rw 0 0\n", "cpu").hierarchies.is_empty());
+        assert!(chosen("broken\n\n", "cpu").hierarchies.is_empty());
+    }
+
+    #[test]
+    fn a_vcpu_cannot_use_more_than_was_bought_and_a_little() {
+        for (milli_cpus, quota) in [(100, 15_000), (500, 55_000), (1000, 105_000), (2500, 255_000)]
+        {
+            let shape = Shape { milli_cpus, memory: Mib(1) };
+            assert_eq!(Limits::of(shape, Accel::Kvm).cpu_quota_us, quota);
+        }
+    }
+
+    /// On this host's real hierarchies; needs root.
+    #[test]
+    fn a_group_is_bounded_holds_a_process_and_is_cleared() {
+        let parent = format!("bhatti-unit-{}", std::process::id());
+        let cgroups = Cgroups::prepare(&parent).unwrap();
+        let id = EngineId::random();
+        let group = cgroups.group(&id);
+        let joins = group.create(Limits::of(SHAPE, Accel::Tcg)).unwrap();
+        group.create(Limits::of(SHAPE, Accel::Tcg)).unwrap_err();
+        assert_eq!(cgroups.machines().unwrap(), [id.clone()], "the id stays claimed");
+
+        let mut child =
+            std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        for join in joins {
+            io::Write::write_all(&mut fs::File::from(join), pid.to_string().as_bytes()).unwrap();
+        }
+        assert!(cgroups.holds(&id, pid));
+        assert!(!cgroups.holds(&EngineId::random(), pid));
+        assert_eq!(cgroups.machines().unwrap(), [id]);
+        assert!(!group.ran_out_of_memory());
+
+        assert_eq!(group.clear().unwrap(), Cleared::Killed);
+        assert!(!child.wait().unwrap().success());
+        assert_eq!(group.clear().unwrap(), Cleared::Empty);
+        assert!(cgroups.machines().unwrap().is_empty());
+        for hierarchy in &cgroups.hierarchies {
+            fs::remove_dir(hierarchy.mount.join(&parent)).unwrap();
+        }
+    }
 }

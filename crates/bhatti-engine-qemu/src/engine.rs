@@ -162,9 +162,14 @@ impl Inner {
         let (id, owner) = (spec.id.clone(), spec.owner);
 
         let (this, undo_group) = (Arc::clone(&self), group.clone());
-        let (dir, pid) = blocking(move || match this.launch(&spec, &dir, &undo_group) {
-            Ok(pid) => Ok((dir, pid)),
-            Err(error) => Err(undo(&dir, &undo_group, error)),
+        let (dir, pid) = blocking(move || {
+            // First, because it claims the id: from here on everything in it is this boot's.
+            let limits = Limits::of(spec.shape, this.acceleration.accel());
+            let joins = undo_group.create(limits)?;
+            match this.launch(&spec, &dir, joins) {
+                Ok(pid) => Ok((dir, pid)),
+                Err(error) => Err(undo(&dir, &undo_group, error)),
+            }
         })
         .await?;
 
@@ -193,8 +198,6 @@ impl Inner {
     /// Makes the group and starts the process in it. On failure the caller undoes.
     fn launch(&self, spec: &BootSpec, dir: &MachineDir, group: &Group) -> Result<i32, EngineError> {
         let opened = open_files(spec, dir)?;
-        let limits = Limits::of(spec.shape, self.acceleration.accel());
-        let cgroups = group.create(limits)?;
         let fds = Fds {
             kernel: opened.kernel.as_raw_fd(),
             initramfs: opened.initramfs.as_raw_fd(),

@@ -22,7 +22,8 @@ async fn a_panic_is_the_guests_end_and_its_text_is_kept() {
     let vm = harness.qemu().await.boot(doomed(&harness).await).await.unwrap();
     harness.booted();
     let exit = tokio::time::timeout(std::time::Duration::from_secs(90), vm.exited()).await;
-    assert_eq!(exit.unwrap(), Exit::Guest);
+    let said = String::from_utf8_lossy(&vm.console().await).into_owned();
+    assert_eq!(exit.ok(), Some(Exit::Guest), "the guest said: {said}");
     let console = String::from_utf8_lossy(&vm.console().await).into_owned();
     assert!(console.contains("Kernel panic"), "{console}");
     let saved = std::fs::read_to_string(vm.record().dir.join("console.log")).unwrap();

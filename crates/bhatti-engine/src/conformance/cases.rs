@@ -145,6 +145,18 @@ pub async fn sweeping_spares_the_known(harness: &dyn Harness) {
     kill(&*known).await;
 }
 
+/// An id that runs cannot be booted again, and the attempt does the first no harm.
+pub async fn a_running_id_is_not_booted_twice(harness: &dyn Harness) {
+    let engine = harness.engine().await;
+    let vm = boot(harness, &*engine).await;
+    let mut again = harness.spec().await;
+    again.id = vm.record().id;
+    assert!(within("refuse", engine.boot(again)).await.is_err());
+    ping(harness, &*vm).await;
+    kill(&*vm).await;
+    assert_eq!(within("exit", vm.exited()).await, Exit::Killed);
+}
+
 /// A boot that fails before it starts anything leaves nothing.
 pub async fn a_missing_kernel_leaves_nothing(harness: &dyn Harness) {
     let mut spec = harness.spec().await;
