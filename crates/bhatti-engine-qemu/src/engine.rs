@@ -196,7 +196,12 @@ impl Inner {
     }
 
     /// Makes the group and starts the process in it. On failure the caller undoes.
-    fn launch(&self, spec: &BootSpec, dir: &MachineDir, group: &Group) -> Result<i32, EngineError> {
+    fn launch(
+        &self,
+        spec: &BootSpec,
+        dir: &MachineDir,
+        cgroups: Vec<OwnedFd>,
+    ) -> Result<i32, EngineError> {
         let opened = open_files(spec, dir)?;
         let fds = Fds {
             kernel: opened.kernel.as_raw_fd(),
