@@ -409,7 +409,7 @@ mod tests {
         let group = cgroups.group(&id);
         let joins = group.create(Limits::of(SHAPE, Accel::Tcg)).unwrap();
         group.create(Limits::of(SHAPE, Accel::Tcg)).unwrap_err();
-        assert_eq!(cgroups.machines().unwrap(), [id.clone()], "the id stays claimed");
+        assert_eq!(cgroups.machines().unwrap(), std::slice::from_ref(&id), "the id stays claimed");
 
         let mut child =
             std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();

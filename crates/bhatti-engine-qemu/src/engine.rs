@@ -195,7 +195,7 @@ impl Inner {
         }
     }
 
-    /// Makes the group and starts the process in it. On failure the caller undoes.
+    /// Starts the process in the group it is given. On failure the caller undoes.
     fn launch(
         &self,
         spec: &BootSpec,
