@@ -152,12 +152,25 @@ impl Vm for QemuVm {
     }
 
     async fn console(&self) -> Vec<u8> {
-        let (reply, done) = oneshot::channel();
-        if self.commands.send(Command::Console(reply)).await.is_ok() {
-            // No answer: it ended meanwhile, and its last words are in the buffer.
-            drop(done.await);
-        }
+        refresh_console(&self.commands, self.exit.clone()).await;
         self.console.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Returns when the shared console is as new as it can be.
+async fn refresh_console(
+    commands: &mpsc::Sender<Command>,
+    mut exit: watch::Receiver<Option<Exit>>,
+) {
+    let (reply, done) = oneshot::channel();
+    if commands.send(Command::Console(reply)).await.is_err() {
+        return; // it has ended, and its last words are in the buffer
+    }
+    // Not the answer alone: a command sent just as the watcher leaves stays in the channel, and
+    // with it the sender of the answer, for as long as we hold our end.
+    tokio::select! {
+        _ = done => {}
+        _ = exit.wait_for(Option::is_some) => {}
     }
 }
 
@@ -367,5 +380,19 @@ impl AsyncWrite for Link {
         bufs: &[std::io::IoSlice<'_>],
     ) -> Poll<std::io::Result<usize>> {
         Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_console_asked_for_at_the_last_moment_does_not_wait_for_ever() {
+        // A command that nobody will take out of the channel any more.
+        let (commands, _abandoned) = mpsc::channel(8);
+        let (_sender, exit) = watch::channel(Some(Exit::Guest));
+        let refresh = refresh_console(&commands, exit);
+        timeout(Duration::from_secs(10), refresh).await.expect("the end is an answer too");
     }
 }
