@@ -33,7 +33,7 @@ pub struct Sandbox {
     #[serde(default)]
     pub keep_hot: bool,
     /// As requested, fraction kept.
-    #[serde(default)]
+    #[serde(default, serialize_with = "shortest")]
     pub cpus: f64,
     #[serde(default)]
     pub memory_mb: u32,
@@ -50,6 +50,16 @@ pub struct Sandbox {
     /// In listings, when something is published.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub urls: Vec<String>,
+}
+
+/// `2`, not `2.0`: the form every existing client has seen.
+fn shortest<S: serde::Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    // In range and without a fraction, so nothing is lost.
+    if value.fract() == 0.0 && (0.0..1e9).contains(value) {
+        serializer.serialize_u64(*value as u64)
+    } else {
+        serializer.serialize_f64(*value)
+    }
 }
 
 /// `POST /sandboxes`. Every field is optional; what is absent or zero takes the server's default.

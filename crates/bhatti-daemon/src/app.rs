@@ -59,12 +59,18 @@ pub enum StartError {
 /// How long requests under way may take once the daemon is told to stop.
 const DRAIN: Duration = Duration::from_secs(30);
 
+/// How long sandboxes may take to come to rest afterwards: an interrupted create is undone.
+const SETTLE: Duration = Duration::from_secs(30);
+
 /// A daemon that has everything it needs and serves nobody yet.
 pub struct App {
     listener: TcpListener,
     address: SocketAddr,
     api: Arc<Api>,
     tasks: Tasks,
+    /// Apart from the rest, so that requests under way still find everything they need.
+    connections: Tasks,
+    networks: Networks,
 }
 
 impl App {
@@ -100,7 +106,8 @@ impl App {
             nameservers: nameservers(&config),
             version: VERSION.to_owned(),
         };
-        let sandboxes = recover(engine, networks, layout, db.clone(), settings, &tasks).await?;
+        let sandboxes =
+            recover(engine, networks.clone(), layout, db.clone(), settings, &tasks).await?;
         tracing::info!(version = VERSION, listen = %address, data_dir = %config.data_dir, "ready");
         let api = Arc::new(Api {
             sandboxes,
@@ -109,7 +116,8 @@ impl App {
             engine: info,
             started: Instant::now(),
         });
-        Ok(Self { listener, address, api, tasks })
+        let connections = Tasks::default();
+        Ok(Self { listener, address, api, tasks, connections, networks })
     }
 
     /// Where it listens; the real port if 0 was configured.
@@ -120,14 +128,25 @@ impl App {
     /// Serves until `stop` fires, then drains. Machines go on running.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         let router = http::router(self.api.clone());
-        http::serve(self.listener, router, &self.tasks, stop).await;
+        http::serve(self.listener, router, &self.connections, stop).await;
         drop(self.api);
-        match self.tasks.shut_down(DRAIN).await {
+        if let Err(left) = self.connections.shut_down(DRAIN).await {
+            // Their commands go on in the guests; only the answers are lost.
+            tracing::warn!(left, "requests were cut off");
+        }
+        // The host's rules stay while a user's network does: guests run on.
+        if let Err(error) = self.networks.close().await {
+            tracing::warn!(
+                error = bhatti_lifecycle::chain(&error),
+                "failed to remove the host's rules"
+            );
+        }
+        match self.tasks.shut_down(SETTLE).await {
             Ok(()) => {
                 tracing::info!("stopped; running sandboxes go on");
                 Ok(())
             }
-            Err(left) => anyhow::bail!("{left} tasks did not end within {} s", DRAIN.as_secs()),
+            Err(left) => anyhow::bail!("{left} tasks did not end within {} s", SETTLE.as_secs()),
         }
     }
 }

@@ -2,12 +2,12 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bhatti_link::{Link, MessageReader, Stream, write_message};
+use bhatti_link::{Link, LinkEnd, MessageReader, Mode, Stream, write_message};
 use bhatti_wire::message::{
     Configure, Hello, HelloReply, Operation, PROTOCOL_VERSION, PowerOff, Reply, Request, WriteFile,
 };
 use bytes::Bytes;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 
 use crate::GuestError;
@@ -50,6 +50,26 @@ impl Guest {
     /// Operations over `link`.
     pub fn new(link: Link) -> Self {
         Self { link }
+    }
+
+    /// Begins a link on `carrier`. Waits as long as the guest takes: the caller brings the
+    /// deadline, and dropping this drops the carrier.
+    ///
+    /// The caller spawns the returned driver; the link lives as long as that does.
+    pub async fn connect<IO: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+        carrier: IO,
+        mode: Mode,
+    ) -> Result<(Self, impl Future<Output = LinkEnd> + Send + 'static), GuestError> {
+        let mut nonce = [0; 16];
+        getrandom::fill(&mut nonce)
+            .map_err(|error| GuestError::LinkLost(Some(std::io::Error::other(error))))?;
+        let (link, driver) = bhatti_link::connect(carrier, nonce, mode).await?;
+        Ok((Self::new(link), driver))
+    }
+
+    /// Whether the link has ended. It does not come back; connect again.
+    pub fn is_gone(&self) -> bool {
+        self.link.is_closed()
     }
 
     /// Greets the agent: it gets the time and fresh randomness, and says who it is.

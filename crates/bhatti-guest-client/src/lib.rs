@@ -23,3 +23,6 @@ pub use error::GuestError;
 pub use exec::{Detached, ExecEvent, ExecSpec, Running, Stdin};
 pub use guest::{Guest, HelloInfo};
 pub use input::StdinWriter;
+
+pub use bhatti_link::Mode;
+pub use bhatti_wire::message::{Configure, Network};

@@ -237,8 +237,12 @@ impl Actor {
         let phase = *self.phase.borrow();
         admit(phase, Op::Destroy)?;
         // Recorded first: if we die half-way, the next start finishes the job.
-        self.move_to(&[Phase::Hot, Phase::Stopped, Phase::Unknown, Phase::Destroying], Phase::Destroying, "destroy requested")
-            .await?;
+        self.move_to(
+            &[Phase::Hot, Phase::Stopped, Phase::Unknown, Phase::Destroying],
+            Phase::Destroying,
+            "destroy requested",
+        )
+        .await?;
         let vm = self.machine.take().map(|machine| machine.vm);
         let row = self.row().await?;
         machine::demolish(&self.world, &row, vm, &self.owner).await?;

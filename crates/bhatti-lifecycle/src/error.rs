@@ -1,7 +1,5 @@
 //! What the daemon answers, as types. Texts are the contract's; statuses are the daemon's.
 
-use std::fmt::Write;
-
 use bhatti_engine::EngineError;
 use bhatti_guest_client::GuestError;
 use bhatti_storage::{DiskError, ImageError};
@@ -18,7 +16,7 @@ pub enum ServiceError {
     #[error("image {0:?} not found")]
     NoImage(String),
     /// The image's file is gone or is something else.
-    #[error("image {name:?} cannot be used: {source}")]
+    #[error("image {name:?} cannot be used")]
     BadImage { name: String, source: ImageError },
     /// The request makes no sense; the text says why.
     #[error("{0}")]
@@ -31,19 +29,19 @@ pub enum ServiceError {
     Quota { used: u32, max: u32 },
     #[error("IP pool exhausted (253 VMs per user)")]
     NoAddress,
-    #[error("{0}")]
+    #[error(transparent)]
     Denied(#[from] Denied),
     /// The host's disk has no room.
     #[error("no space left on the host's disk: {free_mib} MiB free, {needed_mib} MiB needed")]
     HostFull { free_mib: u64, needed_mib: u64 },
     /// The guest could not be made ready.
-    #[error("wake sandbox: {}", chain(.0))]
+    #[error("wake sandbox")]
     Wake(#[source] WakeError),
     /// Making a new sandbox failed after the request itself was found good.
-    #[error("sandbox did not start: {}", chain(.0))]
+    #[error("sandbox did not start")]
     Create(#[source] WakeError),
     /// The guest refused or broke.
-    #[error("guest: {0}")]
+    #[error("the guest could not do it")]
     Guest(#[source] GuestError),
     /// The daemon is going down.
     #[error("the daemon is shutting down")]
@@ -88,11 +86,9 @@ pub enum WakeError {
     Died { how: String, console: String },
     #[error("the agent did not answer within {seconds} s{}", tail(.console))]
     Silent { seconds: u64, console: String },
-    #[error("link to the guest failed: {0}")]
-    Link(String),
-    #[error("guest refused: {0}")]
+    #[error("guest refused")]
     Guest(#[from] GuestError),
-    #[error("{0}")]
+    #[error(transparent)]
     Denied(#[from] Denied),
     #[error("the daemon is shutting down")]
     ShuttingDown,
@@ -109,6 +105,7 @@ impl WakeError {
         match self {
             Self::Engine(engine) => engine.to_string(),
             Self::Store(_) | Self::Disk(_) | Self::Record(_) => "internal error".to_owned(),
+            Self::Image { .. } | Self::Guest(_) => chain(self),
             other => other.to_string(),
         }
     }
@@ -124,7 +121,8 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
-        let _ = write!(text, ": {cause}");
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
         next = cause.source();
     }
     text
@@ -141,7 +139,7 @@ mod tests {
             source: ImageError::Missing { path: "/x".into() },
         });
         assert_eq!(
-            error.to_string(),
+            chain(&error),
             "wake sandbox: image \"x\" cannot be used: image file /x does not exist"
         );
     }

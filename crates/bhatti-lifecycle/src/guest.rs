@@ -5,19 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bhatti_engine::{Carrier, Exit, Vm};
-use bhatti_guest_client::Guest;
-use bhatti_link::{Link, Mode};
+use bhatti_guest_client::{Configure, Guest, Mode, Network};
 use bhatti_store::SandboxRow;
-use bhatti_wire::message::{Configure, Network};
 
 use crate::WakeError;
 use crate::machine::World;
 
-/// A guest that answered, and the link it answers on.
-pub(crate) struct Reached {
-    pub(crate) guest: Guest,
-    pub(crate) link: Link,
-}
+/// How long a machine whose link broke may take to be seen dead.
+const DYING: Duration = Duration::from_secs(2);
 
 /// Opens a link and greets the guest: it has our clock and fresh randomness afterwards.
 ///
@@ -27,14 +22,10 @@ pub(crate) async fn reach(
     vm: &Arc<dyn Vm>,
     mode: Mode,
     patience: Duration,
-) -> Result<Reached, WakeError> {
+) -> Result<Guest, WakeError> {
     let attempt = async {
         let Carrier::Single(io) = vm.open_link().await.map_err(WakeError::Engine)?;
-        let mut nonce = [0; 16];
-        getrandom::fill(&mut nonce).map_err(|error| WakeError::Link(error.to_string()))?;
-        let (link, driver) = bhatti_link::connect(io, nonce, mode)
-            .await
-            .map_err(|error| WakeError::Link(crate::chain(&error)))?;
+        let (guest, driver) = Guest::connect(io, mode).await?;
         // The driver ends with the carrier, which ends with the machine or the daemon.
         world.tasks.spawn("link", |stop| async move {
             tokio::select! {
@@ -42,17 +33,23 @@ pub(crate) async fn reach(
                 _ = driver => {}
             }
         });
-        let guest = Guest::new(link.clone());
         guest.hello(&world.settings.version).await?;
-        Ok(Reached { guest, link })
+        Ok(guest)
     };
     tokio::select! {
         biased;
         exit = vm.exited() => {
             Err(WakeError::Died { how: describe(&exit), console: console_tail(vm).await })
         }
-        reached = tokio::time::timeout(patience, attempt) => match reached {
-            Ok(result) => result,
+        guest = tokio::time::timeout(patience, attempt) => match guest {
+            // A machine that dies takes its link with it, and the link is noticed first.
+            Ok(Err(error)) => match tokio::time::timeout(DYING, vm.exited()).await {
+                Ok(exit) => {
+                    Err(WakeError::Died { how: describe(&exit), console: console_tail(vm).await })
+                }
+                Err(_) => Err(error),
+            },
+            Ok(Ok(guest)) => Ok(guest),
             Err(_) => Err(WakeError::Silent {
                 seconds: patience.as_secs(),
                 console: console_tail(vm).await,

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bhatti_engine::{BootSpec, Engine, EngineError, Nic, Private, RootDisk, Shape, Vm, VmRecord};
-use bhatti_guest_client::Guest;
+use bhatti_guest_client::{Guest, Mode};
 use bhatti_storage::Layout;
 use bhatti_store::{Db, SandboxRow, UserRow};
 use bhatti_types::EngineId;
 use camino::Utf8PathBuf;
 
-use crate::guest::{self, Reached};
+use crate::guest;
 use crate::{Tasks, WakeError};
 
 /// What the daemon was configured with, as far as sandboxes care.
@@ -84,28 +84,19 @@ pub(crate) struct World {
 /// A running machine, and its guest while the link stands.
 pub(crate) struct Machine {
     pub(crate) vm: Arc<dyn Vm>,
-    pub(crate) reached: Option<Reached>,
+    pub(crate) guest: Option<Guest>,
 }
 
 impl Machine {
     /// A guest that answers, over the standing link or a new one.
     pub(crate) async fn guest(&mut self, world: &World) -> Result<Guest, WakeError> {
-        if let Some(reached) = &self.reached
-            && !reached.link.is_closed()
+        if let Some(guest) = &self.guest
+            && !guest.is_gone()
         {
-            return Ok(reached.guest.clone());
+            return Ok(guest.clone());
         }
-        self.reached = None;
-        let reached = guest::reach(
-            world,
-            &self.vm,
-            bhatti_link::Mode::Reconnect,
-            RECONNECT_TIMEOUT,
-        )
-        .await?;
-        let guest = reached.guest.clone();
-        self.reached = Some(reached);
-        Ok(guest)
+        let guest = guest::reach(world, &self.vm, Mode::Reconnect, RECONNECT_TIMEOUT).await?;
+        Ok(self.guest.insert(guest).clone())
     }
 }
 
@@ -122,7 +113,8 @@ fn record<T: serde::de::DeserializeOwned>(
     what: &str,
     value: &serde_json::Value,
 ) -> Result<T, WakeError> {
-    serde_json::from_value(value.clone()).map_err(|error| WakeError::Record(format!("{what}: {error}")))
+    serde_json::from_value(value.clone())
+        .map_err(|error| WakeError::Record(format!("{what}: {error}")))
 }
 
 /// The machine the row says was running, if it says so.
@@ -156,32 +148,30 @@ pub(crate) async fn boot(
     };
     let vm = world.engine.boot(spec).await.map_err(WakeError::Engine)?;
     match settle(world, row, &vm).await {
-        Ok(reached) => {
+        Ok(guest) => {
             tracing::info!(pid = vm.record().pid, "machine is up");
-            Ok(Machine { vm, reached: Some(reached) })
+            Ok(Machine { vm, guest: Some(guest) })
         }
         Err(error) => {
             if let Err(kill) = vm.kill().await {
-                tracing::error!(error = crate::chain(&kill), "failed to end a machine that did not come up");
+                tracing::error!(
+                    error = crate::chain(&kill),
+                    "failed to end a machine that did not come up"
+                );
             }
             Err(error)
         }
     }
 }
 
-async fn settle(
-    world: &World,
-    row: &SandboxRow,
-    vm: &Arc<dyn Vm>,
-) -> Result<Reached, WakeError> {
+async fn settle(world: &World, row: &SandboxRow, vm: &Arc<dyn Vm>) -> Result<Guest, WakeError> {
     let id = row.id.clone();
     let value = serde_json::to_value(vm.record())
         .map_err(|error| WakeError::Record(format!("vm: {error}")))?;
     world.db.call(move |store| store.set_vm(&id, &value)).await?;
-    let mode = bhatti_link::Mode::FirstBoot;
-    let reached = guest::reach(world, vm, mode, world.settings.boot_timeout).await?;
-    guest::configure(world, row, &reached.guest).await?;
-    Ok(reached)
+    let guest = guest::reach(world, vm, Mode::FirstBoot, world.settings.boot_timeout).await?;
+    guest::configure(world, row, &guest).await?;
+    Ok(guest)
 }
 
 async fn root_disk(world: &World, row: &SandboxRow) -> Result<RootDisk, WakeError> {
@@ -196,11 +186,14 @@ async fn root_disk(world: &World, row: &SandboxRow) -> Result<RootDisk, WakeErro
         .ok_or_else(|| WakeError::NoImage(row.image.clone()))?;
     bhatti_storage::check_image(&image.file)
         .map_err(|source| WakeError::Image { name: row.image.clone(), source })?;
+    // A former try may have been cut short before it was recorded.
+    world.layout.remove_sandbox(&row.engine_id)?;
     let dir = world.layout.make_sandbox(&row.engine_id, row.vmm_uid)?;
+    let base = world.layout.pin_image(&row.engine_id, &image.file)?;
     let size = (row.disk_size.0 > 0).then_some(row.disk_size);
     let disk = world
         .engine
-        .create_root(&image.file, &dir, size, owner_of(row))
+        .create_root(&base, &dir, size, owner_of(row))
         .await
         .map_err(WakeError::Engine)?;
     let value = serde_json::to_value(&disk)
@@ -255,15 +248,12 @@ async fn release_network(world: &World, owner: &UserRow) {
 /// The one engine error that is about the request rather than the host.
 pub(crate) fn as_request_error(error: &EngineError) -> Option<crate::ServiceError> {
     match error {
-        EngineError::DiskTooSmall { asked_mib, image_mib } => {
-            Some(crate::ServiceError::Invalid(format!(
-                "disk_size_mb {asked_mib} is smaller than the image ({image_mib} MB)"
-            )))
+        EngineError::DiskTooSmall { asked_mib, image_mib } => Some(crate::ServiceError::Invalid(
+            format!("disk_size_mb {asked_mib} is smaller than the image ({image_mib} MB)"),
+        )),
+        EngineError::NoSpace { needed_mib, free_mib } => {
+            Some(crate::ServiceError::HostFull { needed_mib: *needed_mib, free_mib: *free_mib })
         }
-        EngineError::NoSpace { needed_mib, free_mib } => Some(crate::ServiceError::HostFull {
-            needed_mib: *needed_mib,
-            free_mib: *free_mib,
-        }),
         _ => None,
     }
 }

@@ -24,5 +24,4 @@ pub(crate) fn plan(row: &SandboxRow) -> Plan {
 }
 
 /// Why a sandbox that should run does not.
-pub(crate) const LOST: &str =
-    "its machine was gone when the daemon started (host reboot or crash): memory is lost, the disk is kept";
+pub(crate) const LOST: &str = "its machine was gone when the daemon started (host reboot or crash): memory is lost, the disk is kept";

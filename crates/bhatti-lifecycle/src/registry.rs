@@ -42,6 +42,9 @@ pub struct Sandboxes {
 struct Inner {
     world: Arc<World>,
     handles: Mutex<HashMap<SandboxId, Handle>>,
+    /// Held from reserving a row to starting its actor, so that whoever finds a row in phase
+    /// `creating` finds its actor too.
+    reserving: tokio::sync::Mutex<()>,
 }
 
 impl Sandboxes {
@@ -51,8 +54,13 @@ impl Sandboxes {
         let Deps { engine, taps, layout, db, settings, tasks } = deps;
         let networks = tokio::sync::RwLock::new(());
         let world = Arc::new(World { engine, taps, layout, db, settings, tasks, networks });
-        let sandboxes =
-            Self { inner: Arc::new(Inner { world: world.clone(), handles: Mutex::default() }) };
+        let sandboxes = Self {
+            inner: Arc::new(Inner {
+                world: world.clone(),
+                handles: Mutex::default(),
+                reserving: tokio::sync::Mutex::default(),
+            }),
+        };
         let rows = world.db.call(|store| store.all_sandboxes()).await?;
         let mut running = Vec::new();
         for row in rows {
@@ -107,7 +115,7 @@ impl Sandboxes {
         match found {
             Some(vm) => {
                 tracing::info!(sandbox = %row.id, name = %row.name, "adopted a running machine");
-                Ok(Some(Machine { vm, reached: None }))
+                Ok(Some(Machine { vm, guest: None }))
             }
             None => {
                 tracing::warn!(sandbox = %row.id, name = %row.name, "machine is gone");
@@ -138,48 +146,76 @@ impl Sandboxes {
 
     /// Makes a sandbox, or finds the one of that name if it is what is asked for.
     ///
-    /// Safe to drop: once reserved, the sandbox is made (or undone) whether or not anybody waits.
+    /// Safe to drop: the sandbox is made (or undone) whether or not anybody waits.
     pub async fn create(
         &self,
         caller: &UserRow,
         spec: CreateSpec,
     ) -> Result<Created, ServiceError> {
         spec.check(caller)?;
+        let (reply, answer) = oneshot::channel();
+        let (this, caller) = (self.clone(), caller.clone());
+        // A task of its own: between reserving a row and starting its actor nothing may be lost.
+        self.inner.world.tasks.spawn("create", |_| async move {
+            drop(reply.send(this.find_or_make(&caller, spec).await));
+        });
+        answer.await.unwrap_or(Err(ServiceError::ShuttingDown))
+    }
+
+    async fn find_or_make(
+        &self,
+        caller: &UserRow,
+        spec: CreateSpec,
+    ) -> Result<Created, ServiceError> {
         loop {
             self.check_image(caller, &spec).await?;
-            let world = &self.inner.world;
-            let settings = &world.settings;
-            let new = spec.to_row(caller, &settings.default_image, settings.uids);
-            let subnet = caller.subnet_index;
-            let reserved = world
-                .db
-                .call(move |store| {
-                    store.reserve_sandbox(&new, |used| bhatti_net::lowest_free(subnet, used).ok())
-                })
-                .await?;
-            match reserved {
+            let reserving = self.inner.reserving.lock().await;
+            let row = match self.reserve(caller, &spec).await? {
                 Reserved::Quota { used, max } => return Err(ServiceError::Quota { used, max }),
                 Reserved::NoAddress => return Err(ServiceError::NoAddress),
-                Reserved::New(row) => return self.make(caller, *row, spec.files).await,
-                Reserved::Existing(row) => {
-                    if !spec.is_met_by(&row) {
-                        return Err(ServiceError::Exists(row.name.to_string()));
-                    }
-                    let handle = self.inner.handles().get(&row.id).cloned();
-                    if let Some(handle) = handle {
-                        handle.created().await;
-                    }
+                Reserved::New(row) => {
                     let id = row.id.clone();
-                    match world.db.call(move |store| store.sandbox(&id)).await {
-                        Ok(row) if row.phase.wire().is_some() => return Ok(Created::Existing(row)),
-                        // Being destroyed, or left over from a failed undo.
-                        Ok(row) => return Err(ServiceError::NameTaken(row.name.to_string())),
-                        // The other create failed and is undone: the name is free again.
-                        Err(StoreError::NoSandbox(_)) => continue,
-                        Err(error) => return Err(error.into()),
-                    }
+                    let (reply, answer) = oneshot::channel();
+                    let start = Start::Create { files: spec.files, reply };
+                    self.start(*row, caller.clone(), start);
+                    drop(reserving);
+                    return self.made(id, answer).await;
                 }
+                Reserved::Existing(row) => row,
+            };
+            drop(reserving);
+            if !spec.is_met_by(&row) {
+                return Err(ServiceError::Exists(row.name.to_string()));
             }
+            if let Some(found) = self.existing(*row).await? {
+                return Ok(Created::Existing(found));
+            }
+        }
+    }
+
+    async fn reserve(&self, caller: &UserRow, spec: &CreateSpec) -> Result<Reserved, ServiceError> {
+        let world = &self.inner.world;
+        let settings = &world.settings;
+        let new = spec.to_row(caller, &settings.default_image, settings.uids);
+        let subnet = caller.subnet_index;
+        let pick = move |used: &[_]| bhatti_net::lowest_free(subnet, used).ok();
+        Ok(world.db.call(move |store| store.reserve_sandbox(&new, pick)).await?)
+    }
+
+    /// The sandbox of that row once its creation has ended. `None`: it failed, and the name is
+    /// free again.
+    async fn existing(&self, row: SandboxRow) -> Result<Option<SandboxRow>, ServiceError> {
+        let handle = self.inner.handles().get(&row.id).cloned();
+        if let Some(handle) = handle {
+            handle.created().await;
+        }
+        let id = row.id.clone();
+        match self.inner.world.db.call(move |store| store.sandbox(&id)).await {
+            Ok(row) if row.phase.wire().is_some() => Ok(Some(row)),
+            // Being destroyed, or left over from a failed undo.
+            Ok(row) => Err(ServiceError::NameTaken(row.name.to_string())),
+            Err(StoreError::NoSandbox(_)) => Ok(None),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -195,15 +231,12 @@ impl Sandboxes {
             .map_err(|source| ServiceError::BadImage { name, source })
     }
 
-    async fn make(
+    /// Waits for the actor of a new sandbox to finish its creation.
+    async fn made(
         &self,
-        caller: &UserRow,
-        row: SandboxRow,
-        files: Vec<crate::FileContent>,
+        id: SandboxId,
+        answer: oneshot::Receiver<Result<(), WakeError>>,
     ) -> Result<Created, ServiceError> {
-        let id = row.id.clone();
-        let (reply, answer) = oneshot::channel();
-        self.start(row, caller.clone(), Start::Create { files, reply });
         match answer.await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
@@ -229,10 +262,18 @@ impl Sandboxes {
 
     /// One sandbox by id or name. Wakes nothing.
     pub async fn get(&self, caller: &UserRow, key: &str) -> Result<SandboxRow, ServiceError> {
+        self.find(caller, key, |phase| phase.wire().is_some()).await
+    }
+
+    async fn find(
+        &self,
+        caller: &UserRow,
+        key: &str,
+        visible: impl FnOnce(Phase) -> bool,
+    ) -> Result<SandboxRow, ServiceError> {
         let (user, wanted) = (caller.id.clone(), key.to_owned());
         let row = self.inner.world.db.call(move |store| store.find_sandbox(&user, &wanted)).await?;
-        row.filter(|row| row.phase.wire().is_some())
-            .ok_or_else(|| ServiceError::NoSandbox(key.to_owned()))
+        row.filter(|row| visible(row.phase)).ok_or_else(|| ServiceError::NoSandbox(key.to_owned()))
     }
 
     /// Changes the record.
@@ -256,9 +297,9 @@ impl Sandboxes {
         Ok(patched)
     }
 
-    /// Removes a sandbox and everything of it.
+    /// Removes a sandbox and everything of it. One whose removal failed can be removed again.
     pub async fn destroy(&self, caller: &UserRow, key: &str) -> Result<(), ServiceError> {
-        let row = self.get(caller, key).await?;
+        let row = self.find(caller, key, |phase| phase != Phase::Creating).await?;
         self.handle(&row)?.destroy().await.map_err(ServiceError::Wake)
     }
 

@@ -87,8 +87,6 @@ fn tier_of<'n>(file_name: &'n str, arch: &str) -> Option<&'n str> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test may panic")]
-
     use super::*;
 
     fn image(dir: &Utf8Path, name: &str, magic: &[u8]) -> Utf8PathBuf {

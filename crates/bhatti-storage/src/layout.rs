@@ -27,6 +27,9 @@ pub enum DiskError {
     Locked { path: Utf8PathBuf },
 }
 
+/// The directories of a data directory.
+const PARTS: [&str; 4] = ["bases", "images", "kernel", "sandboxes"];
+
 /// The data directory, opened and locked for this daemon.
 #[derive(Debug)]
 pub struct Layout {
@@ -44,7 +47,7 @@ impl Layout {
     /// Makes the directories that are missing and takes the lock: two daemons on one directory
     /// would fight over every sandbox in it.
     pub fn open(root: &Utf8Path) -> Result<Self, DiskError> {
-        let layout_dirs = ["images", "kernel", "sandboxes"].map(|name| root.join(name));
+        let layout_dirs = PARTS.map(|name| root.join(name));
         std::fs::create_dir_all(root).map_err(|error| match error.kind() {
             ErrorKind::AlreadyExists | ErrorKind::NotADirectory => {
                 DiskError::NotADirectory { path: root.to_owned() }
@@ -90,26 +93,54 @@ impl Layout {
         Ok(dir)
     }
 
+    fn base(&self, id: &EngineId) -> Utf8PathBuf {
+        self.root.join("bases").join(id.as_str())
+    }
+
+    /// Gives one machine its own name for an image's file, so that replacing or deleting the
+    /// image takes nothing from under the machine's disk. It is a link: nothing is copied. It
+    /// lies outside the machine's directory, where its VMM could put something else in its place.
+    pub fn pin_image(&self, id: &EngineId, image: &Utf8Path) -> Result<Utf8PathBuf, DiskError> {
+        let base = self.base(id);
+        match std::fs::remove_file(&base) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(file("remove", &base)(error));
+            }
+            _ => {}
+        }
+        // The file itself, if the image is a symbolic link to it.
+        let image = image.canonicalize_utf8().map_err(file("find", image))?;
+        std::fs::hard_link(image, &base).map_err(file("link an image to", &base))?;
+        Ok(base)
+    }
+
     /// Removes everything of one machine. Removing what is not there is fine.
     pub fn remove_sandbox(&self, id: &EngineId) -> Result<(), DiskError> {
-        let dir = self.sandbox(id);
-        match std::fs::remove_dir_all(&dir) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(file("remove", &dir)(error)),
-            _ => Ok(()),
+        fn gone(path: &Utf8Path, result: std::io::Result<()>) -> Result<(), DiskError> {
+            match result {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    Err(file("remove", path)(error))
+                }
+                _ => Ok(()),
+            }
         }
+        let (dir, base) = (self.sandbox(id), self.base(id));
+        gone(&dir, std::fs::remove_dir_all(&dir))?;
+        gone(&base, std::fs::remove_file(&base))
     }
 
     /// Removes machine directories that nobody in `keep` owns; returns what went.
     pub fn sweep(&self, keep: &[EngineId]) -> Result<Vec<EngineId>, DiskError> {
-        let dir = self.root.join("sandboxes");
         let mut removed = Vec::new();
-        for entry in dir.read_dir_utf8().map_err(file("list", &dir))? {
-            let entry = entry.map_err(file("list", &dir))?;
-            // Only directories with a name of ours: what else is there is not ours to remove.
-            let Ok(id) = entry.file_name().parse::<EngineId>() else { continue };
-            if !keep.contains(&id) {
-                self.remove_sandbox(&id)?;
-                removed.push(id);
+        for dir in ["sandboxes", "bases"].map(|name| self.root.join(name)) {
+            for entry in dir.read_dir_utf8().map_err(file("list", &dir))? {
+                let entry = entry.map_err(file("list", &dir))?;
+                // Only what has a name of ours: anything else is not ours to remove.
+                let Ok(id) = entry.file_name().parse::<EngineId>() else { continue };
+                if !keep.contains(&id) {
+                    self.remove_sandbox(&id)?;
+                    removed.push(id);
+                }
             }
         }
         Ok(removed)
@@ -125,8 +156,6 @@ impl Layout {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test may panic")]
-
     use super::*;
 
     fn scratch() -> (tempfile::TempDir, Utf8PathBuf) {
@@ -153,6 +182,24 @@ mod tests {
         let file = Utf8PathBuf::from_path_buf(dir.path().join("file")).unwrap();
         std::fs::write(&file, "").unwrap();
         assert!(matches!(Layout::open(&file), Err(DiskError::NotADirectory { .. })));
+    }
+
+    #[test]
+    fn a_replaced_image_stays_under_the_disks_that_stand_on_it() {
+        let (_dir, root) = scratch();
+        let layout = Layout::open(&root).unwrap();
+        let (id, image) = (EngineId::random(), layout.images().join("x.ext4"));
+        std::fs::write(&image, "old").unwrap();
+        let base = layout.pin_image(&id, &image).unwrap();
+        std::fs::write(root.join("new"), "new").unwrap();
+        std::fs::rename(root.join("new"), &image).unwrap();
+        assert_eq!(std::fs::read_to_string(&base).unwrap(), "old");
+        assert_eq!(layout.pin_image(&id, &image).unwrap(), base);
+        assert_eq!(std::fs::read_to_string(&base).unwrap(), "new");
+        layout.remove_sandbox(&id).unwrap();
+        assert!(!base.exists());
+        layout.pin_image(&id, &image).unwrap();
+        assert_eq!(layout.sweep(&[]).unwrap(), [id]);
     }
 
     #[test]

@@ -1,7 +1,5 @@
 //! The store against a real file.
 
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
-
 use std::net::Ipv4Addr;
 
 use bhatti_types::{Cpus, Labels, Mib, Phase, UserId};

@@ -98,8 +98,10 @@ const TESTS_MAY_USE: &[&str] = &[
     "bhatti-testkit",
     "bhatti-types",
 ];
-/// What any crate may use in its tests, beyond its own arrows.
-const IN_TESTS: &[&str] = &["bhatti-engine-sim", "bhatti-testkit"];
+/// What any crate may use in its tests, beyond its own arrows: the simulator, the test kit, and
+/// both ends of the link, to play the one that is missing.
+const IN_TESTS: &[&str] =
+    &["bhatti-engine-sim", "bhatti-link", "bhatti-testkit", "bhatti-wire"];
 
 /// One of our crates and what it asks for.
 pub(super) struct Package {

@@ -89,6 +89,8 @@ impl ApiError {
             Self::Service(ServiceError::Create(cause)) => {
                 Some(format!("sandbox did not start: {}", cause.public()))
             }
+            Self::Service(ServiceError::Guest(cause)) => Some(cause.to_string()),
+            Self::Service(error @ ServiceError::BadImage { .. }) => Some(chain(error)),
             other => Some(other.to_string()),
         }
     }
