@@ -26,12 +26,11 @@ pub struct Hint {
 /// The substrings are part of the contract; `bhatti-daemon` has a test that walks every error
 /// it can send.
 pub fn hint_for(message: &str) -> Option<Hint> {
-    const HINTS: [(&[&str], Hint); 7] = [
+    const HINTS: [(&[&str], Hint); 6] = [
         (
             &["not running"],
             Hint { text: "Resume it first:", commands: &["bhatti start <sandbox>"] },
         ),
-        (&["image"], Hint { text: "See the images there are:", commands: &["bhatti image list"] }),
         (&["not found"], Hint { text: "Check sandbox name:", commands: &["bhatti ls"] }),
         (
             &["already exists", "already in use"],
@@ -54,13 +53,13 @@ pub fn hint_for(message: &str) -> Option<Hint> {
         ),
     ];
     let message = message.to_lowercase();
-    let image_missing = message.starts_with("image ") && message.contains("not found");
+    // It names the images there are; a sandbox's name is not what went wrong.
+    if message.starts_with("image ") {
+        return None;
+    }
     HINTS
         .iter()
-        .find(|(needles, _)| match needles {
-            ["image"] => image_missing,
-            needles => needles.iter().any(|needle| message.contains(needle)),
-        })
+        .find(|(needles, _)| needles.iter().any(|needle| message.contains(needle)))
         .map(|(_, hint)| *hint)
 }
 
@@ -72,7 +71,7 @@ mod tests {
     fn hints_follow_the_message() {
         let first = |message: &str| hint_for(message).map(|hint| hint.text);
         assert_eq!(first("sandbox \"x\" not found"), Some("Check sandbox name:"));
-        assert_eq!(first("image \"x\" not found"), Some("See the images there are:"));
+        assert_eq!(first("image \"x\" not found; there is: minimal"), None);
         assert_eq!(first("sandbox is NOT RUNNING"), Some("Resume it first:"));
         assert_eq!(
             first("sandbox limit reached (5/5)"),

@@ -49,18 +49,25 @@ impl Handle {
     /// A guest that answers. Safe to drop at any point: the actor finishes, the answer is lost.
     pub(crate) async fn lease(&self) -> Result<Lease, WakeError> {
         let (reply, answer) = oneshot::channel();
-        let sent = self.commands.send(Command::Use { reply }).await;
-        sent.map_err(|_| WakeError::Gone)?;
-        answer.await.map_err(|_| WakeError::Gone)?
+        self.ask(Command::Use { reply }, answer).await.unwrap_or(Err(WakeError::Gone))
     }
 
     /// Removes the sandbox. Safe to drop: the actor finishes.
     pub(crate) async fn destroy(&self) -> Result<(), WakeError> {
         let (reply, answer) = oneshot::channel();
-        if self.commands.send(Command::Destroy { reply }).await.is_err() {
-            return Ok(()); // The actor ended: somebody else's destroy was first.
+        // No answer means that the actor ended: somebody else's destroy was first.
+        self.ask(Command::Destroy { reply }, answer).await.unwrap_or(Ok(()))
+    }
+
+    /// `None`: the actor ended before it answered. A command that is sent in the moment the
+    /// actor ends stays in the queue unread, so waiting for the answer alone could be for ever.
+    async fn ask<T>(&self, command: Command, mut answer: oneshot::Receiver<T>) -> Option<T> {
+        self.commands.send(command).await.ok()?;
+        tokio::select! {
+            biased;
+            answer = &mut answer => answer.ok(),
+            () = self.commands.closed() => answer.try_recv().ok(),
         }
-        answer.await.unwrap_or(Ok(()))
     }
 
     /// Waits until creation has come to an end, whichever.

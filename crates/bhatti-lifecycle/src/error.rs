@@ -13,8 +13,8 @@ pub enum ServiceError {
     /// Missing, or somebody else's: the two look the same.
     #[error("sandbox {0:?} not found")]
     NoSandbox(String),
-    #[error("image {0:?} not found")]
-    NoImage(String),
+    #[error("image {name:?} not found; there is: {}", .available.join(", "))]
+    NoImage { name: String, available: Vec<String> },
     /// The image's file is gone or is something else.
     #[error("image {name:?} cannot be used")]
     BadImage { name: String, source: ImageError },

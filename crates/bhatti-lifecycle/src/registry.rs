@@ -223,9 +223,12 @@ impl Sandboxes {
     async fn check_image(&self, caller: &UserRow, spec: &CreateSpec) -> Result<(), ServiceError> {
         let world = &self.inner.world;
         let name = spec.image.clone().unwrap_or_else(|| world.settings.default_image.clone());
-        let (user, wanted) = (caller.id.clone(), name.clone());
-        let image = world.db.call(move |store| store.image_for(&user, &wanted)).await?;
-        let image = image.ok_or_else(|| ServiceError::NoImage(name.clone()))?;
+        let user = caller.id.clone();
+        let images = world.db.call(move |store| store.images_for(&user)).await?;
+        let Some(image) = images.iter().find(|image| image.name == name) else {
+            let available = images.into_iter().map(|image| image.name).collect();
+            return Err(ServiceError::NoImage { name, available });
+        };
         bhatti_storage::check_image(&image.file)
             .map(drop)
             .map_err(|source| ServiceError::BadImage { name, source })

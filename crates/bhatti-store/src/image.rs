@@ -76,10 +76,10 @@ impl Store {
         rows.next()?.map(read).transpose()
     }
 
-    /// Every image `user` sees, newest first.
+    /// Every image `user` sees, their own before built-in ones.
     pub fn images_for(&self, user: &UserId) -> Result<Vec<ImageRow>, StoreError> {
         let mut statement = self.connection.prepare_cached(
-            "SELECT * FROM images WHERE owner IN (?1, '') ORDER BY created_at DESC, id",
+            "SELECT * FROM images WHERE owner IN (?1, '') ORDER BY owner = '', name",
         )?;
         all(statement.query([user.as_str()])?, read)
     }

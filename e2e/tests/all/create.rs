@@ -120,7 +120,11 @@ fn creates_that_cannot_work_leave_nothing() {
         let create = |args: &[&str]| {
             daemon.cli(&[&["create", "--name", "x", "--memory", "256"], args].concat()).fails(1)
         };
-        assert!(create(&["--image", "nope"]).contains("404 Not Found: image \"nope\" not found"));
+        let nope = create(&["--image", "nope"]);
+        assert!(
+            nope.contains("404 Not Found: image \"nope\" not found; there is: liar, minimal"),
+            "{nope}"
+        );
         assert!(create(&["--image", "broken"]).contains("image \"broken\" not found"));
         let liar = create(&["--image", "liar"]);
         assert!(liar.contains("sandbox did not start") && liar.contains("vda"), "{liar}");

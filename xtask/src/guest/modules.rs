@@ -15,14 +15,8 @@ use crate::process;
 
 /// What a guest needs before it can reach its disk and its host, in this order; dependencies are
 /// found. Each one costs every boot some milliseconds, so nothing is here in advance of its use.
-pub(crate) const WANTED: &[&str] = &[
-    "virtio_mmio",
-    "virtio_console",
-    "virtio_blk",
-    "virtio_net",
-    "virtio_rng",
-    "overlay",
-];
+pub(crate) const WANTED: &[&str] =
+    &["virtio_mmio", "virtio_console", "virtio_blk", "virtio_net", "virtio_rng", "overlay"];
 
 /// Reads, strips and numbers the wanted modules and all they depend on.
 pub(crate) fn collect(release_dir: &Path, scratch: &Path) -> Result<Tree> {

@@ -53,7 +53,7 @@ impl ApiError {
             Self::RateLimited => S::TOO_MANY_REQUESTS,
             Self::Unsupported(_) => S::NOT_IMPLEMENTED,
             Self::Service(error) => match error {
-                ServiceError::NoSandbox(_) | ServiceError::NoImage(_) => S::NOT_FOUND,
+                ServiceError::NoSandbox(_) | ServiceError::NoImage { .. } => S::NOT_FOUND,
                 ServiceError::Invalid(_) | ServiceError::BadImage { .. } => S::BAD_REQUEST,
                 ServiceError::Exists(_) | ServiceError::NameTaken(_) | ServiceError::Denied(_) => {
                     S::CONFLICT
@@ -121,7 +121,9 @@ mod tests {
             bhatti_api::hint_for(&text).map(|hint| hint.text)
         };
         assert_eq!(hint(ServiceError::NoSandbox("x".into())), Some("Check sandbox name:"));
-        assert_eq!(hint(ServiceError::NoImage("x".into())), Some("See the images there are:"));
+        let image = ServiceError::NoImage { name: "x".into(), available: vec!["minimal".into()] };
+        assert_eq!(image.to_string(), "image \"x\" not found; there is: minimal");
+        assert_eq!(hint(image), None, "the sentence has the next step in it");
         let quota = ServiceError::Quota { used: 5, max: 5 };
         assert_eq!(hint(quota), Some("Destroy unused sandboxes to free capacity:"));
         let other_name = Some("Use a different name or destroy the existing one:");

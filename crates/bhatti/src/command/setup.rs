@@ -128,6 +128,12 @@ impl Drop for Silence {
 /// Writes the file anew, readable by its user only, and theirs even under sudo.
 fn save(context: &Context, url: &str, token: &str) -> Result<Utf8PathBuf, Failure> {
     let path = context.places.only.clone().unwrap_or_else(|| context.places.user());
+    if let Some(key) = std::fs::read_to_string(&path).ok().as_deref().and_then(foreign_key) {
+        return Err(Failure::text(format!(
+            "{path} holds more than a login (key {key:?}) and would be overwritten; \
+             add api_url and auth_token to it by hand, or unset BHATTI_CONFIG"
+        )));
+    }
     let text = format!("api_url: {}\nauth_token: {}\n", yaml(url), yaml(token));
     let owner = &context.invoker;
     let owner_ids = owner.via_sudo.then_some((owner.uid, owner.gid));
@@ -141,6 +147,14 @@ fn save(context: &Context, url: &str, token: &str) -> Result<Utf8PathBuf, Failur
         ));
     }
     Ok(path)
+}
+
+/// A top-level key of a configuration file that `setup` would not write back.
+fn foreign_key(text: &str) -> Option<&str> {
+    text.lines()
+        .filter(|line| line.starts_with(|first: char| first.is_ascii_alphanumeric()))
+        .filter_map(|line| line.split_once(':').map(|(key, _)| key))
+        .find(|key| !matches!(*key, "api_url" | "auth_token"))
 }
 
 /// Text as a YAML value. A JSON string is one; plain ones stay readable.
@@ -206,6 +220,12 @@ fn completion_hint(environment: impl Fn(&str) -> Option<String>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_servers_file_is_not_overwritten() {
+        assert_eq!(foreign_key("api_url: x\nauth_token: y\n# listen: z\n"), None);
+        assert_eq!(foreign_key("api_url: x\nlisten: :8080\n"), Some("listen"));
+    }
 
     #[test]
     fn addresses_get_their_scheme() {
