@@ -1,0 +1,202 @@
+//! The rounds: in each, every contender runs once, and another one comes first.
+//!
+//! So a burst of other load meets all of them alike, and what is compared was measured within
+//! seconds. What a run leaves behind is removed after its clock has stopped.
+
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::Result;
+
+use crate::bare::{Bare, Bench};
+use crate::pace::Pace;
+use crate::stats::{Series, order};
+use crate::subject::{self, RESIDENT, Subject};
+
+/// From nothing to a machine that answers.
+pub(crate) struct Boots {
+    /// The bare engine's first reply: what a create is measured against.
+    pub(crate) bare: Series,
+    pub(crate) bare_configured: Series,
+    pub(crate) bare_first_exec: Series,
+    pub(crate) api: Series,
+    pub(crate) api_first_exec: Series,
+    pub(crate) cli: Series,
+    /// A user without any sandbox: their network is made too.
+    pub(crate) newcomer: Series,
+}
+
+impl Boots {
+    pub(crate) async fn measure(subject: &Subject, bench: &Bench, runs: usize) -> Result<Self> {
+        let mut boots = Self {
+            bare: Series::new("bare engine: first reply"),
+            bare_configured: Series::new("bare engine: configured"),
+            bare_first_exec: Series::new("bare engine: first `true` done"),
+            api: Series::new("create, API"),
+            api_first_exec: Series::new("create, API: first `true` done"),
+            cli: Series::new("create, CLI"),
+            newcomer: Series::new("create, API, user's first sandbox"),
+        };
+        let mut pace = Pace::of_creates(Instant::now());
+        let mut newcomers = Pace::of_creates(Instant::now());
+        for round in 0..runs {
+            let now = Instant::now();
+            tokio::time::sleep(pace.take(2, now).max(newcomers.take(1, now))).await;
+            for contender in order(round, 4) {
+                match contender {
+                    0 => boots.bare(bench).await?,
+                    1 => boots.through_api(subject).await?,
+                    2 => boots.through_cli(subject).await?,
+                    _ => boots.of_newcomer(subject).await?,
+                }
+            }
+            eprintln!("boots: round {} of {runs}", round + 1);
+        }
+        Ok(boots)
+    }
+
+    async fn bare(&mut self, bench: &Bench) -> Result<()> {
+        let (bare, times) = bench.boot().await?;
+        let after = Instant::now();
+        bare.exec_true().await?;
+        self.bare_first_exec.push(times.configured + after.elapsed());
+        self.bare.push(times.first_reply);
+        self.bare_configured.push(times.configured);
+        Ok(())
+    }
+
+    async fn through_api(&mut self, subject: &Subject) -> Result<()> {
+        const NAME: &str = "by-api";
+        let started = Instant::now();
+        subject::create(&subject.client, NAME).await?;
+        self.api.push(started.elapsed());
+        subject::exec_true(&subject.client, NAME).await?;
+        self.api_first_exec.push(started.elapsed());
+        subject.client.destroy(NAME).await?;
+        Ok(())
+    }
+
+    async fn through_cli(&mut self, subject: &Subject) -> Result<()> {
+        const NAME: &str = "by-cli";
+        let mut command = subject.create_command(NAME);
+        let started = Instant::now();
+        subject::run(&mut command)?;
+        self.cli.push(started.elapsed());
+        subject.client.destroy(NAME).await?;
+        Ok(())
+    }
+
+    async fn of_newcomer(&mut self, subject: &Subject) -> Result<()> {
+        const NAME: &str = "first";
+        let started = Instant::now();
+        subject::create(&subject.newcomer, NAME).await?;
+        self.newcomer.push(started.elapsed());
+        subject.newcomer.destroy(NAME).await?;
+        Ok(())
+    }
+
+    pub(crate) fn all(&self) -> [&Series; 7] {
+        [
+            &self.bare,
+            &self.bare_configured,
+            &self.bare_first_exec,
+            &self.api,
+            &self.api_first_exec,
+            &self.cli,
+            &self.newcomer,
+        ]
+    }
+}
+
+/// `true` in a machine that is up.
+pub(crate) struct Execs {
+    /// What the others are measured against.
+    pub(crate) bare: Series,
+    pub(crate) api: Series,
+    pub(crate) cli: Series,
+    /// A greeting over the bare link: the way there and back, with no process.
+    pub(crate) greeting: Series,
+}
+
+impl Execs {
+    pub(crate) async fn measure(subject: &Subject, bare: &Bare, runs: usize) -> Result<Self> {
+        let mut execs = Self {
+            bare: Series::new("exec true, bare link"),
+            api: Series::new("exec true, API, connection kept"),
+            cli: Series::new("exec true, CLI"),
+            greeting: Series::new("greeting, bare link"),
+        };
+        let mut pace = Pace::of_execs(Instant::now());
+        tokio::time::sleep(pace.take(WARM_UP, Instant::now())).await;
+        // The first ones translate code and fill caches, on both machines.
+        for _ in 0..WARM_UP {
+            bare.exec_true().await?;
+            subject::exec_true(&subject.client, RESIDENT).await?;
+        }
+        for round in 0..runs {
+            tokio::time::sleep(pace.take(2, Instant::now())).await;
+            for contender in order(round, 4) {
+                let mut command = subject.command(&["exec", RESIDENT, "--", "true"]);
+                let started = Instant::now();
+                let series = match contender {
+                    0 => {
+                        bare.exec_true().await?;
+                        &mut execs.bare
+                    }
+                    1 => {
+                        subject::exec_true(&subject.client, RESIDENT).await?;
+                        &mut execs.api
+                    }
+                    2 => {
+                        subject::run(&mut command)?;
+                        &mut execs.cli
+                    }
+                    _ => {
+                        bare.guest.hello(env!("CARGO_PKG_VERSION")).await?;
+                        &mut execs.greeting
+                    }
+                };
+                series.push(started.elapsed());
+            }
+        }
+        eprintln!("execs: {runs} rounds");
+        Ok(execs)
+    }
+
+    pub(crate) fn all(&self) -> [&Series; 4] {
+        [&self.bare, &self.api, &self.cli, &self.greeting]
+    }
+}
+
+const WARM_UP: u32 = 10;
+
+/// Starting a process on the host.
+pub(crate) struct Starts {
+    pub(crate) true_: Series,
+    pub(crate) version: Series,
+}
+
+impl Starts {
+    pub(crate) fn measure(subject: &Subject, runs: usize) -> Result<Self> {
+        let mut starts = Self {
+            true_: Series::new("host: /bin/true"),
+            version: Series::new("host: bhatti version"),
+        };
+        for round in 0..runs {
+            for contender in order(round, 2) {
+                let (mut command, series) = match contender {
+                    0 => (Command::new("/bin/true"), &mut starts.true_),
+                    _ => (subject.command(&["version"]), &mut starts.version),
+                };
+                let started = Instant::now();
+                subject::run(&mut command)?;
+                series.push(started.elapsed());
+            }
+        }
+        Ok(starts)
+    }
+
+    pub(crate) fn all(&self) -> [&Series; 2] {
+        [&self.true_, &self.version]
+    }
+}

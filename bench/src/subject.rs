@@ -1,0 +1,108 @@
+//! The daemon under measurement, through its API and its command.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use bhatti_api::{CreateSandbox, ExecRequest};
+use bhatti_client::Client;
+use bhatti_testkit::{TestDaemon, User};
+
+/// The sandbox that is there all the time.
+pub(crate) const RESIDENT: &str = "resident";
+/// What every machine is, in MiB; with one CPU.
+pub(crate) const MEMORY_MIB: u32 = 512;
+
+/// A daemon with one sandbox, [`RESIDENT`], and two users: one who owns it, and one who has none.
+pub(crate) struct Subject {
+    pub(crate) daemon: TestDaemon,
+    owner: User,
+    pub(crate) client: Client,
+    pub(crate) newcomer: Client,
+}
+
+impl Subject {
+    pub(crate) async fn start() -> Result<Self> {
+        let daemon = TestDaemon::start();
+        let owner = daemon.create_user("bench", 10);
+        let newcomer = daemon.create_user("newcomer", 10);
+        let (client, newcomer) = (daemon.client(&owner), daemon.client(&newcomer));
+        create(&client, RESIDENT).await?;
+        Ok(Self { daemon, owner, client, newcomer })
+    }
+
+    /// The resident's VMM. Only while it is the only machine.
+    pub(crate) fn resident_pid(&self) -> Result<i32> {
+        match self.daemon.machines()[..] {
+            [pid] => Ok(pid),
+            ref pids => bail!("one machine should be there, these are: {pids:?}"),
+        }
+    }
+
+    /// `bhatti create` as a process of its own, ready to run.
+    pub(crate) fn create_command(&self, name: &str) -> Command {
+        let memory = MEMORY_MIB.to_string();
+        self.command(&["create", "--name", name, "--cpus", "1", "--memory", &memory])
+    }
+
+    /// Any `bhatti` command of the owner's, ready to run.
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
+        self.daemon.prepare(Some(&self.owner), args)
+    }
+
+    /// Removes the resident and ends the daemon.
+    pub(crate) async fn end(mut self) -> Result<()> {
+        self.client.destroy(RESIDENT).await?;
+        let code = self.daemon.terminate();
+        ensure!(code == 0, "the daemon ended with {code}");
+        Ok(())
+    }
+}
+
+/// `POST /sandboxes`
+pub(crate) async fn create(client: &Client, name: &str) -> Result<()> {
+    let wanted = CreateSandbox {
+        name: name.to_owned(),
+        cpus: Some(1.0),
+        memory_mb: Some(MEMORY_MIB.into()),
+        ..CreateSandbox::default()
+    };
+    let created = client.create(&wanted).await.context("create failed")?;
+    ensure!(!created.existing, "sandbox {name} was there already");
+    Ok(())
+}
+
+/// `true` to its end.
+pub(crate) async fn exec_true(client: &Client, name: &str) -> Result<()> {
+    let result = exec(client, name, "true").await?;
+    ensure!(result.is_empty(), "`true` printed {result:?}");
+    Ok(())
+}
+
+/// What a command printed, which had to work. The words are split at spaces.
+pub(crate) async fn exec(client: &Client, name: &str, command: &str) -> Result<String> {
+    let cmd = command.split(' ').map(str::to_owned).collect();
+    let request = ExecRequest { cmd, ..ExecRequest::default() };
+    let result = client.exec_buffered(name, &request).await.context("exec failed")?;
+    ensure!(
+        result.exit_code == 0,
+        "{command:?} exited with {}: {}",
+        result.exit_code,
+        result.stderr
+    );
+    Ok(result.stdout)
+}
+
+/// Runs a process to its end; its output is read only if it fails.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let output = command.stdout(Stdio::piped()).stderr(Stdio::piped()).output()?;
+    // Not the whole command: its environment holds a key.
+    ensure!(
+        output.status.success(),
+        "{:?} {:?} failed ({}): {}",
+        command.get_program(),
+        command.get_args(),
+        output.status,
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(())
+}
