@@ -102,6 +102,34 @@ impl TestDaemon {
         daemon
     }
 
+    /// The same with a data directory on a file system of `mib` MiB.
+    pub fn prepared_on_small_disk(mib: u32) -> Self {
+        let daemon = Self::prepared("");
+        let data = daemon.data_dir();
+        std::fs::remove_dir_all(&data).expect("it was just made");
+        std::fs::create_dir(&data).expect("a mount point");
+        let size = format!("size={mib}m,mode=0711");
+        let (tmpfs, flags) = (Some("tmpfs"), nix::mount::MsFlags::empty());
+        // In this test's own mount namespace, so it goes with the test.
+        nix::mount::mount(tmpfs, data.as_std_path(), tmpfs, flags, Some(size.as_str()))
+            .expect("a small file system");
+        daemon.install_guest();
+        daemon
+    }
+
+    /// Writes `file` until less than `leave_mib` MiB are left on its file system.
+    pub fn fill_disk(&self, file: &Utf8Path, leave_mib: u64) {
+        let mut ballast = std::fs::File::create(file).expect("a file");
+        let chunk = vec![1; 1 << 20];
+        let free = || {
+            let stat = nix::sys::statvfs::statvfs(file.as_std_path()).expect("it is there");
+            stat.blocks_available() * stat.fragment_size() >> 20
+        };
+        while free() > leave_mib {
+            ballast.write_all(&chunk).expect("there is room");
+        }
+    }
+
     fn install_guest(&self) {
         let guest = guest_dir();
         for (from, to) in [
@@ -112,8 +140,12 @@ impl TestDaemon {
             let (from, to) = (guest.join(from), self.data_dir().join(to));
             assert!(from.exists(), "{from} is missing; run: cargo xtask guest");
             std::fs::create_dir_all(to.parent().expect("it has one")).expect("a directory");
-            // Read-only for the daemon, so a link will do.
-            std::fs::hard_link(&from, &to).expect("target/ is one file system");
+            // Read-only for the daemon, so a link will do where one is possible.
+            if std::fs::hard_link(&from, &to).is_err() {
+                let copy = ["--sparse=always", from.as_str(), to.as_str()];
+                let copied = Command::new("cp").args(copy).status().expect("cp runs");
+                assert!(copied.success(), "cp {from} {to}");
+            }
         }
     }
 

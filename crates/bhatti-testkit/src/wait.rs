@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 /// Longer than anything takes on two busy cores under software emulation.
 pub const DEADLINE: Duration = Duration::from_secs(90);
-const STEP: Duration = Duration::from_millis(20);
+/// Slow enough that a probe through the API stays under its rate limit.
+const STEP: Duration = Duration::from_millis(100);
 
 /// Waits until `probe` gives a value; panics with `what` at the deadline.
 pub fn wait_for<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {

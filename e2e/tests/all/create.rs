@@ -104,6 +104,27 @@ fn a_create_whose_client_hangs_up_ends_in_a_known_state_vm() {
     });
 }
 
+/// The data directory's file system has no room for another sandbox.
+#[test]
+fn a_full_disk_is_said_and_leaves_nothing() {
+    on_fresh_host(|| {
+        let mut daemon = TestDaemon::prepared_on_small_disk(400);
+        daemon.allow_error("no space left on the host's disk");
+        daemon.run();
+        daemon.cli(&["create", "--name", "first", "--memory", "256"]).ok();
+        daemon.cli(&["destroy", "first", "-y"]).ok();
+        let ballast = daemon.data_dir().join("ballast");
+        daemon.fill_disk(&ballast, 8);
+        let full = daemon.cli(&["create", "--name", "x", "--memory", "256"]).fails(1);
+        assert!(full.contains("503 Service Unavailable: no space left on the host's disk"), "{full}");
+        daemon.assert_nothing_left();
+        std::fs::remove_file(ballast).expect("it was there");
+        daemon.cli(&["create", "--name", "x", "--memory", "256"]).ok();
+        daemon.cli(&["destroy", "x", "-y"]).ok();
+        daemon.assert_nothing_left();
+    });
+}
+
 #[test]
 fn creates_that_cannot_work_leave_nothing() {
     on_fresh_host(|| {

@@ -15,6 +15,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 struct Versions<'a> {
     api: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
+    engine: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     server_version: Option<String>,
     version: &'static str,
 }
@@ -23,10 +25,12 @@ pub(crate) fn run(context: &Context) -> Result<ExitCode, Failure> {
     let client = context.client()?;
     let asked = context.wait(async { tokio::time::timeout(PATIENCE, client.health()).await })?;
     // Any answer has the header, an error as well as a greeting.
-    let server = match asked {
-        Ok(_) => client.server().version.filter(|version| version != "dev"),
-        Err(_late) => None,
+    let (server, health) = match asked {
+        Ok(health) => (client.server().version.filter(|version| version != "dev"), health.ok()),
+        Err(_late) => (None, None),
     };
+    // Older servers do not say which engine they run.
+    let engine = health.as_ref().map(|health| health.engine.as_str()).filter(|e| !e.is_empty());
     let server = server.map(|version| version.trim_start_matches('v').to_owned());
     let version = env!("CARGO_PKG_VERSION");
     let api = context.url()?;
@@ -34,6 +38,9 @@ pub(crate) fn run(context: &Context) -> Result<ExitCode, Failure> {
     if let Some(server) = &server {
         text.push_str(&format!("server: v{server}\n"));
     }
-    context.print(&Versions { api, server_version: server, version }, &text)?;
+    if let Some(engine) = engine {
+        text.push_str(&format!("engine: {engine}\n"));
+    }
+    context.print(&Versions { api, engine, server_version: server, version }, &text)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -132,12 +132,15 @@ fn a_full_disk_is_an_error() {
 #[test]
 fn version_works_with_and_without_a_server() {
     let health = "{\"status\":\"ok\",\"uptime\":\"1s\"}";
+    let ours = "{\"status\":\"ok\",\"uptime\":\"1s\",\"engine\":\"qemu (tcg)\"}";
     let world = World::with(&[
+        ("200 OK", "x-bhatti-version: v9.9.9\r\n", ours),
         ("200 OK", "x-bhatti-version: v9.9.9\r\n", health),
         ("404 Not Found", "x-bhatti-version: 9.9.9\r\n", "{}"),
     ]);
     let own = env!("CARGO_PKG_VERSION");
     let text = format!("bhatti v{own}\napi: {}\nserver: v9.9.9\n", world.url());
+    world.run(&["version"]).check(0, &format!("{text}engine: qemu (tcg)\n"), "");
     world.run(&["version"]).check(0, &text, "");
     world.run(&["version"]).check(0, &text, "");
     let lonely = World::new();
