@@ -78,7 +78,7 @@ fn measure(runs: usize) -> Result<Findings> {
         let subject = Subject::start().await?;
         let mut environment = Environment::observe(subject.client.health().await?.engine)?;
         let machine = subject.resident_pid()?;
-        let serve = memory::child_running("bhatti")?;
+        let serve = memory::child_told_to("serve")?;
         let scratch = subject.daemon.scratch_path().to_owned();
         let bench = Bench::like(machine, &subject.daemon.data_dir(), &scratch).await?;
 

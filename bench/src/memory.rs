@@ -32,23 +32,25 @@ impl Footprint {
     }
 }
 
-/// The child of this process that runs the program `name`.
-pub(crate) fn child_running(name: &str) -> Result<i32> {
+/// The child of this process whose first argument is `word`.
+pub(crate) fn child_told_to(word: &str) -> Result<i32> {
     let own = std::process::id().to_string();
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let path = entry?.path();
         let Some(pid) = pid_of(&path) else { continue };
         // It may have ended meanwhile.
-        let Ok(status) = fs::read_to_string(path.join("status")) else { continue };
-        if field(&status, "PPid") == Some(&own) && field(&status, "Name") == Some(name) {
+        let read = |name| fs::read(path.join(name)).unwrap_or_default();
+        let status = String::from_utf8_lossy(&read("status")).into_owned();
+        let argument = read("cmdline").split(|byte| *byte == 0).nth(1).map(<[u8]>::to_vec);
+        if field(&status, "PPid") == Some(&own) && argument.as_deref() == Some(word.as_bytes()) {
             found.push(pid);
         }
     }
-    ensure!(found.len() < 2, "more than one child runs {name}: {found:?}");
+    ensure!(found.len() < 2, "more than one child was told to {word}: {found:?}");
     match found.first() {
         Some(pid) => Ok(*pid),
-        None => bail!("no child runs {name}"),
+        None => bail!("no child was told to {word}"),
     }
 }
 
@@ -78,12 +80,12 @@ mod tests {
     }
 
     #[test]
-    fn a_child_is_found_by_its_name() {
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+    fn a_child_is_found_by_its_argument() {
+        let mut child = std::process::Command::new("sleep").arg("61.25").spawn().unwrap();
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
         let found = loop {
-            // Until it has executed its program it bears our name.
-            match child_running("sleep") {
+            // Until it has executed its program it has our arguments.
+            match child_told_to("61.25") {
                 Err(_) if std::time::Instant::now() < deadline => std::thread::yield_now(),
                 other => break other,
             }
@@ -91,6 +93,6 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(found.unwrap(), i32::try_from(child.id()).unwrap());
-        assert!(child_running("no such program").is_err());
+        assert!(child_told_to("do nothing of the kind").is_err());
     }
 }
