@@ -17,6 +17,7 @@ use crate::http::body::{Read, Written};
 use crate::http::gate::Caller;
 use crate::http::{Api, ApiError};
 
+mod buffered;
 mod text;
 
 use text::Utf8Stream;
@@ -52,7 +53,7 @@ pub(in crate::http) async fn exec(
     let streaming = headers.get(header::ACCEPT).is_some_and(|value| value == route::NDJSON);
     match (lease.guest().exec(spec).await, streaming) {
         (Ok(running), true) => Ok(stream(running, lease)),
-        (Ok(running), false) => Ok(Written(StatusCode::OK, buffer(running).await?).into_response()),
+        (Ok(running), false) => Ok(buffered::collect(running).await?.into_response()),
         (Err(error), streaming) => {
             let result = not_run(error)?;
             Ok(if streaming {
@@ -97,30 +98,6 @@ fn not_run(error: GuestError) -> Result<ExecResult, ApiError> {
         other => return Err(launch_error(other)),
     };
     Ok(ExecResult { exit_code, stdout: String::new(), stderr: format!("{text}\n") })
-}
-
-/// Collects everything, up to the cap.
-async fn buffer(mut running: Running) -> Result<ExecResult, ApiError> {
-    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-    let mut room = ExecRequest::MAX_BUFFERED;
-    let mut truncated = false;
-    let exit_code = loop {
-        let (kept, bytes) = match running.next().await.map_err(ServiceError::Guest)? {
-            Some(GuestEvent::Stdout(bytes)) => (&mut stdout, bytes),
-            Some(GuestEvent::Stderr(bytes)) => (&mut stderr, bytes),
-            Some(GuestEvent::Exit { code, .. }) => break code,
-            None => return Err(ServiceError::Guest(GuestError::LinkLost(None)).into()),
-        };
-        let fits = bytes.len().min(room);
-        kept.extend_from_slice(&bytes[..fits]);
-        room -= fits;
-        truncated |= fits < bytes.len();
-    };
-    let mut stderr = String::from_utf8_lossy(&stderr).into_owned();
-    if truncated {
-        stderr.push_str(ExecRequest::TRUNCATED);
-    }
-    Ok(ExecResult { exit_code, stdout: String::from_utf8_lossy(&stdout).into_owned(), stderr })
 }
 
 fn ndjson(body: Body) -> Response {
