@@ -93,6 +93,7 @@ fn measure(runs: usize) -> Result<Findings> {
             ("the same after the execs", Footprint::of(machine)?),
             ("QEMU by hand after the execs", Footprint::of(bare.pid()?)?),
         ];
+        subject::connect(&subject.client).await?;
         let phases = "cat /run/bhatti/boot-timing.txt";
         let boot_phases = subject::exec(&subject.client, RESIDENT, phases).await?;
         drop(bare);

@@ -67,13 +67,13 @@ impl Boots {
 
     async fn through_api(&mut self, subject: &Subject) -> Result<()> {
         const NAME: &str = "by-api";
+        subject::connect(&subject.client).await?;
         let started = Instant::now();
         subject::create(&subject.client, NAME).await?;
         self.api.push(started.elapsed());
         subject::exec_true(&subject.client, NAME).await?;
         self.api_first_exec.push(started.elapsed());
-        subject.client.destroy(NAME).await?;
-        Ok(())
+        subject::destroy(&subject.client, NAME).await
     }
 
     async fn through_cli(&mut self, subject: &Subject) -> Result<()> {
@@ -82,17 +82,16 @@ impl Boots {
         let started = Instant::now();
         subject::run(&mut command)?;
         self.cli.push(started.elapsed());
-        subject.client.destroy(NAME).await?;
-        Ok(())
+        subject::destroy(&subject.client, NAME).await
     }
 
     async fn of_newcomer(&mut self, subject: &Subject) -> Result<()> {
         const NAME: &str = "first";
+        subject::connect(&subject.newcomer).await?;
         let started = Instant::now();
         subject::create(&subject.newcomer, NAME).await?;
         self.newcomer.push(started.elapsed());
-        subject.newcomer.destroy(NAME).await?;
-        Ok(())
+        subject::destroy(&subject.newcomer, NAME).await
     }
 
     pub(crate) fn all(&self) -> [&Series; 7] {
@@ -128,6 +127,7 @@ impl Execs {
         };
         let mut pace = Pace::of_execs(Instant::now());
         tokio::time::sleep(pace.take(WARM_UP, Instant::now())).await;
+        subject::connect(&subject.client).await?;
         // The first ones translate code and fill caches, on both machines.
         for _ in 0..WARM_UP {
             bare.exec_true().await?;

@@ -51,11 +51,25 @@ impl Subject {
 
     /// Removes the resident and ends the daemon.
     pub(crate) async fn end(mut self) -> Result<()> {
-        self.client.destroy(RESIDENT).await?;
+        destroy(&self.client, RESIDENT).await?;
         let code = self.daemon.terminate();
         ensure!(code == 0, "the daemon ended with {code}");
         Ok(())
     }
+}
+
+/// Makes sure of a connection, before a clock starts. The daemon closes one that was idle for ten
+/// seconds, and a request that crosses the closing fails, rightly, if it changes something.
+pub(crate) async fn connect(client: &Client) -> Result<()> {
+    client.health().await.context("the daemon does not answer")?;
+    Ok(())
+}
+
+/// `DELETE /sandboxes/:s`
+pub(crate) async fn destroy(client: &Client, name: &str) -> Result<()> {
+    connect(client).await?;
+    client.destroy(name).await.context("destroy failed")?;
+    Ok(())
 }
 
 /// `POST /sandboxes`
