@@ -99,6 +99,10 @@ pub struct Configure {
     /// `None`: the machine has no network device.
     #[prost(message, optional, tag = "3")]
     pub network: Option<Network>,
+    /// 32 lower-case hex digits for `/etc/machine-id`. Empty: the guest keeps what it has, or
+    /// makes one.
+    #[prost(string, tag = "4")]
+    pub machine_id: String,
 }
 
 /// The address of the guest's one interface.
