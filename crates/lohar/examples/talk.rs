@@ -59,7 +59,12 @@ async fn talk(words: Vec<String>) -> Outcome<u8> {
             print_reply(
                 ask(
                     &link,
-                    Operation::Configure(Configure { hostname: rest[0].clone(), env, network }),
+                    Operation::Configure(Configure {
+                        hostname: rest[0].clone(),
+                        env,
+                        network,
+                        machine_id: String::new(),
+                    }),
                 )
                 .await?,
             )

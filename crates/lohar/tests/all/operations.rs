@@ -47,10 +47,12 @@ async fn a_cut_stream_leaves_no_file() {
 #[tokio::test]
 async fn bad_settings_change_nothing() {
     let guest = guest();
+    let named = |hostname: &str| Configure { hostname: hostname.into(), ..Configure::default() };
     for request in [
-        Configure { hostname: "not a name".into(), ..Configure::default() },
-        Configure { hostname: "a".into(), env: [("".into(), "x".into())].into(), network: None },
-        Configure { hostname: "a".into(), env: [].into(), network: Some(Network::default()) },
+        named(&"x".repeat(65)),
+        Configure { machine_id: "no id".into(), ..named("a") },
+        Configure { env: [("".into(), "x".into())].into(), ..named("a") },
+        Configure { network: Some(Network::default()), ..named("a") },
     ] {
         let before = nix::unistd::gethostname().unwrap();
         let reply = reply(open(&guest, Some(Operation::Configure(request))).await).await;

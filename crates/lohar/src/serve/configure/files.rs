@@ -1,46 +1,91 @@
 //! The files that say who this machine is: host name, hosts, machine id, resolvers.
+//!
+//! Promises:
+//! - None of them can keep a machine from being reached: what cannot be written (a full disk, a
+//!   read-only one) is returned for the console, and everything else is still done.
+//! - What cannot be read is not replaced. Somebody's long `/etc/hosts` is theirs.
 
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 
-use super::ConfigureError;
 use crate::replace::{read_config, replace_config};
 use crate::serve::write_file::random_hex;
 
 /// Ends the lines of `/etc/hosts` that are ours to change.
 const OURS: &str = "# bhatti";
 
-/// Writes `hostname`, `hosts` and, for a machine that has become another one, `machine-id`.
-pub fn write_identity(etc: &Path, hostname: &str) -> Result<(), ConfigureError> {
-    let write = |path: &'static str, text: &str| {
-        replace_config(&etc.join(path), text, 0o644)
-            .map_err(|source| ConfigureError::File { path, source })
-    };
-    let former = read_config(&etc.join("hostname")).unwrap_or_default();
-    let hosts = read_config(&etc.join("hosts")).unwrap_or_default();
-    // Before the host name: a crash between the two must not leave a clone with its parent's id.
-    if former.trim() != hostname || !has_machine_id(etc) {
-        let id = random_hex::<16>()
-            .map_err(|source| ConfigureError::File { path: "machine-id", source })?;
-        write("machine-id", &format!("{id}\n"))?;
-    }
-    write("hostname", &format!("{hostname}\n"))?;
-    write("hosts", &hosts_with(&hosts, hostname))?;
-    Ok(())
+/// A file stays as it was.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to {action} {name}")]
+pub struct FileError {
+    pub action: &'static str,
+    /// Below `/etc`.
+    pub name: &'static str,
+    #[source]
+    pub source: io::Error,
 }
 
-fn has_machine_id(etc: &Path) -> bool {
-    read_config(&etc.join("machine-id")).is_ok_and(|text| {
-        text.trim().len() == 32 && text.trim().bytes().all(|byte| byte.is_ascii_hexdigit())
-    })
+/// 32 lower-case hex digits.
+pub fn is_machine_id(text: &str) -> bool {
+    text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Writes `machine-id`, `hostname` and `hosts`. An empty `machine_id` keeps what is there; a
+/// machine that has none gets one.
+pub fn write_identity(etc: &Path, hostname: &str, machine_id: &str) -> Vec<FileError> {
+    // The kernel takes any bytes for a name, a file of lines and words does not.
+    let word = |c: char| !c.is_control() && !c.is_whitespace() && c != '#';
+    let name = Some(hostname).filter(|name| !name.is_empty() && name.chars().all(word));
+    let written = [
+        // First: a crash after it must not leave a clone with its parent's id.
+        write_machine_id(etc, machine_id),
+        name.map_or(Ok(()), |name| write(etc, "hostname", &format!("{name}\n"), 0o644)),
+        write_hosts(etc, name),
+    ];
+    written.into_iter().filter_map(Result::err).collect()
+}
+
+/// Writes `resolv.conf`, replacing a link to some service that does not run here.
+pub fn write_resolvers(etc: &Path, nameservers: &[IpAddr]) -> Result<(), FileError> {
+    let text: String =
+        nameservers.iter().map(|address| format!("nameserver {address}\n")).collect();
+    write(etc, "resolv.conf", &text, 0o644)
+}
+
+fn write_machine_id(etc: &Path, wanted: &str) -> Result<(), FileError> {
+    const NAME: &str = "machine-id";
+    // One that cannot be read is none.
+    let present = read_config(&etc.join(NAME)).unwrap_or_default();
+    let present = present.trim();
+    let id = match wanted {
+        "" if is_machine_id(&present.to_ascii_lowercase()) => return Ok(()),
+        "" => random_hex::<16>().map_err(|source| FileError {
+            action: "make a",
+            name: NAME,
+            source,
+        })?,
+        wanted if wanted == present => return Ok(()),
+        wanted => wanted.to_owned(),
+    };
+    write(etc, NAME, &format!("{id}\n"), 0o444)
+}
+
+fn write_hosts(etc: &Path, name: Option<&str>) -> Result<(), FileError> {
+    const NAME: &str = "hosts";
+    let hosts = read_config(&etc.join(NAME)).map_err(|source| FileError {
+        action: "read",
+        name: NAME,
+        source,
+    })?;
+    write(etc, NAME, &hosts_with(&hosts, name), 0o644)
 }
 
 /// `hosts` with our lines first and the image's or user's other lines after them.
-fn hosts_with(hosts: &str, hostname: &str) -> String {
-    let mut text = format!(
-        "127.0.0.1\tlocalhost {hostname} {OURS}\n::1\tlocalhost ip6-localhost {hostname} {OURS}\n"
-    );
+fn hosts_with(hosts: &str, name: Option<&str>) -> String {
+    let own = name.map(|name| format!(" {name}")).unwrap_or_default();
+    let mut text =
+        format!("127.0.0.1\tlocalhost{own} {OURS}\n::1\tlocalhost ip6-localhost{own} {OURS}\n");
     for line in hosts.lines().filter(|line| !line.ends_with(OURS)) {
         text.push_str(line);
         text.push('\n');
@@ -48,50 +93,13 @@ fn hosts_with(hosts: &str, hostname: &str) -> String {
     text
 }
 
-/// Writes `resolv.conf`, replacing a link to some service that does not run here.
-pub fn write_resolvers(etc: &Path, nameservers: &[IpAddr]) -> Result<(), ConfigureError> {
-    let text: String =
-        nameservers.iter().map(|address| format!("nameserver {address}\n")).collect();
-    let failed = |source: io::Error| ConfigureError::File { path: "/etc/resolv.conf", source };
-    replace_config(&etc.join("resolv.conf"), &text, 0o644).map(drop).map_err(failed)
+fn write(etc: &Path, name: &'static str, text: &str, mode: u32) -> Result<(), FileError> {
+    replace_config(&etc.join(name), text, mode).map(drop).map_err(|source| FileError {
+        action: "write",
+        name,
+        source,
+    })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_new_name_is_a_new_identity_and_the_same_name_is_not() {
-        let etc = tempfile::tempdir().unwrap();
-        let read = |name: &str| std::fs::read_to_string(etc.path().join(name)).unwrap();
-        std::fs::write(etc.path().join("hosts"), "10.0.0.1 db\n").unwrap();
-        std::fs::write(etc.path().join("machine-id"), "uninitialized\n").unwrap();
-        write_identity(etc.path(), "one").unwrap();
-        let first = read("machine-id");
-        assert_eq!(first.trim().len(), 32);
-        assert_eq!(read("hostname"), "one\n");
-
-        write_identity(etc.path(), "one").unwrap();
-        assert_eq!(read("machine-id"), first, "a reboot keeps it");
-
-        write_identity(etc.path(), "two").unwrap();
-        assert_ne!(read("machine-id"), first, "a clone gets its own");
-        assert_eq!(
-            read("hosts"),
-            "127.0.0.1\tlocalhost two # bhatti\n::1\tlocalhost ip6-localhost two # bhatti\n10.0.0.1 db\n"
-        );
-    }
-
-    #[test]
-    fn resolvers_replace_a_dangling_link() {
-        let etc = tempfile::tempdir().unwrap();
-        let path = etc.path().join("resolv.conf");
-        std::os::unix::fs::symlink("/run/systemd/resolve/stub-resolv.conf", &path).unwrap();
-        write_resolvers(etc.path(), &["10.1.0.1".parse().unwrap(), "fd00::1".parse().unwrap()])
-            .unwrap();
-        assert_eq!(
-            std::fs::read_to_string(&path).unwrap(),
-            "nameserver 10.1.0.1\nnameserver fd00::1\n"
-        );
-    }
-}
+mod tests;

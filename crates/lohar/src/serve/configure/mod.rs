@@ -2,7 +2,8 @@
 //!
 //! Applied after the first boot, after later boots, and to clones of a running machine. Applying
 //! the same settings twice changes nothing; applying others leaves nothing of the former ones.
-//! Everything is checked before anything is changed.
+//! Everything is checked before anything is changed. The files under `/etc` come last and cannot
+//! fail it: a machine whose disk is full must be reachable, or nobody could make room.
 
 pub mod files;
 pub mod interface;
@@ -11,8 +12,12 @@ use std::path::Path;
 
 use bhatti_wire::message::{Configure, ErrorKind, Failure};
 
+use crate::console::{Chain, report};
 use crate::guest::Guest;
 use interface::{Address, BadAddress, InterfaceError};
+
+/// The longest host name the kernel takes, in bytes.
+const MAX_HOSTNAME: usize = 64;
 
 /// Most variables in a sandbox's environment.
 const MAX_ENV: usize = 4096;
@@ -20,10 +25,10 @@ const MAX_ENV: usize = 4096;
 /// Why the machine is not configured.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigureError {
-    #[error(
-        "hostname {hostname:?} is not made of letters, digits, - and ., or not 1 to 64 bytes long"
-    )]
-    BadHostname { hostname: String },
+    #[error("hostname {hostname:?} is longer than {MAX_HOSTNAME} bytes")]
+    LongHostname { hostname: String },
+    #[error("machine id {machine_id:?} is not 32 lower-case hex digits")]
+    BadMachineId { machine_id: String },
     #[error("environment has more than {MAX_ENV} variables")]
     LargeEnv,
     #[error("environment variable {key:?} cannot exist")]
@@ -32,12 +37,6 @@ pub enum ConfigureError {
     BadAddress(#[from] BadAddress),
     #[error("failed to set the host name")]
     Hostname(#[source] std::io::Error),
-    #[error("failed to write {path}")]
-    File {
-        path: &'static str,
-        #[source]
-        source: std::io::Error,
-    },
     #[error("failed to set up the network")]
     Interface(#[from] InterfaceError),
 }
@@ -46,14 +45,12 @@ impl ConfigureError {
     /// As the host sees it.
     pub fn failure(&self) -> Failure {
         let kind = match self {
-            Self::BadHostname { .. }
+            Self::LongHostname { .. }
+            | Self::BadMachineId { .. }
             | Self::LargeEnv
             | Self::BadEnv { .. }
             | Self::BadAddress(_) => ErrorKind::Invalid,
-            Self::File { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
-                ErrorKind::NoSpace
-            }
-            Self::Hostname(_) | Self::File { .. } | Self::Interface(_) => ErrorKind::Other,
+            Self::Hostname(_) | Self::Interface(_) => ErrorKind::Other,
         };
         super::failure(kind, self)
     }
@@ -62,13 +59,13 @@ impl ConfigureError {
 /// Applies `request` to this machine.
 pub fn configure(guest: &Guest, request: Configure) -> Result<(), ConfigureError> {
     check_hostname(&request.hostname)?;
+    check_machine_id(&request.machine_id)?;
     check_env(request.env.iter())?;
     let address = request.network.as_ref().map(Address::parse).transpose()?;
 
     nix::unistd::sethostname(&request.hostname)
         .map_err(|errno| ConfigureError::Hostname(errno.into()))?;
-    files::write_identity(Path::new("/etc"), &request.hostname)?;
-    if let Some(address) = address {
+    if let Some(address) = &address {
         let unchanged = guest.settings().network == request.network;
         // Taking a live interface down loses the routes its user added.
         if !unchanged || !address.is_applied() {
@@ -76,7 +73,14 @@ pub fn configure(guest: &Guest, request: Configure) -> Result<(), ConfigureError
             address.apply()?;
             guest.settings().network = request.network;
         }
-        files::write_resolvers(Path::new("/etc"), &address.nameservers)?;
+    }
+    let etc = Path::new("/etc");
+    let mut problems = files::write_identity(etc, &request.hostname, &request.machine_id);
+    if let Some(address) = address {
+        problems.extend(files::write_resolvers(etc, &address.nameservers).err());
+    }
+    for problem in &problems {
+        report(format_args!("{}", Chain(problem)));
     }
     let mut settings = guest.settings();
     settings.env = request.env;
@@ -84,12 +88,19 @@ pub fn configure(guest: &Guest, request: Configure) -> Result<(), ConfigureError
     Ok(())
 }
 
+/// Only what the kernel would refuse: which names are nice is the host's business.
 fn check_hostname(hostname: &str) -> Result<(), ConfigureError> {
-    let sound = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
-    if (1..=64).contains(&hostname.len()) && hostname.chars().all(sound) {
+    if hostname.len() <= MAX_HOSTNAME {
         return Ok(());
     }
-    Err(ConfigureError::BadHostname { hostname: hostname.chars().take(80).collect() })
+    Err(ConfigureError::LongHostname { hostname: hostname.chars().take(80).collect() })
+}
+
+fn check_machine_id(machine_id: &str) -> Result<(), ConfigureError> {
+    if machine_id.is_empty() || files::is_machine_id(machine_id) {
+        return Ok(());
+    }
+    Err(ConfigureError::BadMachineId { machine_id: machine_id.chars().take(80).collect() })
 }
 
 /// Refuses what cannot be in an environment.
@@ -112,16 +123,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn host_names_are_checked() {
+    fn only_a_name_the_kernel_refuses_is_refused() {
         let longest = "x".repeat(64);
-        for good in ["a", "dev-1", "a.b", longest.as_str()] {
+        for good in ["", "a", "dev-1", "a.b", "a_b", "ü", longest.as_str()] {
             assert!(check_hostname(good).is_ok(), "{good}");
         }
-        let long = "x".repeat(65);
-        for bad in ["", "a b", "a\nb", "ü", "a_b", long.as_str()] {
-            let error = check_hostname(bad).expect_err(bad);
-            assert_eq!(error.failure().kind, i32::from(ErrorKind::Invalid));
+        let error = check_hostname(&"ü".repeat(33)).expect_err("66 bytes");
+        assert_eq!(error.failure().kind, i32::from(ErrorKind::Invalid));
+    }
+
+    #[test]
+    fn machine_ids_are_checked() {
+        for good in ["", "0123456789abcdef0123456789abcdef"] {
+            assert!(check_machine_id(good).is_ok(), "{good}");
         }
+        let error = check_machine_id("../x").expect_err("is no id");
+        assert_eq!(error.failure().kind, i32::from(ErrorKind::Invalid));
     }
 
     #[test]
