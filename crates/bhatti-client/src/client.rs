@@ -19,6 +19,9 @@ use crate::{ClientError, Endpoint, Timing};
 const MAX_ANSWER: usize = 64 << 20;
 /// The largest error answer that is read; ours are one sentence.
 pub(crate) const MAX_ERROR: usize = 64 << 10;
+/// A kept connection older than this is not used again: a server may be closing it just then, and a
+/// request that changes something is not sent twice. Well below what the daemon allows.
+const MAX_IDLE: Duration = Duration::from_secs(5);
 /// For everything that neither boots a machine nor runs a command.
 pub(crate) const QUICK: Duration = Duration::from_secs(120);
 
@@ -41,7 +44,7 @@ pub struct Client {
 /// What outlives a request.
 #[derive(Default)]
 struct Kept {
-    connection: Option<Sender>,
+    connection: Option<(Sender, Instant)>,
     timing: Option<Timing>,
     server: ServerInfo,
 }
@@ -125,7 +128,7 @@ impl Client {
             let body = collect(body, if success { MAX_ANSWER } else { MAX_ERROR }).await;
             self.record(stopwatch);
             if body.is_ok() {
-                self.kept().connection = Some(sender);
+                self.kept().connection = Some((sender, Instant::now()));
             }
             match (success, body) {
                 (true, body) => {
@@ -150,7 +153,7 @@ impl Client {
         let mut stopwatch = Stopwatch::start();
         let kept = self.kept().connection.take();
         let (response, sender) = match kept {
-            Some(sender) if !sender.is_closed() => {
+            Some((sender, used)) if !sender.is_closed() && used.elapsed() < MAX_IDLE => {
                 match self.exchange(sender, call, &mut stopwatch).await {
                     // An idle connection may die at any time: nothing to tell anybody.
                     Err(failure) if failure.unsent || call.method == Method::GET => {

@@ -46,8 +46,6 @@ pub enum StartError {
     },
     #[error("failed to open the store")]
     Store(#[from] StoreError),
-    #[error("failed to start the store's thread")]
-    StoreThread(#[source] std::io::Error),
     #[error("failed to prepare the engine")]
     Engine(#[from] EngineError),
     #[error("failed to prepare networking")]
@@ -91,7 +89,7 @@ impl App {
         })?;
         let mut store = Store::open(layout.database().as_std_path())?;
         register_images(&mut store, &layout.images())?;
-        let db = Db::start(store).map_err(StartError::StoreThread)?;
+        let db = Db::start(store)?;
         let engine = choose_engine(&config).await?;
         let info = engine.info().clone();
         announce(&info);
@@ -125,6 +123,11 @@ impl App {
         self.address
     }
 
+    /// All sandboxes, for what an operator asks by a signal.
+    pub fn sandboxes(&self) -> Sandboxes {
+        self.api.sandboxes.clone()
+    }
+
     /// Serves until `stop` fires, then drains. Machines go on running.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         let router = http::router(self.api.clone());
@@ -134,14 +137,16 @@ impl App {
             // Their commands go on in the guests; only the answers are lost.
             tracing::warn!(left, "requests were cut off");
         }
-        // The host's rules stay while a user's network does: guests run on.
+        let settled = self.tasks.shut_down(SETTLE).await;
+        // After the last undo, which may free a network. The host's rules stay while a user's
+        // network does: guests run on.
         if let Err(error) = self.networks.close().await {
             tracing::warn!(
                 error = bhatti_lifecycle::chain(&error),
                 "failed to remove the host's rules"
             );
         }
-        match self.tasks.shut_down(SETTLE).await {
+        match settled {
             Ok(()) => {
                 tracing::info!("stopped; running sandboxes go on");
                 Ok(())

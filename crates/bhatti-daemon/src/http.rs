@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
-use axum::routing::{get, post};
+use axum::routing::{any, get, post};
 use bhatti_engine::EngineInfo;
 use bhatti_lifecycle::Sandboxes;
 use bhatti_store::Db;
@@ -37,16 +37,14 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
     let not_allowed = || async { ApiError::MethodNotAllowed };
     Router::new()
         .route("/sandboxes", get(sandbox::list).post(sandbox::create).fallback(not_allowed))
-        .route("/sandboxes/", axum::routing::any(|| async { ApiError::Missing("sandbox id") }))
+        .route("/sandboxes/", any(|| async { ApiError::Missing("sandbox id") }))
         .route(
             "/sandboxes/{sandbox}",
             get(sandbox::get).patch(sandbox::patch).delete(sandbox::destroy).fallback(not_allowed),
         )
+        .route("/sandboxes/{sandbox}/", any(|| async { ApiError::UnknownPath }))
         .route("/sandboxes/{sandbox}/exec", post(sandbox::exec).fallback(not_allowed))
-        .route(
-            "/sandboxes/{sandbox}/{*rest}",
-            axum::routing::any(|| async { ApiError::UnknownPath }),
-        )
+        .route("/sandboxes/{sandbox}/{*rest}", any(|| async { ApiError::UnknownPath }))
         .fallback(gate::page_not_found)
         .layer(axum::middleware::from_fn_with_state(api.clone(), gate::gate))
         .with_state(api)

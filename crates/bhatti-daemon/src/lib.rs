@@ -13,14 +13,17 @@ pub use app::{App, StartError};
 
 use anyhow::Context;
 use bhatti_config::ServerConfig;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// The version in headers, logs and `bhatti version`.
 pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
 
 /// Runs the daemon until SIGTERM or SIGINT. Machines go on running afterwards; the next daemon
-/// adopts them.
+/// adopts them. SIGUSR2 powers every machine off cleanly first, for an operator who is about to
+/// stop the host; the daemon goes on serving.
 pub fn serve(config: ServerConfig) -> anyhow::Result<()> {
     telemetry::init();
+    raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let stop = tokio_util::sync::CancellationToken::new();
@@ -28,17 +31,43 @@ pub fn serve(config: ServerConfig) -> anyhow::Result<()> {
             tracing::error!(error = bhatti_lifecycle::chain(error), "failed to start");
         })?;
         let mut terminate =
-            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
-                .context("failed to listen for SIGTERM")?;
+            signal(SignalKind::terminate()).context("failed to listen for SIGTERM")?;
+        let mut power_off =
+            signal(SignalKind::user_defined2()).context("failed to listen for SIGUSR2")?;
         let token = stop.clone();
+        let sandboxes = app.sandboxes();
         let signals = async move {
-            tokio::select! {
-                _ = terminate.recv() => tracing::info!(signal = "terminated", "shutting down"),
-                _ = tokio::signal::ctrl_c() => tracing::info!(signal = "interrupt", "shutting down"),
+            loop {
+                tokio::select! {
+                    _ = terminate.recv() => {
+                        tracing::info!(signal = "terminated", "shutting down");
+                        break;
+                    }
+                    _ = tokio::signal::ctrl_c() => {
+                        tracing::info!(signal = "interrupt", "shutting down");
+                        break;
+                    }
+                    _ = power_off.recv() => {
+                        tracing::info!("powering off every machine");
+                        sandboxes.power_off_all().await;
+                        tracing::info!("every machine is off");
+                    }
+                }
             }
+            drop(sandboxes);
             token.cancel();
         };
         let ((), result) = tokio::join!(signals, app.run(stop));
         result
     })
+}
+
+/// Every connection, machine and image is a descriptor; a shell's usual limit is 1024.
+fn raise_open_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "failed to raise the limit of open files");
+    }
 }

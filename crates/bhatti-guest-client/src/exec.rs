@@ -191,12 +191,13 @@ impl Running {
         let event = match self.deadline {
             None => self.event().await,
             Some(deadline) => tokio::select! {
+                // First the deadline: a guest that always has more to say must not outrun it.
                 biased;
-                event = self.event() => event,
                 () = sleep_until(deadline) => {
                     self.kill();
                     Ok(ExecEvent::Exit { code: KILLED, timed_out: true })
                 }
+                event = self.event() => event,
             },
         };
         if !matches!(event, Ok(ExecEvent::Stdout(_) | ExecEvent::Stderr(_))) {

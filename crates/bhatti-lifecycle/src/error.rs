@@ -103,6 +103,13 @@ impl WakeError {
     /// The sentence a client may read: what failed, without the paths and system errors below.
     pub fn public(&self) -> String {
         match self {
+            // Command lines and paths are the operator's business.
+            Self::Engine(
+                EngineError::DiedEarly { .. }
+                | EngineError::File { .. }
+                | EngineError::Confine { .. }
+                | EngineError::Control { .. },
+            ) => "the machine could not be started".to_owned(),
             Self::Engine(engine) => engine.to_string(),
             Self::Store(_) | Self::Disk(_) | Self::Record(_) => "internal error".to_owned(),
             Self::Image { .. } | Self::Guest(_) => chain(self),

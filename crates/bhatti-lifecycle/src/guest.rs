@@ -7,6 +7,8 @@ use std::time::Duration;
 use bhatti_engine::{Carrier, Exit, Vm};
 use bhatti_guest_client::{Configure, Guest, Mode, Network};
 use bhatti_store::SandboxRow;
+use bhatti_types::EngineId;
+use sha2::{Digest, Sha256};
 
 use crate::WakeError;
 use crate::machine::World;
@@ -78,6 +80,12 @@ async fn console_tail(vm: &Arc<dyn Vm>) -> String {
         .collect()
 }
 
+/// 128 bits that belong to the sandbox for its life, whatever it is called.
+fn machine_id(id: &EngineId) -> String {
+    let digest = Sha256::digest(format!("bhatti machine id {id}"));
+    digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Gives the machine its identity: host name, environment, address.
 pub(crate) async fn configure(
     world: &World,
@@ -93,9 +101,10 @@ pub(crate) async fn configure(
         mac: bhatti_net::guest_mac(&row.engine_id),
     };
     let configure = Configure {
-        hostname: row.name.to_string(),
+        hostname: row.hostname.clone(),
         env: row.env.clone().into_iter().collect::<HashMap<_, _>>(),
         network: Some(network),
+        machine_id: machine_id(&row.engine_id),
     };
     Ok(guest.configure(configure).await?)
 }

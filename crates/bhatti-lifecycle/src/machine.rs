@@ -11,6 +11,7 @@ use bhatti_storage::Layout;
 use bhatti_store::{Db, SandboxRow, UserRow};
 use bhatti_types::EngineId;
 use camino::Utf8PathBuf;
+use tokio_util::sync::CancellationToken;
 
 use crate::guest;
 use crate::{Tasks, WakeError};
@@ -124,11 +125,13 @@ pub(crate) fn vm_record(row: &SandboxRow) -> Result<Option<VmRecord>, WakeError>
 
 /// Boots the machine of `row` from its root disk (made now if it is not there) and waits for
 /// its guest. The row's `vm` is recorded as soon as there is a process, so that a crash from
-/// then on finds it. On failure no process is left; the directory and the row are the caller's.
+/// then on finds it. On failure, or when `stop` fires, no process is left; the directory and the
+/// row are the caller's. Not to be dropped half-way: `stop` is how to end it early.
 pub(crate) async fn boot(
     world: &World,
     row: &SandboxRow,
     subnet: u32,
+    stop: &CancellationToken,
 ) -> Result<Machine, WakeError> {
     let root = root_disk(world, row).await?;
     let tap = {
@@ -147,7 +150,12 @@ pub(crate) async fn boot(
         owner: owner_of(row),
     };
     let vm = world.engine.boot(spec).await.map_err(WakeError::Engine)?;
-    match settle(world, row, &vm).await {
+    let settled = tokio::select! {
+        biased;
+        () = stop.cancelled() => Err(WakeError::ShuttingDown),
+        settled = settle(world, row, &vm) => settled,
+    };
+    match settled {
         Ok(guest) => {
             tracing::info!(pid = vm.record().pid, "machine is up");
             Ok(Machine { vm, guest: Some(guest) })

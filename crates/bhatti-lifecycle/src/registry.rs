@@ -33,6 +33,16 @@ pub enum Created {
     Existing(SandboxRow),
 }
 
+/// What a restart finds of a sandbox that should run.
+enum Found {
+    /// Nothing should be there.
+    Nothing,
+    Machine(Machine),
+    Lost,
+    /// It cannot be told; the reason.
+    Doubt(String),
+}
+
 /// The sandboxes. Cheap to clone.
 #[derive(Clone)]
 pub struct Sandboxes {
@@ -62,18 +72,16 @@ impl Sandboxes {
             }),
         };
         let rows = world.db.call(|store| store.all_sandboxes()).await?;
-        let mut running = Vec::new();
+        let mut keep = Vec::new();
         for row in rows {
-            if let Some(id) = sandboxes.recover_one(row).await? {
-                running.push(id);
-            }
+            keep.extend(sandboxes.recover_one(row).await?);
         }
-        let ended = world.engine.sweep(&running).await.map_err(ServiceError::Engine)?;
+        let ended = world.engine.sweep(&keep).await.map_err(ServiceError::Engine)?;
         let rows = world.db.call(|store| store.all_sandboxes()).await?;
-        let keep: Vec<EngineId> = rows.into_iter().map(|row| row.engine_id).collect();
-        let removed = world.layout.sweep(&keep).map_err(ServiceError::Disk)?;
+        let known: Vec<EngineId> = rows.into_iter().map(|row| row.engine_id).collect();
+        let removed = world.layout.sweep(&known).map_err(ServiceError::Disk)?;
         tracing::info!(
-            adopted = running.len(),
+            kept = keep.len(),
             ended = ended.len(),
             directories_removed = removed.len(),
             "recovered"
@@ -81,13 +89,14 @@ impl Sandboxes {
         Ok(sandboxes)
     }
 
-    /// Returns the machine that must go on running, if there is one.
+    /// Returns the machine that must be left alone, if there is one. What is wrong with one
+    /// sandbox is that sandbox's matter: only a failing store stops the daemon.
     async fn recover_one(&self, row: SandboxRow) -> Result<Option<EngineId>, ServiceError> {
         let world = &self.inner.world;
         let owner = row.owner.clone();
         let owner = world.db.call(move |store| store.user(&owner)).await?;
         let engine_id = row.engine_id.clone();
-        let machine = match plan(&row) {
+        let found = match plan(&row) {
             Plan::Undo => {
                 if let Err(error) = machine::demolish(world, &row, None, &owner).await {
                     // Kept for the next start; it is not listed and cannot be used.
@@ -95,36 +104,61 @@ impl Sandboxes {
                 }
                 return Ok(None);
             }
-            Plan::Keep => None,
-            Plan::Adopt => self.adopt(&row).await?,
+            Plan::Keep => Found::Nothing,
+            Plan::Adopt => self.adopt(&row).await,
         };
-        let runs = machine.is_some();
         let id = row.id.clone();
+        let (machine, leave_alone) = match found {
+            Found::Nothing => (None, row.phase == Phase::Unknown),
+            Found::Machine(machine) => (Some(machine), true),
+            Found::Lost => {
+                tracing::warn!(sandbox = %row.id, name = %row.name, "machine is gone");
+                self.record(&row.id, Phase::Stopped, LOST.to_owned()).await?;
+                (None, false)
+            }
+            Found::Doubt(why) => {
+                tracing::error!(sandbox = %row.id, name = %row.name, why, "cannot vouch for a sandbox");
+                self.record(&row.id, Phase::Unknown, why).await?;
+                (None, true)
+            }
+        };
         // The phase may have changed: an actor starts from what is recorded.
         let row = world.db.call(move |store| store.sandbox(&id)).await?;
         self.start(row, owner, Start::Found { machine });
-        Ok(runs.then_some(engine_id))
+        Ok(leave_alone.then_some(engine_id))
     }
 
-    async fn adopt(&self, row: &SandboxRow) -> Result<Option<Machine>, ServiceError> {
-        let world = &self.inner.world;
-        let found = match machine::vm_record(row).map_err(ServiceError::Wake)? {
-            Some(record) => world.engine.adopt(&record).await.map_err(ServiceError::Engine)?,
-            None => None,
+    async fn record(&self, id: &SandboxId, to: Phase, why: String) -> Result<(), ServiceError> {
+        let id = id.clone();
+        let moved =
+            move |store: &mut bhatti_store::Store| store.set_phase(&id, &[Phase::Hot], to, &why);
+        Ok(self.inner.world.db.call(moved).await?)
+    }
+
+    async fn adopt(&self, row: &SandboxRow) -> Found {
+        let found = match machine::vm_record(row) {
+            Ok(Some(record)) => self.inner.world.engine.adopt(&record).await,
+            Ok(None) => Ok(None),
+            Err(error) => return Found::Doubt(crate::chain(&error)),
         };
         match found {
-            Some(vm) => {
+            Ok(Some(vm)) => {
                 tracing::info!(sandbox = %row.id, name = %row.name, "adopted a running machine");
-                Ok(Some(Machine { vm, guest: None }))
+                Found::Machine(Machine { vm, guest: None })
             }
-            None => {
-                tracing::warn!(sandbox = %row.id, name = %row.name, "machine is gone");
-                let id = row.id.clone();
-                world
-                    .db
-                    .call(move |store| store.set_phase(&id, &[Phase::Hot], Phase::Stopped, LOST))
-                    .await?;
-                Ok(None)
+            Ok(None) => Found::Lost,
+            Err(error) => Found::Doubt(crate::chain(&error)),
+        }
+    }
+
+    /// Powers off every machine, as its own `poweroff` would; disks are kept, and the next use
+    /// boots. For an operator who is about to stop the host.
+    pub async fn power_off_all(&self) {
+        let handles: Vec<Handle> = self.inner.handles().values().cloned().collect();
+        let endings = handles.iter().map(|handle| handle.power_off());
+        for ended in futures_util::future::join_all(endings).await {
+            if let Err(error) = ended {
+                tracing::error!(error = crate::chain(&error), "failed to power off a machine");
             }
         }
     }
@@ -265,17 +299,16 @@ impl Sandboxes {
 
     /// One sandbox by id or name. Wakes nothing.
     pub async fn get(&self, caller: &UserRow, key: &str) -> Result<SandboxRow, ServiceError> {
-        self.find(caller, key, |phase| phase.wire().is_some()).await
+        self.find(caller, key, |phase| phase.wire().is_some())
     }
 
-    async fn find(
+    fn find(
         &self,
         caller: &UserRow,
         key: &str,
         visible: impl FnOnce(Phase) -> bool,
     ) -> Result<SandboxRow, ServiceError> {
-        let (user, wanted) = (caller.id.clone(), key.to_owned());
-        let row = self.inner.world.db.call(move |store| store.find_sandbox(&user, &wanted)).await?;
+        let row = self.inner.world.db.read(|store| store.find_sandbox(&caller.id, key))?;
         row.filter(|row| visible(row.phase)).ok_or_else(|| ServiceError::NoSandbox(key.to_owned()))
     }
 
@@ -302,7 +335,7 @@ impl Sandboxes {
 
     /// Removes a sandbox and everything of it. One whose removal failed can be removed again.
     pub async fn destroy(&self, caller: &UserRow, key: &str) -> Result<(), ServiceError> {
-        let row = self.find(caller, key, |phase| phase != Phase::Creating).await?;
+        let row = self.find(caller, key, |phase| phase != Phase::Creating)?;
         self.handle(&row)?.destroy().await.map_err(ServiceError::Wake)
     }
 

@@ -316,8 +316,13 @@ async fn a_create_nobody_waits_for_is_finished() {
     let alice = daemon.user("alice", 5).await;
     house.host.set_latency(Call::Boot, Duration::from_millis(50));
     let create = daemon.sandboxes.create(&alice, named("dev"));
-    let gave_up = tokio::time::timeout(Duration::from_millis(20), create).await;
-    assert!(gave_up.is_err(), "it is still booting");
+    let reserved =
+        async { while daemon.db.call(|store| store.all_sandboxes()).await.unwrap().is_empty() {} };
+    tokio::select! {
+        biased;
+        _ = create => panic!("it is still booting"),
+        () = reserved => {}
+    }
     // An identical create waits for the one under way.
     let found = daemon.sandboxes.create(&alice, named("dev")).await.unwrap();
     assert!(matches!(found, Created::Existing(row) if row.phase == Phase::Hot));
@@ -378,11 +383,14 @@ async fn a_shutdown_undoes_what_is_not_finished() {
     let daemon = house.daemon().await;
     let alice = daemon.user("alice", 5).await;
     house.host.inject(Call::OpenLink, Fault::Hang);
-    let create = daemon.sandboxes.create(&alice, named("half"));
-    assert!(tokio::time::timeout(Duration::from_millis(50), create).await.is_err());
+    let (sandboxes, caller) = (daemon.sandboxes.clone(), alice.clone());
+    let create = tokio::spawn(async move { sandboxes.create(&caller, named("half")).await });
+    while house.host.running().is_empty() {
+        tokio::task::yield_now().await;
+    }
     assert!(daemon.sandboxes.list(&alice).await.unwrap().is_empty(), "it is not listed yet");
-    assert_eq!(house.host.running().len(), 1);
     daemon.stop().await;
+    assert!(create.await.unwrap().is_err());
     let daemon = house.daemon().await;
     house.assert_nothing_left(&daemon).await;
 }
@@ -438,4 +446,83 @@ async fn others_see_nothing() {
     assert!(gone(daemon.sandboxes.lease(&bob, "dev").await.map(drop)));
     assert!(gone(daemon.sandboxes.destroy(&bob, "dev").await));
     assert!(daemon.sandboxes.list(&bob).await.unwrap().is_empty());
+}
+
+/// What is wrong with one sandbox must not keep the daemon from the others.
+#[tokio::test]
+async fn a_machine_that_cannot_be_told_is_unknown_and_the_rest_goes_on() {
+    let house = House::new();
+    let daemon = house.daemon().await;
+    let alice = daemon.user("alice", 5).await;
+    daemon.sandboxes.create(&alice, named("odd")).await.unwrap();
+    daemon.sandboxes.create(&alice, named("fine")).await.unwrap();
+    let running = house.host.running();
+    daemon.stop().await;
+    // Rows are recovered oldest first.
+    house.host.inject(Call::Adopt, Fault::Fail("its socket is gone".to_owned()));
+    let daemon = house.daemon().await;
+    assert_eq!(house.host.running(), running, "what cannot be told is left alone");
+    let odd = daemon.sandboxes.get(&alice, "odd").await.unwrap();
+    assert_eq!(odd.phase, Phase::Unknown);
+    assert!(odd.reason.contains("its socket is gone"), "{}", odd.reason);
+    let refused = daemon.sandboxes.lease(&alice, "odd").await.map(drop);
+    assert!(matches!(refused, Err(ServiceError::Denied(_))), "{refused:?}");
+    daemon.sandboxes.lease(&alice, "fine").await.unwrap();
+    daemon.sandboxes.destroy(&alice, "odd").await.unwrap();
+    daemon.sandboxes.destroy(&alice, "fine").await.unwrap();
+    house.assert_nothing_left(&daemon).await;
+}
+
+#[tokio::test]
+async fn a_wake_that_fails_leaves_no_machine_and_can_be_tried_again() {
+    let house = House::new();
+    let daemon = house.daemon().await;
+    let alice = daemon.user("alice", 5).await;
+    daemon.sandboxes.create(&alice, named("dev")).await.unwrap();
+    daemon.sandboxes.power_off_all().await;
+    assert_eq!(daemon.sandboxes.get(&alice, "dev").await.unwrap().phase, Phase::Stopped);
+    assert!(house.host.running().is_empty());
+    house.host.inject(Call::OpenLink, Fault::Fail("no".to_owned()));
+    assert!(daemon.sandboxes.lease(&alice, "dev").await.is_err());
+    assert!(house.host.running().is_empty(), "half a wake is no wake");
+    daemon.sandboxes.lease(&alice, "dev").await.unwrap();
+    assert_eq!(house.host.running().len(), 1);
+}
+
+/// A boot that hangs does not stand in the way of whoever wants the sandbox gone.
+#[tokio::test]
+async fn a_destroy_interrupts_a_wake() {
+    let house = House::new();
+    let daemon = house.daemon().await;
+    let alice = daemon.user("alice", 5).await;
+    daemon.sandboxes.create(&alice, named("dev")).await.unwrap();
+    daemon.sandboxes.power_off_all().await;
+    house.host.inject(Call::OpenLink, Fault::Hang);
+    let wake = daemon.sandboxes.lease(&alice, "dev");
+    let destroy = async {
+        while house.host.running().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        daemon.sandboxes.destroy(&alice, "dev").await
+    };
+    let both = async { tokio::join!(wake, destroy) };
+    let (woken, destroyed) = tokio::time::timeout(Duration::from_secs(5), both).await.unwrap();
+    assert!(woken.is_err() && destroyed.is_ok());
+    house.assert_nothing_left(&daemon).await;
+}
+
+#[tokio::test]
+async fn a_rename_changes_neither_host_name_nor_machine_id() {
+    let house = House::new();
+    let daemon = house.daemon().await;
+    let alice = daemon.user("alice", 5).await;
+    daemon.sandboxes.create(&alice, named("my_box")).await.unwrap();
+    let patch = PatchSpec { name: Some("other".parse().unwrap()), ..PatchSpec::default() };
+    daemon.sandboxes.patch(&alice, "my_box", patch).await.unwrap();
+    daemon.sandboxes.power_off_all().await;
+    daemon.sandboxes.lease(&alice, "other").await.unwrap();
+    let told = house.agents.configured.lock().unwrap().clone();
+    assert_eq!((told[0].hostname.as_str(), told.len()), ("my-box", 2));
+    assert_eq!((&told[0].hostname, &told[0].machine_id), (&told[1].hostname, &told[1].machine_id));
+    assert_eq!(told[0].machine_id.len(), 32);
 }

@@ -20,6 +20,8 @@ CREATE TABLE sandboxes (
     id            TEXT PRIMARY KEY,
     owner         TEXT NOT NULL REFERENCES users (id),
     name          TEXT NOT NULL,
+    -- What the guest is called inside: set at create, unchanged by a rename.
+    hostname      TEXT NOT NULL,
     engine_id     TEXT NOT NULL UNIQUE,
     phase         TEXT NOT NULL
                   CHECK (phase IN ('creating', 'hot', 'stopped', 'unknown', 'destroying')),

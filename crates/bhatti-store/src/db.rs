@@ -1,4 +1,8 @@
-//! The daemon's handle: one thread owns the connection, everyone else sends it closures.
+//! The daemon's handle: one thread owns the writing connection, everyone else sends it closures.
+//! Short reads have a connection of their own and are done where they are asked for: a hop to
+//! another thread and back costs more than the query.
+
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -10,6 +14,7 @@ type Job = Box<dyn FnOnce(&mut Store) + Send>;
 #[derive(Clone)]
 pub struct Db {
     jobs: mpsc::Sender<Job>,
+    reader: Arc<Mutex<Store>>,
 }
 
 /// How many calls may wait for the writer before callers wait too.
@@ -17,14 +22,27 @@ const QUEUE: usize = 256;
 
 impl Db {
     /// Starts the writer thread.
-    pub fn start(mut store: Store) -> Result<Self, std::io::Error> {
+    pub fn start(mut store: Store) -> Result<Self, StoreError> {
+        let reader = Arc::new(Mutex::new(store.open_again()?));
         let (jobs, mut queue) = mpsc::channel::<Job>(QUEUE);
-        std::thread::Builder::new().name("store".to_owned()).spawn(move || {
+        let thread = std::thread::Builder::new().name("store".to_owned()).spawn(move || {
             while let Some(job) = queue.blocking_recv() {
                 job(&mut store);
             }
-        })?;
-        Ok(Self { jobs })
+        });
+        thread.map_err(StoreError::Thread)?;
+        Ok(Self { jobs, reader })
+    }
+
+    /// Reads a few rows by key, here and now. It sees everything that was written before.
+    ///
+    /// Blocks for the time of the query, some tens of microseconds: not for lists of everything.
+    pub fn read<T>(
+        &self,
+        work: impl FnOnce(&Store) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        // A panic in a query leaves the connection as it was.
+        work(&self.reader.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Runs `work` on the writer thread.

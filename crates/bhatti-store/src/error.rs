@@ -45,6 +45,8 @@ pub enum StoreError {
     NameTaken(String),
     #[error("no free uid for another VMM")]
     NoUid,
+    #[error("failed to start the database thread")]
+    Thread(#[source] std::io::Error),
     #[error("the database writer has stopped")]
     Closed,
 }

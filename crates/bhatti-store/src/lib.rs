@@ -47,6 +47,11 @@ impl Store {
         migrate::migrate(&mut connection)?;
         Ok(Self { connection })
     }
+
+    /// A second connection to the same file.
+    fn open_again(&self) -> Result<Self, StoreError> {
+        Self::open(Path::new(self.connection.path().unwrap_or_default()))
+    }
 }
 
 /// Creates the file with mode 0600 before SQLite would with the umask's.

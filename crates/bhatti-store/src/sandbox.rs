@@ -16,6 +16,8 @@ pub struct SandboxRow {
     pub id: SandboxId,
     pub owner: UserId,
     pub name: Name,
+    /// What the guest is called inside; a rename does not change it.
+    pub hostname: String,
     pub engine_id: EngineId,
     pub phase: Phase,
     /// Why it is in this phase, one sentence.
@@ -89,6 +91,7 @@ fn read(row: &Row<'_>) -> Result<SandboxRow, StoreError> {
         id: r.parse("id")?,
         owner: r.parse("owner")?,
         name: r.parse("name")?,
+        hostname: r.get("hostname")?,
         engine_id: r.parse("engine_id")?,
         phase: r.parse("phase")?,
         reason: r.get("reason")?,
@@ -142,9 +145,9 @@ impl Store {
         self.connection.execute(
             "INSERT INTO sandboxes (id, owner, name, engine_id, phase, ip, image, milli_cpus,
                  memory_mb, disk_size_mb, keep_hot, labels, env, init, files_digest, vmm_uid,
-                 created_at)
+                 created_at, hostname)
              VALUES (?1, ?2, ?3, ?4, 'creating', ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14,
-                 ?15, ?16)",
+                 ?15, ?16, ?17)",
             rusqlite::params![
                 id.as_str(),
                 new.owner.as_str(),
@@ -162,6 +165,7 @@ impl Store {
                 new.files_digest,
                 vmm_uid,
                 Timestamp::now().to_string(),
+                new.name.hostname(),
             ],
         )?;
         Ok(Reserved::New(Box::new(self.sandbox(&id)?)))

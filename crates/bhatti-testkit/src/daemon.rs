@@ -123,7 +123,7 @@ impl TestDaemon {
         let chunk = vec![1; 1 << 20];
         let free = || {
             let stat = nix::sys::statvfs::statvfs(file.as_std_path()).expect("it is there");
-            stat.blocks_available() * stat.fragment_size() >> 20
+            (stat.blocks_available() * stat.fragment_size()) >> 20
         };
         while free() > leave_mib {
             ballast.write_all(&chunk).expect("there is room");
@@ -385,10 +385,12 @@ fn field(line: &str, name: &str) -> Option<String> {
     value[name].as_str().or_else(|| value["fields"][name].as_str()).map(str::to_owned)
 }
 
-/// `target/<profile>/`, where this test and the program were built.
+/// `target/<profile>/`, where this test or benchmark and the program were built.
 fn build_dir() -> PathBuf {
-    let test = std::env::current_exe().expect("a running test has a path");
-    test.ancestors().nth(2).expect("target/<profile>/deps/test").to_owned()
+    let me = std::env::current_exe().expect("a running program has a path");
+    let dir = me.parent().expect("a program is in a directory");
+    // Tests are one directory further down.
+    if dir.ends_with("deps") { dir.join("..") } else { dir.to_owned() }
 }
 
 /// The program under test: `BHATTI_BIN`, or the one built beside the test.

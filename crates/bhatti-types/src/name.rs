@@ -22,6 +22,12 @@ impl Name {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The name as a host name, which has no `_` and does not end in `-` or `.`.
+    pub fn hostname(&self) -> String {
+        let mapped = self.0.replace('_', "-");
+        mapped.trim_end_matches(['-', '.']).to_owned()
+    }
 }
 
 impl FromStr for Name {
@@ -57,6 +63,13 @@ impl fmt::Display for Name {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_name_has_a_host_name() {
+        for (name, hostname) in [("dev", "dev"), ("my_box", "my-box"), ("a.b_c-", "a.b-c")] {
+            assert_eq!(name.parse::<Name>().map(|name| name.hostname()), Ok(hostname.to_owned()));
+        }
+    }
 
     #[test]
     fn names_follow_the_rule() {

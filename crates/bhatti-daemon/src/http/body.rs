@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{FromRequest, Request};
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bhatti_api::{from_json, route, to_json};
@@ -39,6 +40,19 @@ async fn read(body: Body, max: usize) -> Result<Bytes, ApiError> {
         Err(_) => {
             Err(ApiError::Json(format!("body did not arrive within {} s", PATIENCE.as_secs())))
         }
+    }
+}
+
+/// The sandbox a path names, by id or name.
+pub(super) struct Named(pub(super) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Named {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        // What is no text after decoding is nobody's name.
+        let path = Path::<String>::from_request_parts(parts, state).await;
+        path.map(|Path(name)| Named(name)).map_err(|_| ApiError::UnknownPath)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Accepting connections: HTTP/1.1, with a deadline for headers and a drain at the end.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -7,10 +8,15 @@ use bhatti_lifecycle::Tasks;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-/// A client must send its request head within this.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// A client must send its request head within this, counted from the end of the request before:
+/// so it is also how long an idle connection is kept. `bhatti-client` gives up its own earlier.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
+/// The most connections at once. What is beyond waits in the kernel's queue, so that a client that
+/// opens sockets cannot take the descriptors machines need.
+const MAX_CONNECTIONS: usize = 1024;
 /// How long a failed accept waits: the reason is usually too many open files, and that passes.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -21,7 +27,10 @@ pub(crate) async fn serve(
     tasks: &Tasks,
     stop: CancellationToken,
 ) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
+        // Never closed, so there is always a place in the end.
+        let Ok(place) = places.clone().acquire_owned().await else { return };
         let accepted = tokio::select! {
             biased;
             () = stop.cancelled() => return,
@@ -30,7 +39,10 @@ pub(crate) async fn serve(
         match accepted {
             Ok((stream, _peer)) => {
                 let router = router.clone();
-                tasks.spawn("connection", |stop| converse(stream, router, stop));
+                tasks.spawn("connection", |stop| async move {
+                    converse(stream, router, stop).await;
+                    drop(place);
+                });
             }
             Err(error) => {
                 tracing::warn!(%error, "failed to accept a connection");

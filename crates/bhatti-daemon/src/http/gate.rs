@@ -33,7 +33,7 @@ pub(super) async fn gate(
     } else {
         let key = bearer(request.headers());
         let class = Class::of(request.method(), request.uri().path());
-        match admit(&api, key, class).await {
+        match admit(&api, key, class) {
             Err(refused) => refused.into_response(),
             Ok(user) => {
                 let user_id = user.id.clone();
@@ -42,6 +42,8 @@ pub(super) async fn gate(
             }
         }
     };
+    // The router adds it to a 405; the contract has none.
+    response.headers_mut().remove(header::ALLOW);
     response
         .headers_mut()
         .insert(HeaderName::from_static(route::VERSION_HEADER), HeaderValue::from_static(VERSION));
@@ -49,9 +51,9 @@ pub(super) async fn gate(
 }
 
 /// Token, then rate limit.
-async fn admit(api: &Api, key: Option<ApiKey>, class: Class) -> Result<UserRow, ApiError> {
+fn admit(api: &Api, key: Option<ApiKey>, class: Class) -> Result<UserRow, ApiError> {
     let key = key.ok_or(ApiError::NoToken)?;
-    let found = api.db.call(move |store| store.user_by_key(&key)).await;
+    let found = api.db.read(|store| store.user_by_key(&key));
     let user = found.map_err(bhatti_lifecycle::ServiceError::from)?.ok_or(ApiError::BadToken)?;
     if !api.limits.allow(&user.id, class) {
         return Err(ApiError::RateLimited);

@@ -85,7 +85,8 @@ fn mode(context: &Context, detach: bool) -> Mode {
 fn request(cmd: Vec<String>, timeout: Option<i64>) -> Result<ExecRequest, Failure> {
     let most = i64::from(ExecRequest::MAX_TIMEOUT_SEC);
     match timeout {
-        Some(seconds) if !(1..=most).contains(&seconds) => {
+        // 0 is the server's default, as it is in the API.
+        Some(seconds) if !(0..=most).contains(&seconds) => {
             Err(Failure::text(format!("--timeout must be from 1 to {most} seconds, got {seconds}")))
         }
         timeout => {
@@ -175,7 +176,7 @@ mod tests {
 
     #[test]
     fn a_timeout_out_of_range_is_refused_here() {
-        for bad in [0, -1, 86_401] {
+        for bad in [-1, 86_401] {
             let Err(Failure::Error { text, .. }) = request(Vec::new(), Some(bad)) else {
                 panic!("{bad}")
             };

@@ -56,7 +56,8 @@ pub(crate) fn run(context: &Context) -> Result<ExitCode, Failure> {
             context.print(&saved, &text)?;
             Ok(ExitCode::SUCCESS)
         }
-        Err(error) if interactive => {
+        // A person sees it and tries again; a script must be told.
+        Err(error) if interactive && io::stdin().is_terminal() => {
             context.write(format!("✗ {}\n", chain(&error)).as_bytes())?;
             Ok(ExitCode::SUCCESS)
         }

@@ -40,8 +40,8 @@ fn flags_that_are_none_and_values_that_fit_none() {
             "invalid argument \"tcsh\" for \"<bash|zsh|fish|powershell>\": must be bash, zsh, fish or powershell",
         ),
         (
-            &["exec", "dev", "--timeout", "0", "ls"],
-            "--timeout must be from 1 to 86400 seconds, got 0",
+            &["exec", "dev", "--timeout", "-5", "ls"],
+            "--timeout must be from 1 to 86400 seconds, got -5",
         ),
         (
             &["edit", "dev"],

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use axum::Extension;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use bhatti_api::StatusBody;
 
-use crate::http::body::Written;
+use crate::http::body::{Named, Written};
 use crate::http::gate::Caller;
 use crate::http::{Api, ApiError};
 
@@ -15,7 +15,7 @@ use crate::http::{Api, ApiError};
 pub(in crate::http) async fn destroy(
     State(api): State<Arc<Api>>,
     Extension(Caller(caller)): Extension<Caller>,
-    Path(sandbox): Path<String>,
+    Named(sandbox): Named,
 ) -> Result<Written<StatusBody>, ApiError> {
     api.sandboxes.destroy(&caller, &sandbox).await?;
     Ok(Written(StatusCode::OK, StatusBody { status: "destroyed".to_owned() }))

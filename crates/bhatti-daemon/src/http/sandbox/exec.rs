@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use axum::Extension;
 use axum::body::Body;
-use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::extract::{FromRequest, Request, State};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bhatti_api::{ExecDetached, ExecEvent, ExecRequest, ExecResult, route, to_json};
 use bhatti_guest_client::{ExecEvent as GuestEvent, ExecSpec, GuestError, Running};
 use bhatti_lifecycle::ServiceError;
 
-use crate::http::body::{Read, Written};
+use crate::http::body::{Named, Read, Written};
 use crate::http::gate::Caller;
 use crate::http::{Api, ApiError};
 
@@ -27,16 +27,17 @@ use text::Utf8Stream;
 pub(in crate::http) async fn exec(
     State(api): State<Arc<Api>>,
     Extension(Caller(caller)): Extension<Caller>,
-    Path(sandbox): Path<String>,
-    headers: HeaderMap,
-    Read(body): Read<ExecRequest>,
+    Named(sandbox): Named,
+    request: Request,
 ) -> Result<Response, ApiError> {
-    // 404 comes before complaints about the body.
+    // 404 comes before complaints about the body, so the body is read here.
     api.sandboxes.get(&caller, &sandbox).await?;
-    let timeout = timeout(body.timeout_sec)?;
+    let streaming = request.headers().get(header::ACCEPT).is_some_and(|v| v == route::NDJSON);
+    let Read(body) = Read::<ExecRequest>::from_request(request, &()).await?;
     if body.cmd.is_empty() {
         return Err(ApiError::BadRequest("cmd required".to_owned()));
     }
+    let timeout = timeout(body.timeout_sec)?;
     if body.cmd.iter().any(|arg| arg.contains('\0')) {
         return Err(ApiError::BadRequest("cmd must not contain NUL".to_owned()));
     }
@@ -50,7 +51,6 @@ pub(in crate::http) async fn exec(
             ExecDetached { detached: true, output_file: detached.output_file, pid: detached.pid };
         return Ok(Written(StatusCode::OK, answer).into_response());
     }
-    let streaming = headers.get(header::ACCEPT).is_some_and(|value| value == route::NDJSON);
     match (lease.guest().exec(spec).await, streaming) {
         (Ok(running), true) => Ok(stream(running, lease)),
         (Ok(running), false) => Ok(buffered::collect(running).await?.into_response()),

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use axum::Extension;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use bhatti_api::Sandbox;
 
 use super::view;
-use crate::http::body::Written;
+use crate::http::body::{Named, Written};
 use crate::http::gate::Caller;
 use crate::http::{Api, ApiError};
 
@@ -16,7 +16,7 @@ use crate::http::{Api, ApiError};
 pub(in crate::http) async fn get(
     State(api): State<Arc<Api>>,
     Extension(Caller(caller)): Extension<Caller>,
-    Path(sandbox): Path<String>,
+    Named(sandbox): Named,
 ) -> Result<Written<Sandbox>, ApiError> {
     let row = api.sandboxes.get(&caller, &sandbox).await?;
     Ok(Written(StatusCode::OK, view(row)))

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use axum::Extension;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use bhatti_api::{PatchSandbox, Sandbox};
 use bhatti_lifecycle::PatchSpec;
 
 use super::create::sandbox_name;
 use super::view;
-use crate::http::body::{Read, Written};
+use crate::http::body::{Named, Read, Written};
 use crate::http::gate::Caller;
 use crate::http::{Api, ApiError};
 
@@ -18,7 +18,7 @@ use crate::http::{Api, ApiError};
 pub(in crate::http) async fn patch(
     State(api): State<Arc<Api>>,
     Extension(Caller(caller)): Extension<Caller>,
-    Path(sandbox): Path<String>,
+    Named(sandbox): Named,
     Read(body): Read<PatchSandbox>,
 ) -> Result<Written<Sandbox>, ApiError> {
     let spec = PatchSpec {
