@@ -4,6 +4,8 @@
 
 #[path = "all/exec.rs"]
 mod exec;
+#[path = "all/link.rs"]
+mod link;
 #[path = "all/operations.rs"]
 mod operations;
 #[path = "all/reaper.rs"]

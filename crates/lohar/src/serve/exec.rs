@@ -13,6 +13,7 @@
 //! - A slow host slows the command: nothing is queued here beyond one chunk a pipe.
 //! - A lost host changes nothing for the command but its stdin, which ends. Its output is read
 //!   and thrown away, so that it neither blocks nor gets SIGPIPE.
+//! - A host that gives the stream up while the link lives wants the command killed.
 
 mod detach;
 mod feed;
@@ -46,14 +47,14 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (input, output) = split(stream);
-    let output = Output::new(output);
+    let kill = Notify::new();
+    let output = Output::new(output, &kill);
     let last = match start(guest, &request) {
         Err(failure) => Event::Failed(failure),
         Ok(Command::Detached(started)) => Event::Started(started),
         Ok(Command::Attached(mut command)) => {
             let pid = command.spawned.pid.unsigned_abs();
             output.send(Event::Started(Started { pid, output_file: String::new() })).await;
-            let kill = Notify::new();
             let stdin = command.spawned.stdin.take();
             let status = tokio::select! {
                 status = supervise(guest, command, &request, &output, &kill) => status,
@@ -128,7 +129,7 @@ async fn supervise<W: AsyncWrite + Unpin>(
     guest: &Guest,
     command: Attached,
     request: &Exec,
-    output: &Output<W>,
+    output: &Output<'_, W>,
     kill: &Notify,
 ) -> ExitStatus {
     let Spawned { pid, mut exit, output: pipes, .. } = command.spawned;

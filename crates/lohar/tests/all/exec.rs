@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use bhatti_wire::message::{
     ErrorKind, Exec, ExecInputEvent, ExecOutputEvent, MAX_CHUNK, Nothing, Operation,
 };
+use bhatti_wire::mux::WINDOW;
 use bytes::Bytes;
 use lohar::guest::MAX_COMMANDS;
 use tokio::io::AsyncWriteExt;
@@ -110,6 +111,29 @@ async fn a_command_that_reads_nothing_is_not_stuck_on_its_input() {
     }
     std::fs::write(&sent, "").unwrap();
     assert_eq!(host.finish().await.text(), "ok\n");
+}
+
+#[tokio::test]
+async fn a_kill_overtakes_input_that_the_command_does_not_take() {
+    // One window: what a host may have written ahead.
+    let exec = Exec { stdin: true, ..sh("exec sleep 1000") };
+    let mut host = open(&guest(), Some(Operation::Exec(exec))).await;
+    for _ in 0..WINDOW / MAX_CHUNK {
+        host.send(ExecInputEvent::Data(Bytes::from(vec![0; MAX_CHUNK]))).await;
+    }
+    host.kill().await;
+    assert_eq!(host.finish().await.code(), 137);
+}
+
+#[tokio::test]
+async fn a_slow_reader_gets_all_its_input() {
+    let exec = Exec { stdin: true, ..sh("sleep 0.2; wc -c; exec 0<&-") };
+    let mut host = open(&guest(), Some(Operation::Exec(exec))).await;
+    for _ in 0..20 {
+        host.send(ExecInputEvent::Data(Bytes::from(vec![0; MAX_CHUNK]))).await;
+    }
+    host.send(ExecInputEvent::Eof(Nothing {})).await;
+    assert_eq!(host.finish().await.text().trim(), (20 * MAX_CHUNK).to_string());
 }
 
 #[tokio::test]

@@ -7,30 +7,36 @@ use bhatti_wire::message::{ExecOutput, ExecOutputEvent as Event, MAX_CHUNK};
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::unix::pipe;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Notify, watch};
 
 /// Most bytes still taken from a pipe once its command was killed: no pipe holds more, so more
 /// comes from somebody who is still writing.
 const MAX_LEFTOVER: usize = 1 << 20;
 
 /// The way to the host. Both pumps share it; a message is never interleaved with another.
-pub(super) struct Output<W> {
+pub(super) struct Output<'a, W> {
     /// `None` once the host is gone.
     writer: Mutex<Option<W>>,
+    /// Told when the host gave the stream up, which a host that has said all it had to say can
+    /// make known only here.
+    kill: &'a Notify,
 }
 
-impl<W: AsyncWrite + Unpin> Output<W> {
-    pub(super) fn new(writer: W) -> Self {
-        Self { writer: Mutex::new(Some(writer)) }
+impl<'a, W: AsyncWrite + Unpin> Output<'a, W> {
+    pub(super) fn new(writer: W, kill: &'a Notify) -> Self {
+        Self { writer: Mutex::new(Some(writer)), kill }
     }
 
     /// Sends one event, or nothing if the host is gone.
     pub(super) async fn send(&self, event: Event) {
         let mut writer = self.writer.lock().await;
         if let Some(host) = writer.as_mut()
-            && write_message(host, &ExecOutput { event: Some(event) }).await.is_err()
+            && let Err(error) = write_message(host, &ExecOutput { event: Some(event) }).await
         {
             *writer = None;
+            if error.kind() == io::ErrorKind::ConnectionReset {
+                self.kill.notify_one();
+            }
         }
     }
 
@@ -64,7 +70,7 @@ impl Source {
 pub(super) async fn pump<W: AsyncWrite + Unpin>(
     pipe: pipe::Receiver,
     source: Source,
-    output: &Output<W>,
+    output: &Output<'_, W>,
     mut stopped: watch::Receiver<bool>,
 ) {
     let mut buffer = BytesMut::new();
