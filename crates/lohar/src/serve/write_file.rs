@@ -56,7 +56,8 @@ impl WriteError {
 
 /// Writes what `content` brings to the path of `request`, as `owner` (uid, gid).
 ///
-/// Readers see the old file or the new one. A symlink at the path is replaced, not followed.
+/// Readers see the old file or the new one, and so does whoever looks after a power cut; once
+/// this has returned they see the new one. A symlink at the path is replaced, not followed.
 pub async fn write_file<R>(
     request: &WriteFile,
     owner: (u32, u32),
@@ -183,7 +184,9 @@ impl Temporary {
         self.file.sync_all().await.map_err(failed("write"))?;
         std::fs::rename(&self.path, target).map_err(failed("replace"))?;
         self.published = true;
-        Ok(())
+        // The content is on disk, but its name is not until the directory is.
+        let parent = target.parent().unwrap_or(Path::new("/"));
+        sync_directory(parent).await.map_err(failed("write the directory of"))
     }
 
     fn failed(&self, action: &'static str) -> impl FnOnce(io::Error) -> WriteError + use<> {
@@ -198,6 +201,11 @@ impl Drop for Temporary {
             std::fs::remove_file(&self.path).ok();
         }
     }
+}
+
+/// Writes out what was renamed in `path`, and with it the journal of the directories above.
+async fn sync_directory(path: &Path) -> io::Result<()> {
+    tokio::fs::File::open(path).await?.sync_all().await
 }
 
 /// `N` random bytes as hex.

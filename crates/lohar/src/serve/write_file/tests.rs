@@ -94,6 +94,14 @@ async fn nonsense_is_refused_before_anything_is_made() {
     assert_eq!(left, ["file", "sub"]);
 }
 
+#[tokio::test]
+async fn a_directory_is_synced_or_says_why_not() {
+    let dir = tempfile::tempdir().unwrap();
+    sync_directory(dir.path()).await.unwrap();
+    let error = sync_directory(&dir.path().join("none")).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::NotFound);
+}
+
 #[test]
 fn a_full_disk_is_told_apart() {
     let error = WriteError::File {
