@@ -1,14 +1,16 @@
 //! From the kernel's first process to a machine that can serve.
 //!
 //! ```text
-//! early mounts ─▶ modules ─▶ root disk ─▶ switch root ─▶ late mounts ─▶ devices, lo, limits
-//!     (in the initramfs)                  (in the sandbox's own disk)        │
-//!                                            agent port ◀─ users ◀───────────┘
+//! early mounts ─▶ modules ─▶ agent port ─▶ root disk ─▶ switch root
+//!     (in the initramfs)                                      │
+//!     users ◀─ devices, lo, limits ◀─ late mounts ◀───────────┘
+//!     (in the sandbox's own disk)
 //! ```
 //!
-//! Each step has a name, which is what the timing file and the error say. A step that fails
-//! stops the boot if nothing could be served without it; everything else is reported and
-//! skipped, because a user can repair a machine that answers.
+//! Each step has a name, which is what the timing file and the error say. A step stops the boot
+//! only if nothing could be served without it, and that is decided before the sandbox's own disk
+//! matters: once its file system is mounted, whatever is in it or missing from it is reported and
+//! passed over, because a user can repair a machine that answers.
 
 pub mod modules;
 pub mod mounts;
@@ -25,9 +27,10 @@ use std::time::Duration;
 
 use nix::sys::resource::{Resource, setrlimit};
 
-use crate::console::{self, report};
+use crate::console::{self, Chain, report};
 use crate::guest::{GID, Guest, UID};
 use crate::process::Reaper;
+use crate::replace::replace_config;
 use crate::serve::{carrier, configure::interface};
 
 /// How long a device may take to appear. Generous: emulated machines on a busy host are slow.
@@ -45,8 +48,6 @@ pub enum BootError {
     Mounts(#[from] mounts::MountError),
     #[error("step root disk")]
     Root(#[from] root::RootError),
-    #[error("step users")]
-    Users(#[from] users::UserError),
     #[error("step agent port")]
     Port(#[source] io::Error),
 }
@@ -69,6 +70,11 @@ pub fn boot() -> Result<Machine, BootError> {
     // The console itself may be a virtio device.
     console::attach();
     timeline.mark("modules");
+    // While /dev and /sys are where we put them.
+    let port = carrier::open_port(DEVICE_PATIENCE)
+        .inspect_err(|_| report(format_args!("{loaded} kernel modules are loaded")))
+        .map_err(BootError::Port)?;
+    timeline.mark("agent port");
 
     root::wait_for_device(ROOT_DEVICE, DEVICE_PATIENCE)
         .inspect_err(|_| report(format_args!("{loaded} kernel modules are loaded")))?;
@@ -89,11 +95,12 @@ pub fn boot() -> Result<Machine, BootError> {
     }
     timeline.mark("mounts");
 
-    let account = users::ensure_user(Path::new("/"))?;
+    let (account, problems) = users::ensure_user(Path::new("/"));
+    for problem in &problems {
+        report(format_args!("{}", Chain(problem)));
+    }
     provide_power_commands(Path::new("/"));
     timeline.mark("users");
-    let port = carrier::open_port(DEVICE_PATIENCE).map_err(BootError::Port)?;
-    timeline.mark("agent port");
     if let Err(error) = write_timing(&timeline) {
         report(format_args!("no boot timing: {error}"));
     }
@@ -125,6 +132,9 @@ fn prepare_devices() {
     }
 }
 
+const POWER_COMMAND: &str =
+    "#!/bin/sh\n# The agent is PID 1 and powers off on SIGTERM.\nkill -TERM 1\n";
+
 /// `poweroff` and its kin, for images that bring none. They signal PID 1, which powers off.
 fn provide_power_commands(root: &Path) {
     for name in ["poweroff", "reboot", "halt"] {
@@ -136,14 +146,9 @@ fn provide_power_commands(root: &Path) {
         if present || path.exists() {
             continue;
         }
+        // Whole or not at all: a part, left by a full disk, would count as present for ever.
         let outcome = std::fs::create_dir_all(root.join("usr/local/sbin"))
-            .and_then(|()| {
-                std::fs::write(
-                    &path,
-                    "#!/bin/sh\n# The agent is PID 1 and powers off on SIGTERM.\nkill -TERM 1\n",
-                )
-            })
-            .and_then(|()| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)));
+            .and_then(|()| replace_config(&path, POWER_COMMAND, 0o755));
         if let Err(error) = outcome {
             report(format_args!("no {name} command: {error}"));
         }

@@ -58,19 +58,20 @@ pub const EARLY: &[Mount] = &[
     need(Need::Required, "devtmpfs", "/dev", "devtmpfs", MsFlags::MS_NOSUID, "mode=0755"),
 ];
 
-/// Mounted in the new root, in this order.
+/// Mounted in the new root, in this order. None is required: the directories they need are the
+/// image's, or its user's doing.
 pub const LATE: &[Mount] = &[
     need(
-        Need::Required,
+        Need::Optional,
         "devpts",
         "/dev/pts",
         "devpts",
         MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC),
         "ptmxmode=0666,gid=5,mode=620",
     ),
-    need(Need::Required, "tmpfs", "/dev/shm", "tmpfs", NO_DEV, "mode=1777"),
-    need(Need::Required, "tmpfs", "/run", "tmpfs", NO_DEV, "mode=0755"),
-    need(Need::Required, "tmpfs", "/tmp", "tmpfs", NO_DEV, "mode=1777"),
+    need(Need::Optional, "tmpfs", "/dev/shm", "tmpfs", NO_DEV, "mode=1777"),
+    need(Need::Optional, "tmpfs", "/run", "tmpfs", NO_DEV, "mode=0755"),
+    need(Need::Optional, "tmpfs", "/tmp", "tmpfs", NO_DEV, "mode=1777"),
     need(Need::Optional, "mqueue", "/dev/mqueue", "mqueue", NO_EXEC, ""),
     need(Need::Optional, "cgroup2", "/sys/fs/cgroup", "cgroup2", NO_EXEC, ""),
 ];
@@ -98,16 +99,31 @@ pub fn mount_all(table: &[Mount]) -> Result<(), MountError> {
 
 fn mount_one(entry: &Mount) -> io::Result<()> {
     let target = Path::new(entry.target);
-    match std::fs::create_dir_all(target) {
-        // sysfs makes its own mount points and lets nobody else.
-        Err(error) if !target.is_dir() => return Err(error),
-        Ok(()) | Err(_) => {}
+    // A link to a directory will do: some images have /tmp elsewhere.
+    if !target.is_dir() {
+        make_mount_point(target)?;
     }
     match mount(Some(entry.source), target, Some(entry.fstype), entry.flags, Some(entry.data)) {
         // A kernel with CONFIG_DEVTMPFS_MOUNT was faster.
         Err(Errno::EBUSY) | Ok(()) => Ok(()),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Makes `path` a directory of its own. A file or a link in its place is moved aside.
+pub fn make_mount_point(path: &Path) -> io::Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => return Ok(()),
+        Ok(_) => {
+            let mut aside = path.as_os_str().to_owned();
+            aside.push(".displaced");
+            std::fs::rename(path, &aside)?;
+            report(format_args!("{} is no directory and was moved aside", path.display()));
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    std::fs::create_dir_all(path)
 }
 
 /// Hands every controller the kernel has to the groups below the root one.
@@ -149,6 +165,29 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn nothing_on_the_sandboxs_own_disk_is_required() {
+        assert!(LATE.iter().all(|entry| entry.need == Need::Optional));
+    }
+
+    #[test]
+    fn what_stands_in_the_way_of_a_mount_is_moved_aside() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |name: &str| root.path().join(name);
+        std::fs::write(path("proc"), "a file").unwrap();
+        std::os::unix::fs::symlink("/", path("sys")).unwrap();
+        std::os::unix::fs::symlink("/no/such/directory", path("dev")).unwrap();
+        std::fs::create_dir(path("run")).unwrap();
+        std::fs::write(path("run/kept"), "").unwrap();
+        for name in ["proc", "sys", "dev", "run", "missing/too"] {
+            make_mount_point(&path(name)).unwrap();
+            assert!(path(name).symlink_metadata().unwrap().is_dir(), "{name}");
+        }
+        assert_eq!(std::fs::read_to_string(path("proc.displaced")).unwrap(), "a file");
+        assert_eq!(std::fs::read_link(path("sys.displaced")).unwrap(), Path::new("/"));
+        assert!(path("run/kept").exists(), "a directory is not touched");
     }
 
     #[test]

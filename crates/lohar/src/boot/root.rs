@@ -10,8 +10,10 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 
+use super::mounts;
 use crate::console::report;
 
 /// Where the root disk is mounted before it becomes `/`.
@@ -54,8 +56,17 @@ pub fn mount_root(device: &'static str) -> Result<(), RootError> {
     std::fs::create_dir_all(NEW_ROOT).map_err(failed)?;
     // Read before mounting: afterwards the kernel's copy is the truth.
     let wanted = blocks_to_grow_to(Path::new(device));
-    mount(Some(device), NEW_ROOT, Some("ext4"), MsFlags::MS_NOATIME, None::<&str>)
-        .map_err(|errno| failed(errno.into()))?;
+    let flags = MsFlags::MS_NOATIME;
+    let try_mount = |flags| mount(Some(device), NEW_ROOT, Some("ext4"), flags, None::<&str>);
+    match try_mount(flags) {
+        Ok(()) => {}
+        // A machine that can only be read can still be read.
+        Err(errno @ (Errno::EROFS | Errno::EACCES)) => {
+            report(format_args!("{device} is mounted read-only: {errno}"));
+            return try_mount(flags | MsFlags::MS_RDONLY).map_err(|errno| failed(errno.into()));
+        }
+        Err(errno) => return Err(failed(errno.into())),
+    }
     match wanted {
         Ok(Some(blocks)) => {
             if let Err(error) = grow(blocks) {
@@ -68,15 +79,21 @@ pub fn mount_root(device: &'static str) -> Result<(), RootError> {
     Ok(())
 }
 
-/// Makes the mounted disk `/`, with `moved` mounts inside, and empties the initramfs.
+/// Makes the mounted disk `/`, with `moved` mounts inside where it has room for them, and empties
+/// the initramfs.
 pub fn switch_root(moved: &[&str]) -> Result<(), RootError> {
     let failed =
         |action: &'static str| move |source: io::Error| RootError::Switch { action, source };
     for target in moved {
-        let inside = format!("{NEW_ROOT}{target}");
-        std::fs::create_dir_all(&inside).map_err(failed("make a mount point"))?;
-        mount(Some(*target), inside.as_str(), None::<&str>, MsFlags::MS_MOVE, None::<&str>)
-            .map_err(|errno| failed("move a mount to the new root")(errno.into()))?;
+        let inside = Path::new(NEW_ROOT).join(target.trim_start_matches('/'));
+        // Not through a link: it would lead out of the new root.
+        let outcome = mounts::make_mount_point(&inside).and_then(|()| {
+            mount(Some(*target), &inside, None::<&str>, MsFlags::MS_MOVE, None::<&str>)
+                .map_err(io::Error::from)
+        });
+        if let Err(error) = outcome {
+            report(format_args!("no {target}: {error}"));
+        }
     }
     free_initramfs();
     std::env::set_current_dir(NEW_ROOT).map_err(failed("enter the new root"))?;

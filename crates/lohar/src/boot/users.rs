@@ -3,6 +3,9 @@
 //! Any image boots, so any `/etc/passwd` is met. Editing is done on text ([`plan`], pure) and
 //! written back whole; there is no NSS in a static binary, and none is wanted. An image that has
 //! a uid 1000 of its own keeps that account, name and all.
+//!
+//! Nothing here can fail the boot. Commands run as a number, which needs no file; a machine with a
+//! full disk or a broken `/etc` lacks what could not be made and can be repaired from inside.
 
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
@@ -14,6 +17,9 @@ use crate::replace::{read_config, replace_config};
 
 /// Names tried for a new account or group, in order.
 const NAMES: &[&str] = &["lohar", "bhatti", "lohar1000"];
+
+/// The largest file copied into a new home, in bytes.
+const MAX_SKELETON: u64 = 1 << 20;
 
 /// A user file could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -118,37 +124,55 @@ fn own_text(text: &str) -> String {
     text
 }
 
-/// Applies the plan to the machine whose root is `root` (`/`, or a directory in tests).
-pub fn ensure_user(root: &Path) -> Result<Account, UserError> {
-    let failed = |action, path: &Path| {
-        let path = path.to_owned();
-        move |source| UserError { action, path, source }
-    };
+/// Applies the plan to the machine whose root is `root` (`/`, or a directory in tests). Also
+/// returns what could not be done. A file that cannot be read is not written.
+pub fn ensure_user(root: &Path) -> (Account, Vec<UserError>) {
+    let mut problems = Problems::default();
     let etc = root.join("etc");
-    std::fs::create_dir_all(&etc).map_err(failed("make", &etc))?;
+    problems.note("make", &etc, std::fs::create_dir_all(&etc));
     let [passwd, group, shadow] = ["passwd", "group", "shadow"].map(|name| etc.join(name));
-    let read = |path: &Path| read_config(path).map_err(failed("read", path));
-    let shadow_text = if shadow.exists() { Some(read(&shadow)?) } else { None };
+    let passwd_text = problems.note("read", &passwd, read_config(&passwd));
+    let group_text = problems.note("read", &group, read_config(&group));
+    let shadow_text =
+        if shadow.exists() { problems.note("read", &shadow, read_config(&shadow)) } else { None };
     let shell = if root.join("bin/bash").exists() { "/bin/bash" } else { "/bin/sh" };
-    let plan = plan(&read(&passwd)?, &read(&group)?, shadow_text.as_deref(), shell);
+    let plan = plan(
+        passwd_text.as_deref().unwrap_or_default(),
+        group_text.as_deref().unwrap_or_default(),
+        shadow_text.as_deref(),
+        shell,
+    );
 
-    let write = |path: &Path, text: &str, mode| {
-        replace_config(path, text, mode).map(drop).map_err(failed("write", path))
-    };
-    write(&group, &plan.group, 0o644)?;
-    write(&passwd, &plan.passwd, 0o644)?;
-    if let Some(text) = &plan.shadow {
-        write(&shadow, text, 0o640)?;
+    let files = [
+        (&group, group_text.is_some().then_some(&plan.group), 0o644),
+        (&passwd, passwd_text.is_some().then_some(&plan.passwd), 0o644),
+        (&shadow, plan.shadow.as_ref(), 0o640),
+    ];
+    for (path, text, mode) in files {
+        if let Some(text) = text {
+            problems.note("write", path, replace_config(path, text, mode));
+        }
     }
     let home = root.join(plan.account.home.trim_start_matches('/'));
-    if !home.is_dir() {
-        own_directory(&home).map_err(failed("make", &home))?;
+    if !home.is_dir() && problems.note("make", &home, own_directory(&home)).is_some() {
         copy_skeleton(&etc.join("skel"), &home);
     }
     let workspace = root.join("workspace");
-    own_directory(&workspace).map_err(failed("make", &workspace))?;
+    problems.note("make", &workspace, own_directory(&workspace));
     allow_sudo(root, &plan.account.name);
-    Ok(plan.account)
+    (plan.account, problems.0)
+}
+
+/// What could not be done.
+#[derive(Default)]
+struct Problems(Vec<UserError>);
+
+impl Problems {
+    fn note<T>(&mut self, action: &'static str, path: &Path, outcome: io::Result<T>) -> Option<T> {
+        outcome
+            .map_err(|source| self.0.push(UserError { action, path: path.to_owned(), source }))
+            .ok()
+    }
 }
 
 fn own_directory(path: &Path) -> io::Result<()> {
@@ -158,14 +182,19 @@ fn own_directory(path: &Path) -> io::Result<()> {
     chown(path, Some(UID), Some(GID))
 }
 
-/// Copies the plain files of `/etc/skel`: `.profile`, `.bashrc`. Without them a home works too.
+/// Copies the small plain files of `/etc/skel`: `.profile`, `.bashrc`. Without them a home works
+/// too.
 fn copy_skeleton(skeleton: &Path, home: &Path) {
     let Ok(entries) = std::fs::read_dir(skeleton) else { return };
     for entry in entries.flatten().take(64) {
-        if entry.file_type().is_ok_and(|kind| kind.is_file()) {
+        // Of the entry itself: a link is not followed.
+        if entry.metadata().is_ok_and(|meta| meta.is_file() && meta.len() <= MAX_SKELETON) {
             let target = home.join(entry.file_name());
             let copied = std::fs::copy(entry.path(), &target)
-                .and_then(|_| chown(&target, Some(UID), Some(GID)));
+                .and_then(|_| chown(&target, Some(UID), Some(GID)))
+                .inspect_err(|_| {
+                    std::fs::remove_file(&target).ok();
+                });
             if let Err(error) = copied {
                 report(format_args!("{} not copied: {error}", target.display()));
             }

@@ -81,7 +81,12 @@ fn the_plan_reaches_the_disk_once() {
         // Giving files to uid 1000 needs root; the tests of `plan` above do not.
         return;
     }
-    let account = ensure_user(root.path()).unwrap();
+    let ensure = || {
+        let (account, problems) = ensure_user(root.path());
+        assert!(problems.is_empty(), "{problems:?}");
+        account
+    };
+    let account = ensure();
     assert_eq!(account.shell, "/bin/sh", "no bash in this image");
     let home = root.path().join("home/lohar").metadata().unwrap();
     assert_eq!((home.uid(), home.gid(), home.mode() & 0o777), (UID, GID, 0o755));
@@ -90,6 +95,39 @@ fn the_plan_reaches_the_disk_once() {
     assert_eq!(etc.join("sudoers.d/lohar").metadata().unwrap().mode() & 0o7777, 0o440);
     let passwd = etc.join("passwd");
     let before = passwd.metadata().unwrap().ino();
-    assert_eq!(ensure_user(root.path()).unwrap(), account);
+    assert_eq!(ensure(), account);
     assert_eq!(passwd.metadata().unwrap().ino(), before, "not rewritten");
+}
+
+#[test]
+fn a_broken_account_file_costs_only_itself() {
+    let root = tempfile::tempdir().unwrap();
+    let etc = root.path().join("etc");
+    std::fs::create_dir_all(etc.join("passwd")).unwrap();
+    std::fs::write(etc.join("group"), "root:x:0:\n").unwrap();
+    let big = "x".repeat(5 << 20);
+    std::fs::write(etc.join("shadow"), &big).unwrap();
+    // Only root can give away the home; that is not what this is about.
+    let (account, problems) = ensure_user(root.path());
+    let said: Vec<_> = problems.iter().map(|problem| problem.to_string()).collect();
+    for name in ["passwd", "shadow"] {
+        let expected = format!("failed to read {}", etc.join(name).display());
+        assert!(said.contains(&expected), "{said:?}");
+    }
+    assert_eq!((account.name.as_str(), account.home.as_str()), ("lohar", "/home/lohar"));
+    assert!(etc.join("passwd").is_dir());
+    assert!(std::fs::read_to_string(etc.join("shadow")).unwrap() == big);
+    assert!(std::fs::read_to_string(etc.join("group")).unwrap().contains(":1000:"));
+}
+
+#[test]
+fn a_machine_that_takes_no_file_still_has_an_account() {
+    let root = tempfile::tempdir().unwrap();
+    // Fails for root too, as a full or read-only disk does.
+    for name in ["etc", "home", "workspace"] {
+        std::fs::write(root.path().join(name), "").unwrap();
+    }
+    let (account, problems) = ensure_user(root.path());
+    assert_eq!(account.name, "lohar");
+    assert!(problems.len() >= 3, "{problems:?}");
 }
