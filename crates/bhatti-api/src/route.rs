@@ -29,11 +29,14 @@ pub fn exec(sandbox: &str) -> String {
     format!("{SANDBOXES}/{}/exec", escape(sandbox))
 }
 
-/// Percent-encodes everything but unreserved characters.
+/// Percent-encodes everything but unreserved characters. A segment of dots only is encoded too:
+/// it would be taken for a step up the path.
 pub fn escape(segment: &str) -> String {
     let mut out = String::with_capacity(segment.len());
+    let dots_only = segment.bytes().all(|byte| byte == b'.');
     for byte in segment.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+        let plain = byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~');
+        if plain && !dots_only {
             out.push(char::from(byte));
         } else {
             out.push_str(&format!("%{byte:02X}"));
@@ -47,5 +50,7 @@ mod tests {
     #[test]
     fn segments_are_escaped() {
         assert_eq!(super::exec("a/b c"), "/sandboxes/a%2Fb%20c/exec");
+        assert_eq!(super::exec(".."), "/sandboxes/%2E%2E/exec");
+        assert_eq!(super::exec("a.b"), "/sandboxes/a.b/exec");
     }
 }

@@ -52,7 +52,8 @@ pub struct ServerConfig {
     ///
     /// The default, 0x7B000000 (2063597568), lies in the part that systemd's map of user ids
     /// leaves unassigned: above its container range (ends at 0x6FFFFFFF), below the foreign ids
-    /// (start at 0x7FFE0000), far from subordinate ids (start at 100000).
+    /// (start at 0x7FFE0000), far from subordinate ids (start at 100000). Another
+    /// `network_prefix` has another default, so that two daemons do not share user ids.
     pub jail_uid_base: u32,
     /// `boot_timeout_sec`: how long a guest may take until its agent answers.
     pub boot_timeout_sec: u32,
@@ -75,6 +76,7 @@ impl ServerConfig {
         let below = |own: &Option<Utf8PathBuf>, name: &str| {
             own.clone().unwrap_or_else(|| data_dir.join("kernel").join(name))
         };
+        let network_prefix = file.network_prefix.clone().unwrap_or_else(|| "bhatti-".to_owned());
         Self {
             engine: file.engine.unwrap_or_default(),
             listen: file.listen.unwrap_or(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080))),
@@ -83,11 +85,42 @@ impl ServerConfig {
             qemu_bin: file.qemu_bin.clone(),
             default_image: file.default_image.clone().unwrap_or_else(|| "minimal".to_owned()),
             dns_upstreams: file.dns_upstreams.clone().unwrap_or_default(),
-            network_prefix: file.network_prefix.clone().unwrap_or_else(|| "bhatti-".to_owned()),
-            jail_uid_base: file.jail_uid_base.unwrap_or(0x7B00_0000),
+            jail_uid_base: file.jail_uid_base.unwrap_or_else(|| uid_base(&network_prefix)),
+            network_prefix,
             boot_timeout_sec: file.boot_timeout_sec.unwrap_or(60),
             source,
             data_dir,
+        }
+    }
+}
+
+/// The first user id of a daemon's machines. The usual prefix has the first block of 65536; any
+/// other one has one of the 62 after it, by its hash.
+fn uid_base(network_prefix: &str) -> u32 {
+    const FIRST: u32 = 0x7B00_0000;
+    if network_prefix == "bhatti-" {
+        return FIRST;
+    }
+    // FNV-1a: the same for ever, since ids of a stopped machine's files depend on it.
+    let hash = network_prefix
+        .bytes()
+        .fold(0x811c_9dc5u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    FIRST + (1 + hash % 62) * 65_536
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn daemons_do_not_share_user_ids() {
+        assert_eq!(uid_base("bhatti-"), 0x7B00_0000);
+        for prefix in ["a-", "b-", "two-"] {
+            let base = uid_base(prefix);
+            assert!(
+                (0x7B01_0000..=0x7B3E_0000).contains(&base) && base.is_multiple_of(65_536),
+                "{base:#x}"
+            );
         }
     }
 }

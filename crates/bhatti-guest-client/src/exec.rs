@@ -108,7 +108,12 @@ impl Guest {
 
     async fn start(&self, exec: Exec) -> Result<(Running, Started), GuestError> {
         let piped = exec.stdin;
-        within(START, "start the command", async {
+        // Who gives a command three seconds does not want to wait a minute for its start.
+        let patience = match exec.timeout_ms {
+            0 => START,
+            limit => START.min(Duration::from_millis(limit).saturating_add(GRACE)),
+        };
+        within(patience, "start the command", async {
             let input = Input::new(self.request(Operation::Exec(exec)).await?);
             let mut running = Running {
                 pid: 0,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bhatti_engine::Exit;
 use bhatti_guest_client::{ExecSpec, Guest};
-use bhatti_store::{SandboxRow, UserRow};
+use bhatti_store::{SandboxRow, StoreError, UserRow};
 use bhatti_types::{Phase, SandboxId};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -287,7 +287,13 @@ impl Actor {
         admit(phase, Op::Destroy)?;
         // Recorded first: if we die half-way, the next start finishes the job.
         let from = &[Phase::Hot, Phase::Stopped, Phase::Unknown, Phase::Destroying];
-        self.move_to(from, Phase::Destroying, "destroy requested").await?;
+        match self.move_to(from, Phase::Destroying, "destroy requested").await {
+            // Destroying is how a full disk gets room again, so it must not need any.
+            Err(WakeError::Store(StoreError::Full(_))) => {
+                tracing::warn!("no room to record that a sandbox is being destroyed; going on");
+            }
+            recorded => recorded?,
+        }
         let vm = self.machine.take().map(|machine| machine.vm);
         let row = self.row().await?;
         machine::demolish(&self.world, &row, vm, &self.owner).await?;

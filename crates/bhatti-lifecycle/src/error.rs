@@ -34,6 +34,8 @@ pub enum ServiceError {
     /// The host's disk has no room.
     #[error("no space left on the host's disk: {free_mib} MiB free, {needed_mib} MiB needed")]
     HostFull { free_mib: u64, needed_mib: u64 },
+    #[error("no space left on the host's disk")]
+    StoreFull(#[source] StoreError),
     /// The guest could not be made ready.
     #[error("wake sandbox")]
     Wake(#[source] WakeError),
@@ -61,6 +63,7 @@ impl From<StoreError> for ServiceError {
         match error {
             StoreError::NoSandbox(id) => Self::NoSandbox(id),
             StoreError::NameTaken(name) => Self::NameTaken(name),
+            full @ StoreError::Full(_) => Self::StoreFull(full),
             other => Self::Store(other),
         }
     }
@@ -100,6 +103,19 @@ pub enum WakeError {
 }
 
 impl WakeError {
+    /// True if the request could not have worked, whatever the host does.
+    pub fn is_the_requests(&self) -> bool {
+        matches!(
+            self,
+            Self::Guest(GuestError::Invalid(_) | GuestError::NotFound(_) | GuestError::NoSpace(_))
+        )
+    }
+
+    /// True if the guest, not the host, is why it failed: nothing for an operator to look at.
+    pub fn is_the_guests(&self) -> bool {
+        matches!(self, Self::Guest(_) | Self::Died { .. } | Self::Silent { .. })
+    }
+
     /// The sentence a client may read: what failed, without the paths and system errors below.
     pub fn public(&self) -> String {
         match self {
@@ -111,6 +127,7 @@ impl WakeError {
                 | EngineError::Control { .. },
             ) => "the machine could not be started".to_owned(),
             Self::Engine(engine) => engine.to_string(),
+            Self::Store(StoreError::Full(_)) => "no space left on the host's disk".to_owned(),
             Self::Store(_) | Self::Disk(_) | Self::Record(_) => "internal error".to_owned(),
             Self::Image { .. } | Self::Guest(_) => chain(self),
             other => other.to_string(),

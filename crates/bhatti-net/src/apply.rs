@@ -133,6 +133,15 @@ async fn bounded(source: Option<impl tokio::io::AsyncRead + Unpin>) -> io::Resul
     Ok(bytes)
 }
 
+/// Whether our table is there at all; nobody but us changes what is in it.
+pub(crate) async fn host_rules_are_there(table: &str) -> Result<bool, NetError> {
+    match Program::Nft.run("find our rules", &["list", "table", "inet", table], "").await {
+        Ok(_) => Ok(true),
+        Err(NetError::Refused { .. }) => Ok(false),
+        Err(other) => Err(other),
+    }
+}
+
 /// Makes `nft` load `rules` on the host.
 pub(crate) async fn load_host_rules(rules: &str) -> Result<(), NetError> {
     Program::Nft.run("load the host's rules", &["-f", "-"], rules).await.map(drop)

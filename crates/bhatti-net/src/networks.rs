@@ -144,10 +144,10 @@ impl Networks {
     }
 
     /// Loads the host's rules again, in one transaction. For when something else may have removed
-    /// them: restarting the nftables service flushes every table on the host.
+    /// them: restarting the nftables service flushes every table on the host. [`Self::open_tap`]
+    /// looks for itself, so that no guest starts without them.
     pub async fn reload(&self) -> Result<(), NetError> {
-        let Inner { names, transit, .. } = &*self.inner;
-        apply::load_host_rules(&plan::host_rules(names, *transit)).await
+        self.inner.load_host_rules().await
     }
 
     /// The transit range in use.
@@ -167,6 +167,7 @@ impl Networks {
         let id = id.clone();
         let (inner, mut slot) = self.lock(index).await;
         complete(async move {
+            inner.ensure_host_rules().await?;
             let net = inner.ensure(index, &mut slot).await?;
             match apply::open_tap(&net.namespace, &id).await {
                 // Somebody removed it behind our back. Once: a second time is no accident.
@@ -259,6 +260,18 @@ async fn build(plan: &UserPlan) -> Result<(), NetError> {
 }
 
 impl Inner {
+    async fn load_host_rules(&self) -> Result<(), NetError> {
+        apply::load_host_rules(&plan::host_rules(&self.names, self.transit)).await
+    }
+
+    async fn ensure_host_rules(&self) -> Result<(), NetError> {
+        if apply::host_rules_are_there(self.names.table()).await? {
+            return Ok(());
+        }
+        tracing::error!("the host's firewall rules have vanished; loading them again");
+        self.load_host_rules().await
+    }
+
     async fn ensure(&self, index: u32, slot: &mut Slot) -> Result<UserNet, NetError> {
         let wanted = Wanted { index, policies: BTreeMap::new() };
         let plan = UserPlan::new(&self.names, self.transit, &wanted)?;

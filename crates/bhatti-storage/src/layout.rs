@@ -2,7 +2,7 @@
 
 use std::fs::Permissions;
 use std::io::ErrorKind;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 
 use bhatti_types::{EngineId, Mib};
 use camino::{Utf8Path, Utf8PathBuf};
@@ -27,8 +27,10 @@ pub enum DiskError {
     Locked { path: Utf8PathBuf },
 }
 
-/// The directories of a data directory.
-const PARTS: [&str; 4] = ["bases", "images", "kernel", "sandboxes"];
+/// The directories of a data directory, and who may look into them. A VMM reopens its kernel by
+/// itself and lives below `sandboxes`; images it gets as open files.
+const PARTS: [(&str, u32); 4] =
+    [("bases", 0o700), ("images", 0o700), ("kernel", 0o711), ("sandboxes", 0o711)];
 
 /// The data directory, opened and locked for this daemon.
 #[derive(Debug)]
@@ -47,7 +49,6 @@ impl Layout {
     /// Makes the directories that are missing and takes the lock: two daemons on one directory
     /// would fight over every sandbox in it.
     pub fn open(root: &Utf8Path) -> Result<Self, DiskError> {
-        let layout_dirs = PARTS.map(|name| root.join(name));
         std::fs::create_dir_all(root).map_err(|error| match error.kind() {
             ErrorKind::AlreadyExists | ErrorKind::NotADirectory => {
                 DiskError::NotADirectory { path: root.to_owned() }
@@ -59,13 +60,22 @@ impl Layout {
         if metadata.uid() != me {
             return Err(DiskError::Foreign { path: root.to_owned(), uid: metadata.uid() });
         }
-        for dir in std::iter::once(root.to_owned()).chain(layout_dirs) {
+        let parts = PARTS.map(|(name, mode)| (root.join(name), mode));
+        for (dir, mode) in std::iter::once((root.to_owned(), 0o711)).chain(parts) {
             std::fs::create_dir_all(&dir).map_err(file("create", &dir))?;
-            std::fs::set_permissions(&dir, Permissions::from_mode(0o711))
+            std::fs::set_permissions(&dir, Permissions::from_mode(mode))
                 .map_err(file("set the mode of", &dir))?;
         }
         let path = root.join("lock");
-        let lock = std::fs::File::create(&path).map_err(file("create", &path))?;
+        // Private: whoever can open it can hold its lock, and a VMM may pass through here.
+        let lock = std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .and_then(|lock| lock.set_permissions(Permissions::from_mode(0o600)).map(|()| lock))
+            .map_err(file("create", &path))?;
         lock.try_lock().map_err(|_| DiskError::Locked { path: root.to_owned() })?;
         Ok(Self { root: root.to_owned(), _lock: lock })
     }

@@ -26,7 +26,10 @@ pub enum StoreError {
         source: rusqlite::Error,
     },
     #[error("database query failed")]
-    Query(#[from] rusqlite::Error),
+    Query(#[source] rusqlite::Error),
+    /// The file system the database is on has no room.
+    #[error("no space left for the database")]
+    Full(#[source] rusqlite::Error),
     /// A row holds something this program cannot read.
     #[error("{table} row {key} has an unreadable {column}")]
     Corrupt { table: &'static str, key: String, column: &'static str },
@@ -49,4 +52,13 @@ pub enum StoreError {
     Thread(#[source] std::io::Error),
     #[error("the database writer has stopped")]
     Closed,
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::DiskFull) => Self::Full(error),
+            _ => Self::Query(error),
+        }
+    }
 }

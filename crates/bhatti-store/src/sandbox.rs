@@ -298,7 +298,7 @@ impl Store {
                 })
                 .map_err(|error| match error {
                     rusqlite::Error::QueryReturnedNoRows => StoreError::NoSandbox(id.to_string()),
-                    other => StoreError::Query(other),
+                    other => other.into(),
                 })?;
             let mut labels: Labels = serde_json::from_str(&text).map_err(|_| {
                 StoreError::Corrupt { table: "sandboxes", key: id.to_string(), column: "labels" }

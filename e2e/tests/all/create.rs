@@ -116,7 +116,10 @@ fn a_full_disk_is_said_and_leaves_nothing() {
         let ballast = daemon.data_dir().join("ballast");
         daemon.fill_disk(&ballast, 8);
         let full = daemon.cli(&["create", "--name", "x", "--memory", "256"]).fails(1);
-        assert!(full.contains("503 Service Unavailable: no space left on the host's disk"), "{full}");
+        assert!(
+            full.contains("503 Service Unavailable: no space left on the host's disk"),
+            "{full}"
+        );
         daemon.assert_nothing_left();
         std::fs::remove_file(ballast).expect("it was there");
         daemon.cli(&["create", "--name", "x", "--memory", "256"]).ok();

@@ -39,7 +39,11 @@ pub(super) enum ApiError {
 
 /// Left in a response by an internal failure; the gate gives it a request id and logs it.
 #[derive(Clone, Debug)]
-pub(super) struct Internal(pub(super) String);
+pub(super) struct Internal {
+    pub(super) cause: String,
+    /// A tenant's own doing: logged, but no reason for an operator to look.
+    pub(super) guests_fault: bool,
+}
 
 impl ApiError {
     /// No `_` arm: a new error must choose its status to compile.
@@ -59,9 +63,11 @@ impl ApiError {
                     S::CONFLICT
                 }
                 ServiceError::Quota { .. } | ServiceError::NoAddress => S::TOO_MANY_REQUESTS,
-                ServiceError::HostFull { .. } | ServiceError::ShuttingDown => {
-                    S::SERVICE_UNAVAILABLE
-                }
+                ServiceError::HostFull { .. }
+                | ServiceError::StoreFull(_)
+                | ServiceError::ShuttingDown => S::SERVICE_UNAVAILABLE,
+                ServiceError::Create(cause) if cause.is_the_requests() => S::BAD_REQUEST,
+                ServiceError::Guest(GuestError::Deadline { .. }) => S::BAD_GATEWAY,
                 ServiceError::Guest(GuestError::LinkLost(_)) => S::BAD_GATEWAY,
                 ServiceError::Guest(_)
                 | ServiceError::Wake(_)
@@ -102,7 +108,15 @@ impl IntoResponse for ApiError {
         let error = self.public().unwrap_or_else(|| "internal error".to_owned());
         let mut response = Written(status, ErrorBody { error, request_id: None }).into_response();
         if status.is_server_error() {
-            response.extensions_mut().insert(Internal(chain(&self)));
+            let guests_fault = match &self {
+                Self::Service(ServiceError::Guest(_)) => true,
+                Self::Service(ServiceError::Create(cause) | ServiceError::Wake(cause)) => {
+                    cause.is_the_guests()
+                }
+                _ => false,
+            };
+            let internal = Internal { cause: chain(&self), guests_fault };
+            response.extensions_mut().insert(internal);
         }
         response
     }

@@ -83,10 +83,14 @@ async fn handle(clean: &str, user: &str, request: Request, next: Next) -> Respon
 
 /// Logs the cause of an internal failure under an id that the client can quote.
 fn expose_request_id(response: Response, request_id: &RequestId) -> Response {
-    let Some(Internal(cause)) = response.extensions().get::<Internal>().cloned() else {
+    let Some(Internal { cause, guests_fault }) = response.extensions().get().cloned() else {
         return response;
     };
-    tracing::error!(request_id = %request_id, cause, "request failed");
+    if guests_fault {
+        tracing::warn!(request_id = %request_id, cause, "request failed in the guest");
+    } else {
+        tracing::error!(request_id = %request_id, cause, "request failed");
+    }
     let (parts, body) = response.into_parts();
     // The body is one of ours, a few hundred bytes, already in memory.
     match http_body_util::BodyExt::collect(body).now_or_never() {

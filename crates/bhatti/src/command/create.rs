@@ -24,7 +24,7 @@ pub(crate) struct CreateArgs {
     #[arg(long)]
     name: Option<String>,
     /// Number of CPUs, may be fractional (default: 1)
-    #[arg(long, value_name = "FLOAT")]
+    #[arg(long, value_name = "FLOAT", value_parser = finite)]
     cpus: Option<f64>,
     /// Memory in MB (default: 1024)
     #[arg(long, value_name = "MB")]
@@ -131,6 +131,15 @@ fn read_file(path: &str, room: usize) -> Result<Vec<u8>, Failure> {
         )));
     }
     Ok(content)
+}
+
+/// JSON has no other numbers: what is not finite would silently become the default.
+fn finite(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number.is_finite() => Ok(number),
+        Ok(_) => Err("not a finite number".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 #[cfg(test)]

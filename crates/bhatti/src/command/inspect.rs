@@ -25,7 +25,7 @@ pub(crate) fn run(context: &Context, args: &InspectArgs) -> Result<ExitCode, Fai
         // Only a detail: a guest that cannot say does not spoil the rest.
         let request = ExecRequest {
             cmd: ["df", "-m", "/"].map(str::to_owned).to_vec(),
-            timeout_sec: 10,
+            timeout_sec: 2,
             ..ExecRequest::default()
         };
         let answer = context.wait(client.exec_buffered(&sandbox.id, &request))?;
