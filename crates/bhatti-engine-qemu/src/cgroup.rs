@@ -5,6 +5,9 @@
 //! hierarchies. It is made below the root of the hierarchy and not below the daemon's own group,
 //! because machines outlive the daemon and its service manager ends what it finds in there.
 //!
+//! Its paths are part of the machine's record: the next daemon may be told another parent, and
+//! must still find the group of a machine that runs.
+//!
 //! The bounds:
 //! - **CPU**: what was bought plus a twentieth of a CPU. The quota covers all threads of the VMM,
 //!   and its main thread must go on serving disk, network and us when the guest uses up its
@@ -20,8 +23,9 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use bhatti_engine::{Accel, EngineError, Shape};
+use bhatti_engine::{Accel, EngineError, Shape, VmRecord};
 use bhatti_types::{EngineId, Mib};
+use camino::{Utf8Component, Utf8PathBuf};
 
 /// Threads and processes in one machine's group; QEMU uses at most a dozen and one per vCPU.
 const MAX_PIDS: u32 = 64;
@@ -106,13 +110,64 @@ impl Cgroups {
 
     /// The group of one machine, whether it exists or not.
     pub(crate) fn group(&self, id: &EngineId) -> Group {
-        let place = |h: &Hierarchy| (h.mount.join(&self.parent).join(id.as_str()), h.clone());
+        let place = |h: &Hierarchy| h.mount.join(&self.parent).join(id.as_str());
         Group { places: self.hierarchies.iter().map(place).collect() }
     }
 
-    /// Whether a process is in the machine's group, by the kernel's word.
-    pub(crate) fn holds(&self, id: &EngineId, pid: i32) -> bool {
-        self.group(id).processes().contains(&pid)
+    /// The group a machine was put into when it was started, whatever we are told today.
+    ///
+    /// Clearing a group ends all that is in it, so a path is believed only if it is one
+    /// [`Self::group`] could have made; a record without any means the group of today.
+    pub(crate) fn recorded(&self, record: &VmRecord) -> Group {
+        let ours = |path: &&Utf8PathBuf| {
+            path.file_name() == Some(record.id.as_str())
+                && path.components().all(|part| part != Utf8Component::ParentDir)
+        };
+        let places: Vec<PathBuf> =
+            record.cgroups.iter().filter(ours).map(|path| path.clone().into()).collect();
+        if places.is_empty() { self.group(&record.id) } else { Group { places } }
+    }
+
+    /// Makes the group of a machine, bounded and empty, and opens the files a process joins it
+    /// by. On failure nothing is left. A group that exists is an error and is not touched, so
+    /// this also claims the id.
+    pub(crate) fn create(
+        &self,
+        id: &EngineId,
+        limits: Limits,
+    ) -> Result<(Group, Vec<OwnedFd>), EngineError> {
+        let group = self.group(id);
+        let mut made = Vec::new();
+        match self.try_create(&group, limits, &mut made) {
+            Ok(joins) => Ok((group, joins)),
+            Err(source) => {
+                for place in made {
+                    if let Err(error) = fs::remove_dir(place) {
+                        tracing::warn!(%error, place = %place.display(), "cannot remove it again");
+                    }
+                }
+                Err(confine("make its control group")(source))
+            }
+        }
+    }
+
+    fn try_create<'a>(
+        &self,
+        group: &'a Group,
+        limits: Limits,
+        made: &mut Vec<&'a Path>,
+    ) -> io::Result<Vec<OwnedFd>> {
+        let mut joins = Vec::new();
+        for (place, hierarchy) in group.places.iter().zip(&self.hierarchies) {
+            fs::create_dir(place)?;
+            made.push(place);
+            for (file, value) in hierarchy.settings(limits) {
+                write(place, file, &value)?;
+            }
+            let procs = fs::OpenOptions::new().write(true).open(place.join("cgroup.procs"))?;
+            joins.push(procs.into());
+        }
+        Ok(joins)
     }
 
     /// Every machine that has a group.
@@ -221,46 +276,20 @@ impl Hierarchy {
 /// The group of one machine.
 #[derive(Clone, Debug)]
 pub(crate) struct Group {
-    places: Vec<(PathBuf, Hierarchy)>,
+    places: Vec<PathBuf>,
 }
 
 impl Group {
-    /// Makes it, bounded and empty, and opens the files a process joins it by. On failure nothing
-    /// is left. A group that exists is an error and is not touched, so this also claims the id.
-    pub(crate) fn create(&self, limits: Limits) -> Result<Vec<OwnedFd>, EngineError> {
-        let mut made = Vec::new();
-        self.try_create(limits, &mut made).map_err(|source| {
-            for place in made {
-                if let Err(error) = fs::remove_dir(place) {
-                    tracing::warn!(%error, place = %place.display(), "cannot remove it again");
-                }
-            }
-            confine("make its control group")(source)
-        })
-    }
-
-    fn try_create<'a>(
-        &'a self,
-        limits: Limits,
-        made: &mut Vec<&'a Path>,
-    ) -> io::Result<Vec<OwnedFd>> {
-        let mut joins = Vec::new();
-        for (place, hierarchy) in &self.places {
-            fs::create_dir(place)?;
-            made.push(place);
-            for (file, value) in hierarchy.settings(limits) {
-                write(place, file, &value)?;
-            }
-            let procs = fs::OpenOptions::new().write(true).open(place.join("cgroup.procs"))?;
-            joins.push(procs.into());
-        }
-        Ok(joins)
+    /// Its directories, for the machine's record.
+    pub(crate) fn paths(&self) -> Vec<Utf8PathBuf> {
+        // Hierarchies are mounted by people and named by the kernel: it is all plain text.
+        self.places.iter().filter_map(|p| Utf8PathBuf::from_path_buf(p.clone()).ok()).collect()
     }
 
     /// Processes in it, in any hierarchy.
     pub(crate) fn processes(&self) -> Vec<i32> {
         let mut found = std::collections::BTreeSet::new();
-        for (place, _) in &self.places {
+        for place in &self.places {
             let procs = fs::read_to_string(place.join("cgroup.procs")).unwrap_or_default();
             found.extend(procs.lines().filter_map(|line| line.parse::<i32>().ok()));
         }
@@ -269,7 +298,7 @@ impl Group {
 
     /// Whether the kernel has ended a process in it for want of memory.
     pub(crate) fn ran_out_of_memory(&self) -> bool {
-        self.places.iter().any(|(place, _)| {
+        self.places.iter().any(|place| {
             ["memory.events", "memory.oom_control"].iter().any(|file| {
                 let text = fs::read_to_string(place.join(file)).unwrap_or_default();
                 text.lines().any(|line| {
@@ -306,7 +335,7 @@ impl Group {
 
     /// True if nothing is left.
     fn remove_directories(&self) -> bool {
-        self.places.iter().all(|(place, _)| match fs::remove_dir(place) {
+        self.places.iter().all(|place| match fs::remove_dir(place) {
             Ok(()) => true,
             Err(error) => error.kind() == io::ErrorKind::NotFound,
         })
@@ -400,15 +429,38 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_recorded_group_is_used_only_if_it_can_be_one() {
+        let cgroups = chosen("cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n", "cpu memory pids");
+        let id = EngineId::random();
+        let recorded = |paths: &[String]| {
+            let record = VmRecord {
+                id: id.clone(),
+                dir: "/v".into(),
+                pid: 1,
+                start_ticks: 1,
+                host_boot_id: String::new(),
+                cgroups: paths.iter().map(Utf8PathBuf::from).collect(),
+            };
+            cgroups.recorded(&record).paths()
+        };
+        let todays = [Utf8PathBuf::from(format!("/sys/fs/cgroup/bhatti/{id}"))];
+        let former = format!("/sys/fs/cgroup/former/{id}");
+        assert_eq!(recorded(std::slice::from_ref(&former)), [Utf8PathBuf::from(former)]);
+        for wrong in [&[][..], &["/sys/fs/cgroup".to_owned()], &[format!("/a/../{id}")]] {
+            assert_eq!(recorded(wrong), todays, "{wrong:?}");
+        }
+    }
+
     /// On this host's real hierarchies; needs root.
     #[test]
     fn a_group_is_bounded_holds_a_process_and_is_cleared() {
         let parent = format!("bhatti-unit-{}", std::process::id());
         let cgroups = Cgroups::prepare(&parent).unwrap();
         let id = EngineId::random();
-        let group = cgroups.group(&id);
-        let joins = group.create(Limits::of(SHAPE, Accel::Tcg)).unwrap();
-        group.create(Limits::of(SHAPE, Accel::Tcg)).unwrap_err();
+        let limits = Limits::of(SHAPE, Accel::Tcg);
+        let (group, joins) = cgroups.create(&id, limits).unwrap();
+        cgroups.create(&id, limits).unwrap_err();
         assert_eq!(cgroups.machines().unwrap(), std::slice::from_ref(&id), "the id stays claimed");
 
         let mut child =
@@ -417,8 +469,7 @@ mod tests {
         for join in joins {
             io::Write::write_all(&mut fs::File::from(join), pid.to_string().as_bytes()).unwrap();
         }
-        assert!(cgroups.holds(&id, pid));
-        assert!(!cgroups.holds(&EngineId::random(), pid));
+        assert_eq!(group.processes(), [pid]);
         assert_eq!(cgroups.machines().unwrap(), [id]);
         assert!(!group.ran_out_of_memory());
 

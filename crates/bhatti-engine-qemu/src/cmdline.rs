@@ -1,7 +1,7 @@
 //! The command line of a machine: a pure function of what was probed and what was asked.
 //!
-//! No file is opened here and no clock read. Every file but the overlay is named by the number of
-//! an inherited descriptor, so the VMM needs no right to any path outside its directory.
+//! No file is opened here and no clock read. Files are named as they are in the VMM's own root
+//! ([`crate::jail`]), or by the number of an inherited descriptor; no path of the host is in here.
 //!
 //! Choices that look odd, with the reason (numbers: 256 MiB, one vCPU, TCG, QEMU 7.2):
 //! - `acpi=on`: Debian's kernel finds virtio-mmio devices only through ACPI.
@@ -16,8 +16,10 @@
 use std::ffi::OsString;
 
 use bhatti_engine::{Accel, Shape};
-use camino::Utf8PathBuf;
 use serde_json::json;
+
+use crate::disk::OVERLAY;
+use crate::jail::{FIRMWARE, INITRAMFS, KERNEL};
 
 /// Bytes of guest console QEMU keeps for us. A power of two, as QEMU demands.
 pub(crate) const CONSOLE_BYTES: usize = 64 * 1024;
@@ -30,13 +32,9 @@ pub(crate) const CONSOLE: &str = "console";
 pub(crate) struct Machine {
     /// How instructions are executed.
     pub accel: Acceleration,
-    /// Path of `qboot.rom`; readable by everyone, it comes with QEMU.
-    pub firmware: Utf8PathBuf,
     pub shape: Shape,
     /// Descriptor numbers as the VMM sees them.
     pub fds: Fds,
-    /// The sandbox's qcow2 file and whether a base lies below it.
-    pub overlay: Utf8PathBuf,
     /// MAC address, if there is a network device.
     pub mac: Option<String>,
     /// Whether this QEMU was built with seccomp.
@@ -73,8 +71,6 @@ pub(crate) enum Seccomp {
 /// Numbers of the inherited descriptors.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fds {
-    pub kernel: i32,
-    pub initramfs: i32,
     /// Bound, not yet listening.
     pub qmp: i32,
     /// Bound, not yet listening.
@@ -119,9 +115,9 @@ impl Machine {
         if self.seccomp == Seccomp::On {
             line.option("-sandbox", SANDBOX);
         }
-        line.option("-bios", self.firmware.as_str());
-        line.option("-kernel", format!("/proc/self/fd/{}", self.fds.kernel));
-        line.option("-initrd", format!("/proc/self/fd/{}", self.fds.initramfs));
+        line.option("-bios", FIRMWARE);
+        line.option("-kernel", KERNEL);
+        line.option("-initrd", INITRAMFS);
         line.option("-device", "virtio-rng-device");
     }
 
@@ -141,7 +137,8 @@ impl Machine {
             "driver": "qcow2",
             "node-name": "root",
             "discard": "unmap",
-            "file": { "driver": "file", "filename": self.overlay.as_str(), "discard": "unmap" },
+            // In the working directory.
+            "file": { "driver": "file", "filename": OVERLAY, "discard": "unmap" },
             "backing": null,
         });
         if let Some(fd) = self.fds.base {
@@ -223,10 +220,8 @@ mod tests {
     fn machine(accel: Acceleration, milli_cpus: u32) -> Machine {
         Machine {
             accel,
-            firmware: "/usr/share/qemu/qboot.rom".into(),
             shape: Shape { milli_cpus, memory: Mib(256) },
-            fds: Fds { kernel: 11, initramfs: 12, qmp: 13, agent: 14, base: Some(15), tap: None },
-            overlay: "/v/0123456789abcdef/root.qcow2".into(),
+            fds: Fds { qmp: 13, agent: 14, base: Some(15), tap: None },
             mac: None,
             seccomp: Seccomp::On,
         }
@@ -273,19 +268,5 @@ mod tests {
         machine.fds.tap = Some(16);
         machine.seccomp = Seccomp::NotBuiltIn;
         insta::assert_snapshot!(text(&machine));
-    }
-
-    #[test]
-    fn a_comma_in_the_directory_cannot_add_an_option() {
-        let mut machine = machine(Acceleration::Kvm, 1000);
-        machine.overlay = "/v/a,discard=ignore,/root.qcow2".into();
-        let disk = machine.arguments();
-        let json = disk
-            .iter()
-            .filter_map(|a| a.to_str())
-            .find(|a| a.contains("\"root\""))
-            .expect("the root node");
-        let node: serde_json::Value = serde_json::from_str(json).expect("JSON");
-        assert_eq!(node["file"]["filename"], "/v/a,discard=ignore,/root.qcow2");
     }
 }

@@ -4,14 +4,25 @@
 //! allocation, no lock, no logging. Everything that needs memory is prepared in
 //! [`Confinement`] before the fork; [`Confinement::apply`] makes system calls only.
 //!
-//! Order matters: the cgroup first, so that nothing runs unaccounted; the network namespace while
-//! there is still privilege; capabilities out of the bounding set before the identity changes
-//! (the change itself then clears the other sets); `no_new_privs` last.
+//! Order matters: the cgroup first, so that nothing runs unaccounted; namespaces and the private
+//! root ([`crate::jail`]) while there is still privilege; capabilities out of the bounding set
+//! before the identity changes (the change itself then clears the other sets); `no_new_privs`
+//! last.
+//!
+//! The PID namespace is the exception: a process cannot move into one, only its children can. So
+//! the thread that forks asks for it ([`spawn`]); to the host the VMM keeps an ordinary pid.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
 
-use bhatti_engine::Private;
+use bhatti_engine::{EngineError, Private};
+use camino::Utf8Path;
+
+use crate::jail::Jail;
+use crate::vmm_log::VmmLog;
 
 /// Descriptors a VMM may hold at once; it needs about 30.
 const MAX_OPEN_FILES: libc::rlim_t = 128;
@@ -24,8 +35,76 @@ pub(crate) struct Confinement {
     pub inherit: Vec<RawFd>,
     /// The machine's directory.
     pub working_dir: OwnedFd,
+    /// The root it will see.
+    pub jail: Jail,
+    /// The most bytes one file of it may have.
+    pub file_size: u64,
     pub owner: Private,
 }
+
+/// Starts `command` confined, as the first process of a PID namespace of its own: it can name no
+/// process but itself. Its environment is empty, and all it prints goes to `log`.
+pub(crate) fn spawn(
+    mut command: Command,
+    confinement: Confinement,
+    log: &VmmLog,
+) -> Result<Child, EngineError> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let failed = |source| EngineError::Spawn { program: program.clone(), source };
+    let (stdout, stderr) = (log.for_child().map_err(failed)?, log.for_child().map_err(failed)?);
+    command.env_clear().stdin(Stdio::null()).stdout(stdout).stderr(stderr);
+    // SAFETY: `apply` makes system calls only: it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(move || confinement.apply()) };
+    // The namespace belongs to the thread that asks and to its children from then on, so this
+    // thread does nothing else.
+    let start = move || {
+        // SAFETY: a system call on integers.
+        check(unsafe { libc::unshare(libc::CLONE_NEWPID) } as isize)?;
+        command.spawn()
+    };
+    let thread = std::thread::Builder::new().name("vmm-start".to_owned()).spawn(start);
+    let started = match thread.map_err(failed)?.join() {
+        Ok(child) => child,
+        Err(panic) => std::panic::resume_unwind(panic),
+    };
+    started.map_err(|source| match log.is_empty() {
+        // Only an error number crosses from the child; the jail says more in the log.
+        true => failed(source),
+        false => EngineError::Confine { what: log.tail(), source },
+    })
+}
+
+/// Has the program say its version, confined: what this host does not let us do, and what the
+/// program misses in there, is found out once, at start, and not with each machine.
+pub(crate) fn rehearse(program: &Utf8Path, jail: &Jail) -> Result<(), EngineError> {
+    let failed = |what: &str, source| EngineError::Confine { what: what.to_owned(), source };
+    // Some directory that is the same for everybody.
+    let working_dir = File::open("/dev").map_err(|e| failed("cannot open /dev", e))?;
+    let confinement = Confinement {
+        cgroups: Vec::new(),
+        inherit: Vec::new(),
+        working_dir: working_dir.into(),
+        jail: jail.clone(),
+        file_size: 1 << 20,
+        owner: Private { uid: NOBODY, gid: NOBODY },
+    };
+    let log = VmmLog::create().map_err(|e| failed("cannot make a log", e))?;
+    let mut command = Command::new(program);
+    command.arg("--version");
+    let mut child = spawn(command, confinement, &log)?;
+    let status = child.wait().map_err(|e| failed("cannot wait for a rehearsal", e))?;
+    if !status.success() {
+        return Err(EngineError::DiedEarly { log: log.tail() });
+    }
+    Ok(())
+}
+
+/// The identity nothing belongs to, for a process that is to do nothing.
+const NOBODY: u32 = 65534;
+
+/// Namespaces the child moves into by itself.
+const NAMESPACES: libc::c_int =
+    libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWNS;
 
 impl Confinement {
     /// Confines the calling process. Called in the child only, after `fork`.
@@ -40,10 +119,14 @@ impl Confinement {
         // SAFETY: plain system calls on integers, async-signal-safe.
         unsafe {
             check(libc::setsid() as isize)?;
-            check(libc::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWIPC) as isize)?;
+            // Before the new mount namespace, which takes the working directory along.
             check(libc::fchdir(self.working_dir.as_raw_fd()) as isize)?;
-            libc::umask(0o077);
+            check(libc::unshare(NAMESPACES) as isize)?;
         }
+        self.jail.enter()?;
+        // SAFETY: a system call on an integer.
+        unsafe { libc::umask(0o077) };
+        limit(libc::RLIMIT_FSIZE, self.file_size)?;
         limit(libc::RLIMIT_CORE, 0)?;
         limit(libc::RLIMIT_NOFILE, MAX_OPEN_FILES)?;
         self.close_others()?;

@@ -5,8 +5,9 @@
 //!          header  refcount table  refcount block   L1 table (all zero: nothing written yet)
 //! ```
 //!
-//! The header names no backing file: the command line says what lies below, so a hostile guest
-//! that breaks out of QEMU cannot make the next one open another file by editing the header.
+//! The header names no backing file; the command line says what lies below. The VMM may rewrite
+//! its file, header included, so before each boot [`check_overlay`] refuses what could make the
+//! next one use anything else: a backing file, an external data file, encryption, another size.
 //! Only the metadata exists; the tests have `qemu-img check` judge it.
 
 use std::fs::File;
@@ -60,7 +61,7 @@ pub(crate) fn create(
         }
         return Err(EngineError::File { action: "write", path, source });
     }
-    Ok(RootDisk { file: path, base: Some(base.to_owned()) })
+    Ok(RootDisk { file: path, base: Some(base.to_owned()), bytes: Some(bytes) })
 }
 
 /// Bytes in the image, which must look like a disk.
@@ -81,6 +82,42 @@ pub(crate) fn check_image(image: &File) -> io::Result<u64> {
         return Err(io::Error::new(io::ErrorKind::InvalidData, why));
     }
     Ok(bytes)
+}
+
+/// The size of the device in an open overlay; an error if QEMU would use more than this file
+/// and what the command line names.
+pub(crate) fn check_overlay(overlay: &File, recorded: Option<u64>) -> io::Result<u64> {
+    let refuse = |why| Err(io::Error::new(io::ErrorKind::InvalidData, why));
+    let mut header = [0u8; 104];
+    let long = |header: &[u8; 104], at: usize| {
+        header[at..at + 8].iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte))
+    };
+    if !overlay.metadata()?.is_file() || overlay.read_exact_at(&mut header, 0).is_err() {
+        return refuse("not a qcow2 file");
+    }
+    if header[..8] != *b"QFI\xfb\0\0\0\x03" {
+        return refuse("not a qcow2 file of version 3");
+    }
+    let bytes = long(&header, 24);
+    if long(&header, 8) != 0 {
+        return refuse("its header names a backing file");
+    }
+    if header[32..36] != [0; 4] {
+        return refuse("its header says it is encrypted");
+    }
+    // QEMU itself says more about the two it sets in use: not closed in order, and corrupt.
+    if long(&header, 72) & !0b11 != 0 {
+        return refuse("its header asks for an external data file or another unusual feature");
+    }
+    if recorded.is_some_and(|recorded| recorded != bytes) {
+        return refuse("its header says another size than it was made with");
+    }
+    Ok(bytes)
+}
+
+/// The most bytes the file of such a device may have: all of it, and its tables twice over.
+pub(crate) fn largest_file(bytes: u64) -> u64 {
+    bytes.saturating_add(bytes / 1024).saturating_add(64 << 20)
 }
 
 /// Size of the device the guest sees.
@@ -186,6 +223,48 @@ mod tests {
             let info = judge("info", &disk.file);
             assert_eq!(info["virtual-size"], expected);
             assert!(info.get("backing-filename").is_none(), "{info}");
+        }
+    }
+
+    #[test]
+    fn a_rewritten_header_is_refused() {
+        let (_keep, dir) = scratch(1 << 20);
+        let disk = create(&dir.join("base"), &dir, Some(Mib(2)), me()).unwrap();
+        let file = File::options().read(true).write(true).open(&disk.file).unwrap();
+        let check = || check_overlay(&file, disk.bytes);
+        assert_eq!((check().unwrap(), disk.bytes), (2 << 20, Some(2 << 20)));
+        // Offset of the byte, what it becomes, what is said about it.
+        for (at, value, word) in [
+            (0, b'X', "version 3"),
+            (7, 2, "version 3"),
+            (15, 1, "backing file"),
+            (24, 1, "another size"),
+            (35, 1, "encrypted"),
+            (79, 4, "external data file"),
+            (72, 1, "unusual feature"),
+        ] {
+            let mut former = [0];
+            file.read_exact_at(&mut former, at).unwrap();
+            file.write_all_at(&[value], at).unwrap();
+            let error = check().unwrap_err().to_string();
+            assert!(error.contains(word), "{at}: {error}");
+            file.write_all_at(&former, at).unwrap();
+            check().unwrap();
+        }
+        file.write_all_at(&[1], 79).unwrap();
+        check().expect("not closed in order: QEMU repairs it");
+        file.set_len(50).unwrap();
+        assert!(check().is_err(), "cut short");
+    }
+
+    #[test]
+    fn a_full_disk_fits_its_limit() {
+        for mib in [1u64, 2048, 1 << 20] {
+            // A table entry of 8 bytes and a count of 2 for each cluster, and tables of those.
+            let bytes = mib << 20;
+            let clusters = bytes.div_ceil(CLUSTER);
+            let tables = clusters * 10 + clusters / 100 + 16 * CLUSTER;
+            assert!(bytes + tables < largest_file(bytes), "{mib}");
         }
     }
 

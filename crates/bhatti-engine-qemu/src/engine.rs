@@ -8,8 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,20 +16,28 @@ use async_trait::async_trait;
 use bhatti_engine::{BootSpec, Engine, EngineError, EngineInfo, Private, RootDisk, Vm, VmRecord};
 use bhatti_types::{EngineId, Mib};
 use camino::{Utf8Path, Utf8PathBuf};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
 
 use crate::cgroup::{Cgroups, Cleared, Group, Limits};
 use crate::cmdline::{Acceleration, Fds, Machine, Seccomp};
-use crate::confine::Confinement;
-use crate::disk;
-use crate::machine_dir::{AGENT_SOCKET, MachineDir, QMP_SOCKET, VMM_LOG};
+use crate::confine::{self, Confinement};
+use crate::control;
+use crate::disk::{self, OVERLAY};
+use crate::jail::Jail;
+use crate::machine_dir::{AGENT_SOCKET, MachineDir, QMP_SOCKET};
 use crate::probe::{self, AccelChoice, Program};
 use crate::process::{self, Process};
 use crate::qmp::Qmp;
 use crate::vm::{Parts, QemuVm};
+use crate::vmm_log::VmmLog;
 
 /// How long QEMU may take from its start to its greeting; 40 ms on an idle machine.
 const GREETING_DEADLINE: Duration = Duration::from_secs(10);
+/// How long an adopted VMM may take to answer before it is taken as it is. Short, because a
+/// daemon that starts waits for it, and the other end may be silent on purpose.
+const ADOPTION_PATIENCE: Duration = Duration::from_secs(1);
+/// How long the kernel may take to end a process that was killed.
+const DEATH_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What an operator may choose.
 #[derive(Clone, Debug)]
@@ -65,7 +72,7 @@ pub struct QemuEngine {
 struct Inner {
     info: EngineInfo,
     program: Program,
-    firmware: Utf8PathBuf,
+    jail: Jail,
     acceleration: Acceleration,
     cgroups: Cgroups,
     host_boot_id: String,
@@ -81,6 +88,11 @@ impl QemuEngine {
         let (chosen, why) = probe::choose(config.accel, probe::Facts::observe());
         let program = probe::find_program(config.program.as_deref(), chosen)?;
         let firmware = probe::find_firmware(config.firmware.as_deref())?;
+        let jail = Jail::of(&program.path, &firmware).map_err(|source| EngineError::Confine {
+            what: format!("cannot find what {} loads", program.path),
+            source,
+        })?;
+        confine::rehearse(&program.path, &jail)?;
         let acceleration = probe::acceleration(chosen);
         let cgroups = Cgroups::prepare(&config.cgroup)?;
         let mut warnings = cgroups.warnings().to_vec();
@@ -92,7 +104,7 @@ impl QemuEngine {
         let version = program.version.clone();
         let accel = acceleration.accel();
         let info = EngineInfo { name: "qemu", version, accel, why, warnings };
-        let inner = Inner { info, program, firmware, acceleration, cgroups, host_boot_id };
+        let inner = Inner { info, program, jail, acceleration, cgroups, host_boot_id };
         Ok(Self { inner: Arc::new(inner) })
     }
 }
@@ -137,6 +149,10 @@ impl Engine for QemuEngine {
         Ok(found.map(|vm| vm as Arc<dyn Vm>))
     }
 
+    async fn end(&self, record: &VmRecord) -> Result<(), EngineError> {
+        self.inner.end(record).await
+    }
+
     async fn sweep(&self, keep: &[EngineId]) -> Result<Vec<EngineId>, EngineError> {
         let inner = Arc::clone(&self.inner);
         let keep = keep.to_vec();
@@ -146,34 +162,31 @@ impl Engine for QemuEngine {
 
 /// The machine's files, open, before anything has been started.
 struct Opened {
-    kernel: File,
-    initramfs: File,
     base: Option<File>,
     qmp: OwnedFd,
     agent: OwnedFd,
-    log: File,
     working_dir: OwnedFd,
+    disk_bytes: u64,
 }
 
 impl Inner {
     async fn boot(self: Arc<Self>, spec: BootSpec) -> Result<Arc<QemuVm>, EngineError> {
         let dir = MachineDir::open(&spec.dir).map_err(file_error("open", &spec.dir))?;
-        let group = self.cgroups.group(&spec.id);
         let (id, owner) = (spec.id.clone(), spec.owner);
 
-        let (this, undo_group) = (Arc::clone(&self), group.clone());
-        let (dir, pid) = blocking(move || {
+        let this = Arc::clone(&self);
+        let (dir, group, log, pid) = blocking(move || {
             // First, because it claims the id: from here on everything in it is this boot's.
             let limits = Limits::of(spec.shape, this.acceleration.accel());
-            let joins = undo_group.create(limits)?;
+            let (group, joins) = this.cgroups.create(&spec.id, limits)?;
             match this.launch(&spec, &dir, joins) {
-                Ok(pid) => Ok((dir, pid)),
-                Err(error) => Err(undo(&dir, &undo_group, error)),
+                Ok((log, pid)) => Ok((dir, group, log, pid)),
+                Err(error) => Err(undo(&dir, &group, error)),
             }
         })
         .await?;
 
-        match self.until_greeting(&dir, owner, pid).await {
+        match self.until_greeting(&dir, owner, &log, pid).await {
             Ok((process, qmp)) => {
                 let record = VmRecord {
                     id,
@@ -181,8 +194,10 @@ impl Inner {
                     pid,
                     start_ticks: process.start_ticks(),
                     host_boot_id: self.host_boot_id.clone(),
+                    cgroups: group.paths(),
                 };
-                Ok(QemuVm::watch(Parts { record, owner, dir, process, group, qmp }))
+                let (qmp, log) = (Some(qmp), Some(log));
+                Ok(QemuVm::watch(Parts { record, owner, dir, process, group, qmp, log }))
             }
             Err(error) => {
                 let end = move || {
@@ -201,11 +216,9 @@ impl Inner {
         spec: &BootSpec,
         dir: &MachineDir,
         cgroups: Vec<OwnedFd>,
-    ) -> Result<i32, EngineError> {
+    ) -> Result<(VmmLog, i32), EngineError> {
         let opened = open_files(spec, dir)?;
         let fds = Fds {
-            kernel: opened.kernel.as_raw_fd(),
-            initramfs: opened.initramfs.as_raw_fd(),
             qmp: opened.qmp.as_raw_fd(),
             agent: opened.agent.as_raw_fd(),
             base: opened.base.as_ref().map(AsRawFd::as_raw_fd),
@@ -213,42 +226,27 @@ impl Inner {
         };
         let machine = Machine {
             accel: self.acceleration,
-            firmware: self.firmware.clone(),
             shape: spec.shape,
             fds,
-            overlay: spec.root.file.clone(),
             mac: spec.nic.as_ref().map(|nic| nic.mac.clone()),
             seccomp: self.program.seccomp,
         };
-        let inherit = [fds.kernel, fds.initramfs, fds.qmp, fds.agent];
+        let accel = self.acceleration.accel();
+        let jail = self.jail.for_machine(&spec.kernel, &spec.initramfs, accel, spec.owner);
         let confinement = Confinement {
             cgroups,
-            inherit: inherit.into_iter().chain(fds.base).chain(fds.tap).collect(),
+            inherit: [fds.qmp, fds.agent].into_iter().chain(fds.base).chain(fds.tap).collect(),
             working_dir: opened.working_dir,
+            jail: jail.map_err(file_error("find the kernel", &spec.kernel))?,
+            file_size: disk::largest_file(opened.disk_bytes),
             owner: spec.owner,
         };
-        self.spawn(&machine, confinement, opened.log)
-    }
-
-    fn spawn(
-        &self,
-        machine: &Machine,
-        confinement: Confinement,
-        log: File,
-    ) -> Result<i32, EngineError> {
-        let error = |source| EngineError::Spawn { program: self.program.path.to_string(), source };
+        let log = VmmLog::create().map_err(|e| dir.error("make a log for", "", e))?;
         let mut command = Command::new(&self.program.path);
-        command
-            .args(machine.arguments())
-            .env_clear()
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().map_err(error)?)
-            .stderr(log);
-        // SAFETY: `apply` makes system calls only: it allocates nothing and takes no lock.
-        unsafe { command.pre_exec(move || confinement.apply()) };
-        let child = command.spawn().map_err(error)?;
+        command.args(machine.arguments());
+        let child = confine::spawn(command, confinement, &log)?;
         // A pid is positive and fits.
-        Ok(i32::try_from(child.id()).unwrap_or(i32::MAX))
+        Ok((log, i32::try_from(child.id()).unwrap_or(i32::MAX)))
     }
 
     /// Waits until QEMU answers on its control socket.
@@ -256,54 +254,76 @@ impl Inner {
         &self,
         dir: &MachineDir,
         owner: Private,
+        log: &VmmLog,
         pid: i32,
     ) -> Result<(Process, Qmp), EngineError> {
         let program = self.program.path.to_string();
         let process =
             Process::child(pid).map_err(|source| EngineError::Spawn { program, source })?;
-        let deadline = Instant::now() + GREETING_DEADLINE;
-        let greeting = connect_control(dir, owner, deadline);
         let qmp = tokio::select! {
             biased;
-            qmp = greeting => qmp,
-            _ = process.wait_readable() => Err(EngineError::DiedEarly { log: dir.log_tail() }),
+            qmp = control::connect(dir, owner, GREETING_DEADLINE) => qmp,
+            _ = process.wait_readable() => Err(EngineError::DiedEarly { log: log.tail() }),
         };
         match qmp {
             Ok(qmp) => Ok((process, qmp)),
             // A dying QEMU closes the socket a moment before it is dead.
             Err(EngineError::Control { .. }) => {
                 process.kill();
-                Err(EngineError::DiedEarly { log: dir.log_tail() })
+                Err(EngineError::DiedEarly { log: log.tail() })
             }
             Err(error) => Err(error),
         }
     }
 
     async fn adopt(&self, record: &VmRecord) -> Result<Option<Arc<QemuVm>>, EngineError> {
+        let Some(process) = self.recorded(record)? else {
+            self.remove_traces(record).await?;
+            return Ok(None);
+        };
+        let dir = MachineDir::open(&record.dir);
+        let qmp = match &dir {
+            Ok(dir) => greeted_soon(dir, &process).await,
+            Err(error) => Err(file_error("open", &record.dir)(io::Error::from(error.kind()))),
+        };
+        // A process closes its socket a moment before it is dead. If it was our child, somebody
+        // has to collect it.
+        if qmp.is_err() && has_ended_within(&process, Duration::from_secs(1)).await {
+            self.remove_traces(record).await?;
+            return Ok(None);
+        }
+        // It lives, so it is the machine, however it behaves.
+        let dir = dir.map_err(file_error("open", &record.dir))?;
+        let owner = dir.owner().map_err(file_error("read", &record.dir))?;
+        let (record, group) = (record.clone(), self.cgroups.recorded(record));
+        let log = VmmLog::of_process(record.pid).ok();
+        let qmp = qmp.map_err(|error| {
+            tracing::warn!(id = %record.id, %error, "adopted a VMM that does not answer");
+        });
+        let qmp = qmp.ok();
+        Ok(Some(QemuVm::watch(Parts { record, owner, dir, process, group, qmp, log })))
+    }
+
+    async fn end(&self, record: &VmRecord) -> Result<(), EngineError> {
         if let Some(process) = self.recorded(record)? {
-            if self.cgroups.holds(&record.id, process.pid()) {
-                match self.take_over(record, &process).await {
-                    Ok((dir, owner, qmp)) => {
-                        let (record, group) = (record.clone(), self.cgroups.group(&record.id));
-                        let parts = Parts { record, owner, dir, process, group, qmp };
-                        return Ok(Some(QemuVm::watch(parts)));
-                    }
-                    Err(error) if !is_ending(&process).await => return Err(error),
-                    Err(_) => {}
-                }
-            } else {
-                // A process leaves its group a moment before it is dead; if it is our own child,
-                // it would stay a zombie. If it is alive and somebody else's, we let it be.
-                is_ending(&process).await;
+            process.kill();
+            if !has_ended_within(&process, DEATH_DEADLINE).await {
+                let seconds = DEATH_DEADLINE.as_secs();
+                return Err(EngineError::Timeout { action: "end when killed", seconds });
             }
         }
+        self.remove_traces(record).await
+    }
+
+    /// Removes what is left of a machine whose process is gone.
+    async fn remove_traces(&self, record: &VmRecord) -> Result<(), EngineError> {
         // Whatever is in that group was started by us, and nobody can have it any more.
-        let group = self.cgroups.group(&record.id);
-        blocking(move || group.clear().map_err(cannot_clear)).await?;
+        let group = self.cgroups.recorded(record);
+        blocking(move || group.clear().map(drop).map_err(cannot_clear)).await?;
         if let Ok(dir) = MachineDir::open(&record.dir) {
             dir.remove_sockets();
         }
-        Ok(None)
+        Ok(())
     }
 
     /// The process of a record, if one with that identity is alive in this boot of the host.
@@ -314,22 +334,6 @@ impl Inner {
         let program = self.program.path.to_string();
         Process::find(record.pid, record.start_ticks)
             .map_err(|source| EngineError::Spawn { program, source })
-    }
-
-    /// Gets in touch with a process that is beyond doubt the recorded machine.
-    async fn take_over(
-        &self,
-        record: &VmRecord,
-        process: &Process,
-    ) -> Result<(MachineDir, Private, Qmp), EngineError> {
-        let dir = MachineDir::open(&record.dir).map_err(file_error("open", &record.dir))?;
-        let owner = dir.owner().map_err(file_error("read", &record.dir))?;
-        let deadline = Instant::now() + GREETING_DEADLINE;
-        let qmp = tokio::select! {
-            qmp = connect_control(&dir, owner, deadline) => qmp?,
-            _ = process.wait_readable() => return Err(EngineError::Gone),
-        };
-        Ok((dir, owner, qmp))
     }
 
     fn sweep(&self, keep: &[EngineId]) -> Result<Vec<EngineId>, EngineError> {
@@ -347,29 +351,49 @@ impl Inner {
     }
 }
 
-/// Whether the process ends within a second; if so, and if it was our child, it is collected.
-async fn is_ending(process: &Process) -> bool {
-    timeout(Duration::from_secs(1), process.ended()).await.is_ok()
+/// Gets in touch with a process that is beyond doubt the recorded machine.
+async fn greeted_soon(dir: &MachineDir, process: &Process) -> Result<Qmp, EngineError> {
+    let owner = dir.owner().map_err(file_error("read", dir.path()))?;
+    let connect = control::connect(dir, owner, ADOPTION_PATIENCE);
+    let seconds = ADOPTION_PATIENCE.as_secs();
+    tokio::select! {
+        qmp = timeout(ADOPTION_PATIENCE, connect) => {
+            qmp.unwrap_or(Err(EngineError::Timeout { action: "greet", seconds }))
+        }
+        _ = process.wait_readable() => Err(EngineError::Gone),
+    }
+}
+
+/// Whether the process ends in that time; if so, and if it was our child, it is collected.
+async fn has_ended_within(process: &Process, patience: Duration) -> bool {
+    timeout(patience, process.ended()).await.is_ok()
 }
 
 fn open_files(spec: &BootSpec, dir: &MachineDir) -> Result<Opened, EngineError> {
+    check_shared(&spec.kernel)?;
+    check_shared(&spec.initramfs)?;
+    let disk = &spec.root.file;
+    // The VMM is told a name in its own directory and sees no other.
+    if disk.parent() != Some(spec.dir.as_path()) || disk.file_name() != Some(OVERLAY) {
+        let why = io::Error::new(io::ErrorKind::InvalidInput, "not the machine's own disk");
+        return Err(file_error("use", disk)(why));
+    }
+    let overlay = dir.open_file(OVERLAY).map_err(file_error("open", disk))?;
     let socket = |name| dir.bind(name, spec.owner).map_err(|e| dir.error("make", name, e));
     Ok(Opened {
-        kernel: open_shared(&spec.kernel)?,
-        initramfs: open_shared(&spec.initramfs)?,
         base: spec.root.base.as_deref().map(open_base).transpose()?,
+        disk_bytes: disk::check_overlay(&overlay, spec.root.bytes)
+            .map_err(file_error("use", disk))?,
         qmp: socket(QMP_SOCKET)?,
         agent: socket(AGENT_SOCKET)?,
-        log: dir.create_log(VMM_LOG).map_err(|e| dir.error("make", VMM_LOG, e))?,
         working_dir: dir.descriptor().map_err(|e| dir.error("hold", ".", e))?,
     })
 }
 
-/// Opens what every machine reads. QEMU opens it again through `/proc/self/fd`, which skips the
-/// directories above but not the permission of the file itself.
-fn open_shared(path: &Utf8Path) -> Result<File, EngineError> {
-    let file = File::open(path).map_err(file_error("open", path))?;
-    let metadata = file.metadata().map_err(file_error("read", path))?;
+/// Whether this is a file every machine may read. It is shown to the VMM under a name of its own
+/// ([`crate::jail`]), which skips the directories above but not the permission of the file.
+fn check_shared(path: &Utf8Path) -> Result<(), EngineError> {
+    let metadata = std::fs::metadata(path).map_err(file_error("open", path))?;
     if !metadata.is_file() {
         return Err(file_error("use", path)(io::Error::new(
             io::ErrorKind::InvalidInput,
@@ -380,7 +404,7 @@ fn open_shared(path: &Utf8Path) -> Result<File, EngineError> {
         let why = "it is not readable by everyone, so not by the VMM's user";
         return Err(file_error("use", path)(io::Error::new(io::ErrorKind::PermissionDenied, why)));
     }
-    Ok(file)
+    Ok(())
 }
 
 /// Opens an image. QEMU uses this very descriptor, so the file may be private to the daemon.
@@ -390,39 +414,12 @@ fn open_base(path: &Utf8Path) -> Result<File, EngineError> {
     Ok(file)
 }
 
-/// Connects to QMP, waiting for QEMU to listen there.
-async fn connect_control(
-    dir: &MachineDir,
-    owner: Private,
-    deadline: Instant,
-) -> Result<Qmp, EngineError> {
-    let mut pause = Duration::from_millis(1);
-    loop {
-        match dir.connect(QMP_SOCKET, owner).await {
-            Ok(stream) => return Qmp::greet(stream, deadline).await,
-            Err(error) if error.kind() != io::ErrorKind::ConnectionRefused => {
-                return Err(dir.error("connect to", QMP_SOCKET, error));
-            }
-            Err(_) if Instant::now() > deadline => {
-                let seconds = GREETING_DEADLINE.as_secs();
-                return Err(EngineError::Timeout { action: "greet", seconds });
-            }
-            // Bound, but not listened on yet: there is nothing to wait for but time.
-            Err(_) => sleep(pause).await,
-        }
-        pause = (pause * 2).min(Duration::from_millis(16));
-    }
-}
-
 /// Removes what a failed start has made; gives its cause back.
 fn undo(dir: &MachineDir, group: &Group, cause: EngineError) -> EngineError {
     if let Err(error) = group.clear() {
         tracing::error!(%error, dir = %dir.path(), "cannot remove a control group");
     }
     dir.remove_sockets();
-    if let Err(error) = dir.remove(VMM_LOG) {
-        tracing::warn!(%error, dir = %dir.path(), "cannot remove a log");
-    }
     cause
 }
 

@@ -23,13 +23,16 @@
 mod cgroup;
 mod cmdline;
 mod confine;
+mod control;
 mod disk;
 mod engine;
+mod jail;
 mod machine_dir;
 mod probe;
 mod process;
 mod qmp;
 mod vm;
+mod vmm_log;
 
 pub use engine::{QemuConfig, QemuEngine};
 pub use probe::AccelChoice;

@@ -19,8 +19,6 @@ use camino::{Utf8Path, Utf8PathBuf};
 pub(crate) const QMP_SOCKET: &str = "qmp.sock";
 /// Where QEMU listens for the link.
 pub(crate) const AGENT_SOCKET: &str = "agent.sock";
-/// What the VMM prints.
-pub(crate) const VMM_LOG: &str = "vmm.log";
 /// The guest's console, saved by us.
 pub(crate) const CONSOLE_LOG: &str = "console.log";
 
@@ -67,7 +65,8 @@ impl MachineDir {
         PathBuf::from(format!("/proc/self/fd/{}/{name}", self.handle.as_raw_fd()))
     }
 
-    /// Makes a stream socket, bound but not listening, that `owner` may use.
+    /// Makes a stream socket, bound but not listening, that `owner` may use. Takes the place of
+    /// whatever bears the name.
     ///
     /// QEMU itself calls `listen`, which makes it, and not us, the peer that
     /// [`Self::connect`] sees.
@@ -79,6 +78,8 @@ impl MachineDir {
         }
         // SAFETY: `fd` was just made and nothing else owns it.
         let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        // A former VMM may have left one: nobody ran when it ended, or it was swept.
+        self.remove(name)?;
         let path = self.short(name);
         let address = nix::sys::socket::UnixAddr::new(&path)?;
         nix::sys::socket::bind(socket.as_raw_fd(), &address)?;
@@ -109,11 +110,19 @@ impl MachineDir {
         Ok(stream)
     }
 
-    /// Makes the file the VMM prints into, empty.
-    pub(crate) fn create_log(&self, name: &str) -> io::Result<File> {
+    /// Opens a file for reading.
+    pub(crate) fn open_file(&self, name: &str) -> io::Result<File> {
+        std::fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(self.short(name))
+    }
+
+    /// Makes an empty file in the place of whatever bears the name.
+    fn create(&self, name: &str) -> io::Result<File> {
         self.remove(name)?;
         std::fs::OpenOptions::new()
-            .append(true)
+            .write(true)
             .create_new(true)
             .mode(0o600)
             .custom_flags(libc::O_NOFOLLOW)
@@ -123,17 +132,14 @@ impl MachineDir {
     /// Replaces a file of ours in one step.
     pub(crate) fn write(&self, name: &str, content: &[u8]) -> io::Result<()> {
         let temporary = format!("{name}.new");
-        let mut file = self.create_log(&temporary)?;
+        let mut file = self.create(&temporary)?;
         file.write_all(content)?;
         std::fs::rename(self.short(&temporary), self.short(name))
     }
 
     /// The last `limit` bytes of a regular file.
     pub(crate) fn tail(&self, name: &str, limit: usize) -> io::Result<Vec<u8>> {
-        let mut file = std::fs::OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-            .open(self.short(name))?;
+        let mut file = self.open_file(name)?;
         let metadata = file.metadata()?;
         if !metadata.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "not a regular file"));
@@ -145,20 +151,8 @@ impl MachineDir {
         Ok(content)
     }
 
-    /// What the VMM said last, for people.
-    pub(crate) fn log_tail(&self) -> String {
-        const SHOWN: usize = 2048;
-        match self.tail(VMM_LOG, SHOWN) {
-            Ok(bytes) => {
-                let text = String::from_utf8_lossy(&bytes).trim().to_owned();
-                if text.is_empty() { "it printed nothing".to_owned() } else { text }
-            }
-            Err(_) => "its log cannot be read".to_owned(),
-        }
-    }
-
     /// Removes a file if it is there.
-    pub(crate) fn remove(&self, name: &str) -> io::Result<()> {
+    fn remove(&self, name: &str) -> io::Result<()> {
         match std::fs::remove_file(self.short(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
@@ -214,6 +208,22 @@ mod tests {
 
         assert_eq!(std::fs::read_to_string(&victim).unwrap(), "untouched");
         assert_eq!(dir.tail("console.log", 100).unwrap(), b"new");
+    }
+
+    #[test]
+    fn binding_replaces_what_a_former_machine_left() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (inside, victim) = (scratch.path().join("m"), scratch.path().join("victim"));
+        std::fs::create_dir(&inside).unwrap();
+        std::fs::write(&victim, "untouched").unwrap();
+        std::os::unix::fs::symlink(&victim, inside.join(AGENT_SOCKET)).unwrap();
+        let dir = open(&inside);
+        for name in [QMP_SOCKET, QMP_SOCKET, AGENT_SOCKET] {
+            dir.bind(name, NOBODY).unwrap();
+            let metadata = inside.join(name).symlink_metadata().unwrap();
+            assert!(metadata.file_type().is_socket(), "{name}");
+        }
+        assert_eq!(std::fs::read_to_string(&victim).unwrap(), "untouched");
     }
 
     #[tokio::test]

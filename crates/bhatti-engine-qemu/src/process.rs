@@ -53,10 +53,6 @@ impl Process {
         Ok(Some(Self { pid, start_ticks: expected_ticks, pidfd }))
     }
 
-    pub(crate) fn pid(&self) -> i32 {
-        self.pid
-    }
-
     pub(crate) fn start_ticks(&self) -> u64 {
         self.start_ticks
     }
@@ -194,7 +190,7 @@ mod tests {
         let process = Process::child(pid).unwrap();
         process.kill();
         assert_eq!(process.ended().await.unwrap(), Status::Signal(libc::SIGKILL));
-        assert!(!std::path::Path::new(&format!("/proc/{}", process.pid())).exists());
+        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
         process.kill(); // harmless on the dead
         assert_eq!(process.ended().await.unwrap(), Status::Unknown);
     }

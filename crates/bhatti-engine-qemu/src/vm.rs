@@ -3,7 +3,7 @@
 //! ```text
 //!  QemuVm ──commands──▶ Watcher ◀── pidfd: the process ended
 //!     ▲                    │    ◀── QMP: the guest powered off (the VMM waits, stopped)
-//!     └──── exit, console ─┘
+//!     └──── exit, console ─┘          lost and found again: `control`
 //! ```
 //!
 //! The watcher alone speaks QMP and alone declares the machine ended, after its process has been
@@ -26,9 +26,11 @@ use tokio::time::timeout;
 
 use crate::cgroup::Group;
 use crate::cmdline::CONSOLE_BYTES;
+use crate::control::Control;
 use crate::machine_dir::{AGENT_SOCKET, CONSOLE_LOG, MachineDir};
 use crate::process::{Process, Status};
 use crate::qmp::{Event, Qmp};
+use crate::vmm_log::VmmLog;
 
 /// How long a kill waits for the console before it does without.
 const LAST_WORDS: Duration = Duration::from_millis(250);
@@ -62,13 +64,17 @@ pub(crate) struct Parts {
     pub dir: MachineDir,
     pub process: Process,
     pub group: Group,
-    pub qmp: Qmp,
+    /// `None`: the VMM does not answer, for now or for ever. Its end is seen all the same, but
+    /// not its guest's, and its console stays what was saved of it.
+    pub qmp: Option<Qmp>,
+    /// `None` if it cannot be had any more.
+    pub log: Option<VmmLog>,
 }
 
 impl QemuVm {
     /// Starts watching.
     pub(crate) fn watch(parts: Parts) -> Arc<Self> {
-        let Parts { record, owner, dir, process, group, qmp } = parts;
+        let Parts { record, owner, dir, process, group, qmp, log } = parts;
         let dir = Arc::new(dir);
         // A former daemon may have taken some of it out of the VMM already.
         let saved = dir.tail(CONSOLE_LOG, CONSOLE_BYTES).unwrap_or_default();
@@ -77,8 +83,9 @@ impl QemuVm {
         let (exit_sender, exit) = watch::channel(None);
         let watcher = Watcher {
             process,
-            qmp: Some(qmp),
+            control: Control::new(Arc::clone(&dir), owner, qmp),
             group,
+            log,
             dir: Arc::clone(&dir),
             console: Arc::clone(&console),
             inbox,
@@ -186,9 +193,9 @@ enum Ending {
 
 struct Watcher {
     process: Process,
-    /// `None` once the connection has failed; the machine runs on, we only cannot ask it.
-    qmp: Option<Qmp>,
+    control: Control,
     group: Group,
+    log: Option<VmmLog>,
     dir: Arc<MachineDir>,
     console: Arc<Mutex<Vec<u8>>>,
     inbox: mpsc::Receiver<Command>,
@@ -197,7 +204,7 @@ struct Watcher {
 
 enum Happened {
     Ended(std::io::Result<Status>),
-    Event(Result<Event, EngineError>),
+    Event(Event),
     Asked(Option<Command>),
 }
 
@@ -208,7 +215,7 @@ impl Watcher {
             let happened = tokio::select! {
                 biased;
                 status = self.process.ended() => Happened::Ended(status),
-                event = next_event(&mut self.qmp) => Happened::Event(event),
+                event = self.control.event() => Happened::Event(event),
                 command = self.inbox.recv() => Happened::Asked(command),
             };
             match happened {
@@ -217,9 +224,8 @@ impl Watcher {
                     tracing::error!(%error, dir = %self.dir.path(), "cannot collect a VMM");
                     break Status::Unknown;
                 }
-                Happened::Event(Ok(Event::GuestEnded)) => self.dismiss().await,
-                Happened::Event(Ok(Event::Other)) => {}
-                Happened::Event(Err(error)) => self.lose_control(&error),
+                Happened::Event(Event::GuestEnded) => self.dismiss().await,
+                Happened::Event(Event::Other) => {}
                 Happened::Asked(Some(Command::Kill)) => self.kill().await,
                 Happened::Asked(Some(Command::Console(reply))) => {
                     self.take_console().await;
@@ -240,11 +246,11 @@ impl Watcher {
 
     /// The guest may have ended while nobody watched: then there is no event to come.
     async fn catch_up(&mut self) {
-        let Some(qmp) = &mut self.qmp else { return };
+        let Some(qmp) = self.control.qmp() else { return };
         match qmp.is_over().await {
             Ok(true) => self.dismiss().await,
             Ok(false) => {}
-            Err(error) => self.lose_control(&error),
+            Err(error) => self.control.lose(&error),
         }
     }
 
@@ -254,11 +260,11 @@ impl Watcher {
             self.ending = Ending::Guest;
         }
         self.take_console().await;
-        if let Some(qmp) = &mut self.qmp {
+        if let Some(qmp) = self.control.qmp() {
             // Not a kill: QEMU closes the disk in order first. It may hang up before it answers.
             drop(timeout(QUIT_DEADLINE, qmp.quit()).await);
         }
-        self.qmp = None;
+        self.control.close();
         if timeout(QUIT_DEADLINE, self.process.wait_readable()).await.is_err() {
             tracing::warn!(dir = %self.dir.path(), "the VMM did not quit, ending it");
             self.process.kill();
@@ -275,7 +281,7 @@ impl Watcher {
 
     /// Moves what the guest has printed from QEMU into the buffer and the file beside it.
     async fn take_console(&mut self) {
-        let Some(qmp) = &mut self.qmp else { return };
+        let Some(qmp) = self.control.qmp() else { return };
         match qmp.take_console().await {
             Ok(new) if new.is_empty() => {}
             Ok(new) => {
@@ -287,14 +293,8 @@ impl Watcher {
                     tracing::warn!(%error, dir = %self.dir.path(), "cannot save a console");
                 }
             }
-            Err(error) => self.lose_control(&error),
+            Err(error) => self.control.lose(&error),
         }
-    }
-
-    fn lose_control(&mut self, error: &EngineError) {
-        // When the process is ending this is only the first sign of it.
-        tracing::debug!(%error, dir = %self.dir.path(), "lost the control socket of a VMM");
-        self.qmp = None;
     }
 
     /// Removes the traces of the ended process; returns a sentence about its end.
@@ -303,9 +303,9 @@ impl Watcher {
         if self.group.ran_out_of_memory() {
             detail.push_str("; the kernel says it ran out of its memory limit");
         }
-        if self.ending == Ending::Unexpected {
+        if let (Ending::Unexpected, Some(log)) = (self.ending, &self.log) {
             detail.push_str("; its log ends: ");
-            detail.push_str(&self.dir.log_tail());
+            detail.push_str(&log.tail());
         }
         let group = self.group.clone();
         match tokio::task::spawn_blocking(move || group.clear()).await {
@@ -318,13 +318,6 @@ impl Watcher {
         }
         self.dir.remove_sockets();
         detail
-    }
-}
-
-async fn next_event(qmp: &mut Option<Qmp>) -> Result<Event, EngineError> {
-    match qmp {
-        Some(qmp) => qmp.event().await,
-        None => std::future::pending().await,
     }
 }
 

@@ -11,6 +11,8 @@ mod conformance;
 mod ending;
 #[path = "all/harness.rs"]
 mod harness;
+#[path = "all/recovery.rs"]
+mod recovery;
 
 /// A file that is not in the list above would never run.
 #[test]

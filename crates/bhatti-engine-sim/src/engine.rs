@@ -68,7 +68,8 @@ impl Engine for SimEngine {
         let file = dir.join("root.sim");
         let mut disk = std::fs::File::create_new(&file).map_err(file_error("create", &file))?;
         io::Write::write_all(&mut disk, DISK_MAGIC).map_err(file_error("write", &file))?;
-        Ok(RootDisk { file, base: Some(base.to_owned()) })
+        let bytes = Some(size.map_or(metadata.len(), Mib::bytes));
+        Ok(RootDisk { file, base: Some(base.to_owned()), bytes })
     }
 
     async fn boot(&self, spec: BootSpec) -> Result<Arc<dyn Vm>, EngineError> {
@@ -107,6 +108,18 @@ impl Engine for SimEngine {
         Ok(found.map(|exit| {
             Arc::new(SimVm::new(self.host.clone(), record.clone(), exit)) as Arc<dyn Vm>
         }))
+    }
+
+    async fn end(&self, record: &VmRecord) -> Result<(), EngineError> {
+        self.enter(Call::End).await?;
+        let recorded = {
+            let room = self.host.room();
+            room.machines.get(&record.id).is_some_and(|m| m.record == *record)
+        };
+        if recorded {
+            self.host.end(&record.id, Exit::Killed);
+        }
+        Ok(())
     }
 
     async fn sweep(&self, keep: &[EngineId]) -> Result<Vec<EngineId>, EngineError> {

@@ -11,6 +11,7 @@ pub enum Call {
     CreateRoot,
     Boot,
     Adopt,
+    End,
     Sweep,
     OpenLink,
     Kill,

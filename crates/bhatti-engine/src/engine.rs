@@ -33,7 +33,19 @@ pub trait Engine: Send + Sync {
 
     /// Finds a machine that a former daemon started. `Ok(None)`: it is gone, and its traces
     /// (cgroup, sockets) have been removed.
+    ///
+    /// The record's process, start time and host boot decide alone. While such a process lives
+    /// the answer is never `None`: either a [`Vm`], which may know less than one that was booted
+    /// here if the VMM does not co-operate, or an error. After an error the machine may run on:
+    /// its id belongs into the `keep` of [`Engine::sweep`], and [`Engine::end`] still ends it.
     async fn adopt(&self, record: &VmRecord) -> Result<Option<Arc<dyn Vm>>, EngineError>;
+
+    /// Ends the machine of a record, if it still runs, and removes its traces. Returns when its
+    /// process is gone. Idempotent.
+    ///
+    /// Needs nothing of the machine: no handle, no control connection, no directory. A handle
+    /// that exists sees the end.
+    async fn end(&self, record: &VmRecord) -> Result<(), EngineError>;
 
     /// Ends every machine of ours that is not in `keep` and removes its traces. Returns what it
     /// ended. Used once at start, after adoption.
@@ -142,6 +154,9 @@ pub struct RootDisk {
     pub file: Utf8PathBuf,
     /// The shared read-only image below it; `None` if `file` is complete by itself.
     pub base: Option<Utf8PathBuf>,
+    /// Size of the device in bytes; `None` in a record from before it was kept.
+    #[serde(default)]
+    pub bytes: Option<u64>,
 }
 
 /// The one network device.
@@ -164,6 +179,10 @@ pub struct VmRecord {
     pub start_ticks: u64,
     /// `/proc/sys/kernel/random/boot_id` of the host it was started in.
     pub host_boot_id: String,
+    /// The control groups made for it, as absolute paths, so that a daemon configured otherwise
+    /// still finds them. Empty if the engine makes none, and in older records.
+    #[serde(default)]
+    pub cgroups: Vec<Utf8PathBuf>,
 }
 
 /// How a machine ended.

@@ -7,7 +7,8 @@
 //! - `boot` either returns a running machine or leaves nothing behind: no process, no cgroup,
 //!   no file outside [`BootSpec::dir`].
 //! - A machine outlives the handle, and the daemon. [`Engine::adopt`] finds it again from its
-//!   [`VmRecord`], or says that it is gone; it never adopts a process it cannot prove is ours.
+//!   [`VmRecord`], or says that it is gone; it never adopts a process it cannot prove is ours,
+//!   and never says so of one that lives. [`Engine::end`] ends it by that proof alone.
 //! - `kill` is idempotent and returns only when the process is gone.
 //! - `exited` may be awaited by many and at any time, also after the fact.
 

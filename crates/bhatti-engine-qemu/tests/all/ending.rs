@@ -80,10 +80,28 @@ async fn being_asked_to_quit_from_outside_is_not_the_guests_end() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_vmm_that_cannot_start_says_why() {
     let harness = QemuHarness::new();
-    let mut spec = harness.spec().await;
-    std::fs::write(&spec.root.file, "no disk").unwrap();
-    spec.root.base = None;
+    let spec = harness.spec().await;
+    // A file our own check lets pass, marked as damaged: that is for QEMU to refuse.
+    let disk = std::fs::File::options().write(true).open(&spec.root.file).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&disk, &[2], 79).unwrap();
     let error = harness.qemu().await.boot(spec).await.err().unwrap();
     assert!(matches!(error, bhatti_engine::EngineError::DiedEarly { .. }), "{error}");
-    assert!(error.to_string().contains("qcow2"), "{error}");
+    assert!(error.to_string().contains("corrupt"), "{error}");
+}
+
+/// The guest's end is seen also after the VMM was too slow to answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_end_after_a_late_answer_is_the_guests() {
+    let harness = QemuHarness::new();
+    let vm = harness.qemu().await.boot(doomed(&harness).await).await.unwrap();
+    harness.booted();
+    let pid = nix::unistd::Pid::from_raw(vm.record().pid);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    // Comes back when the command was given up, and with it the connection.
+    vm.console().await;
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap();
+    let exit = tokio::time::timeout(std::time::Duration::from_secs(90), vm.exited()).await;
+    assert_eq!(exit.unwrap(), Exit::Guest);
+    let console = String::from_utf8_lossy(&vm.console().await).into_owned();
+    assert!(console.contains("Kernel panic"), "{console}");
 }

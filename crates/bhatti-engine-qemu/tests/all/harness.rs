@@ -17,7 +17,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 pub(crate) const OWNER: Private = Private { uid: 64123, gid: 64124 };
 
 /// The hierarchies a group may be in, on old and new hosts.
-const HIERARCHIES: [&str; 6] = ["cpu", "cpu,cpuacct", "memory", "pids", "unified", "."];
+pub(crate) const HIERARCHIES: [&str; 6] = ["cpu", "cpu,cpuacct", "memory", "pids", "unified", "."];
 
 pub(crate) struct QemuHarness {
     scratch: tempfile::TempDir,
@@ -49,11 +49,12 @@ impl QemuHarness {
     }
 
     pub(crate) async fn qemu(&self) -> QemuEngine {
-        let config = QemuConfig {
-            accel: AccelChoice::Tcg,
-            cgroup: self.cgroup.clone(),
-            ..QemuConfig::default()
-        };
+        self.qemu_configured(self.cgroup.clone()).await
+    }
+
+    /// The engine of a daemon that was told another group.
+    pub(crate) async fn qemu_configured(&self, cgroup: String) -> QemuEngine {
+        let config = QemuConfig { accel: AccelChoice::Tcg, cgroup, ..QemuConfig::default() };
         QemuEngine::start(config).await.unwrap()
     }
 }

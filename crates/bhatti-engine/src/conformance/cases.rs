@@ -115,14 +115,38 @@ async fn refused(harness: &dyn Harness, forge: impl Fn(&mut VmRecord)) {
     forge(&mut record);
     let adopted = within("adopt", engine.adopt(&record)).await.expect("asking works");
     assert!(adopted.is_none(), "the record does not match the process");
-    let mut right_process = bystander.record();
-    (right_process.id, right_process.dir) = (record.id, record.dir);
-    let adopted = within("adopt", engine.adopt(&right_process)).await.expect("asking works");
-    assert!(adopted.is_none(), "the process is not the machine of that id");
+    within("end nothing", engine.end(&record)).await.expect("nothing to do is done");
     // It was neither harmed nor cut off.
     ping(harness, &*bystander).await;
     kill(&*bystander).await;
     assert_eq!(within("exit", bystander.exited()).await, Exit::Killed);
+}
+
+/// A machine whose handle is gone can be ended by its record alone, again and again.
+pub async fn a_record_is_enough_to_end_a_machine(harness: &dyn Harness) {
+    let engine = harness.engine().await;
+    let vm = boot(harness, &*engine).await;
+    let record = vm.record();
+    drop((vm, engine));
+
+    let engine = harness.engine().await;
+    for _ in 0..2 {
+        within("end", engine.end(&record)).await.expect("ending works");
+        nothing_left(harness, &record).await;
+    }
+    let adopted = within("adopt", engine.adopt(&record)).await.expect("asking works");
+    assert!(adopted.is_none(), "nobody is there");
+}
+
+/// Who holds a handle sees that the machine was ended by its record.
+pub async fn ending_by_record_is_seen_by_the_handle(harness: &dyn Harness) {
+    let engine = harness.engine().await;
+    let vm = boot(harness, &*engine).await;
+    within("end", engine.end(&vm.record())).await.expect("ending works");
+    let exit = within("exit", vm.exited()).await;
+    assert!(matches!(exit, Exit::Killed | Exit::Died { .. }), "{exit:?}");
+    kill(&*vm).await;
+    nothing_left(harness, &vm.record()).await;
 }
 
 /// `sweep` ends what nobody knows, and only that.
@@ -180,6 +204,7 @@ async fn fails_without_trace(harness: &dyn Harness, spec: crate::BootSpec) {
         pid: 0,
         start_ticks: 0,
         host_boot_id: String::new(),
+        cgroups: Vec::new(),
     };
     let before = listing(&spec.dir);
     let result = within("fail", engine.boot(spec)).await;

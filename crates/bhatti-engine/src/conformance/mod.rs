@@ -18,9 +18,10 @@ use crate::{BootSpec, Carrier, Engine, EngineError, Exit, Vm, VmRecord};
 
 pub use cases::{
     a_broken_image_leaves_nothing, a_machine_survives_the_daemon, a_missing_kernel_leaves_nothing,
-    a_murdered_machine_is_seen_as_died, a_reused_pid_is_not_adopted,
-    a_running_id_is_not_booted_twice, a_second_link_replaces_the_first,
-    another_boot_of_the_host_is_not_adopted, boots_and_answers, everybody_learns_of_the_end,
+    a_murdered_machine_is_seen_as_died, a_record_is_enough_to_end_a_machine,
+    a_reused_pid_is_not_adopted, a_running_id_is_not_booted_twice,
+    a_second_link_replaces_the_first, another_boot_of_the_host_is_not_adopted, boots_and_answers,
+    ending_by_record_is_seen_by_the_handle, everybody_learns_of_the_end,
     killing_twice_is_killing_once, sweeping_spares_the_known, the_console_outlives_the_machine,
     the_dead_are_not_adopted,
 };
@@ -64,6 +65,8 @@ macro_rules! conformance_tests {
             the_dead_are_not_adopted,
             a_reused_pid_is_not_adopted,
             another_boot_of_the_host_is_not_adopted,
+            a_record_is_enough_to_end_a_machine,
+            ending_by_record_is_seen_by_the_handle,
             sweeping_spares_the_known,
             a_running_id_is_not_booted_twice,
             a_missing_kernel_leaves_nothing,
