@@ -56,6 +56,20 @@ config_value() {
 
 data_dir() { config_value data_dir /var/lib/bhatti; }
 
+# What the names of our control groups and network objects begin with, without the dash.
+name_stem() {
+    local prefix
+    prefix=$(config_value network_prefix bhatti-)
+    [[ $prefix =~ ^[a-z][a-z0-9]{0,11}-$ ]] ||
+        die "network_prefix is '$prefix', which the daemon would not take" "Correct it in $CONFIG."
+    printf '%s' "${prefix%-}"
+}
+
+# The directories with the control groups of our machines, one a hierarchy.
+cgroup_dirs() {
+    find /sys/fs/cgroup -mindepth 1 -maxdepth 2 -type d -name "$1" 2>/dev/null || true
+}
+
 # The address the daemon can be reached at from here.
 api_url() {
     local listen host port
@@ -78,6 +92,28 @@ wait_until() {
         [ "$SECONDS" -lt "$deadline" ] || return 1
         sleep 0.1
     done
+}
+
+# The daemon's own process, if it is one that we started.
+daemon_pid() {
+    local pid supervisor
+    if has_systemd && systemctl is-active --quiet bhatti.service; then
+        systemctl show --property=MainPID --value bhatti.service
+    elif supervisor_runs; then
+        supervisor=$(cat "$PIDFILE")
+        # Its other children are timers. A process that ends meanwhile is no error.
+        { grep -s -l -x "PPid:[[:space:]]*$supervisor" /proc/[0-9]*/status || true; } |
+            while IFS=/ read -r _ _ pid _; do
+                if [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = bhatti ]; then echo "$pid"; fi
+            done
+    fi
+}
+
+# Whether a daemon holds the data directory, whoever started it.
+data_dir_in_use() {
+    local lock
+    lock=$(data_dir)/lock
+    [ -e "$lock" ] && ! flock --nonblock "$lock" true
 }
 
 stop_daemon() {
