@@ -220,13 +220,11 @@ pub(crate) async fn demolish(
     vm: Option<Arc<dyn Vm>>,
     owner: &UserRow,
 ) -> Result<(), WakeError> {
-    let vm = match (vm, vm_record(row)?) {
-        (Some(vm), _) => Some(vm),
-        (None, Some(record)) => world.engine.adopt(&record).await.map_err(WakeError::Engine)?,
-        (None, None) => None,
-    };
-    if let Some(vm) = vm {
-        vm.kill().await.map_err(WakeError::Engine)?;
+    match (vm, vm_record(row)?) {
+        (Some(vm), _) => vm.kill().await.map_err(WakeError::Engine)?,
+        // Nothing is asked of a machine that may not answer.
+        (None, Some(record)) => world.engine.end(&record).await.map_err(WakeError::Engine)?,
+        (None, None) => {}
     }
     let (layout, id) = (world.layout.clone(), row.engine_id.clone());
     tokio::task::spawn_blocking(move || layout.remove_sandbox(&id))

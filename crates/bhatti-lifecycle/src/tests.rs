@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -27,22 +27,24 @@ struct Agents {
     configured: Mutex<Vec<Configure>>,
     files: Mutex<Vec<String>>,
     refuse_files: Mutex<bool>,
+    /// Where the machines are, for an agent that is told to power off.
+    host: OnceLock<SimHost>,
 }
 
 impl Agents {
-    fn serve(self: &Arc<Self>, stream: DuplexStream) {
+    fn serve(self: &Arc<Self>, id: EngineId, stream: DuplexStream) {
         let agents = self.clone();
         tokio::spawn(async move {
             let on_stream = |stream| {
-                let agents = agents.clone();
-                tokio::spawn(async move { agents.answer(stream).await });
+                let (agents, id) = (agents.clone(), id.clone());
+                tokio::spawn(async move { agents.answer(&id, stream).await });
             };
             // It ends with the machine or the daemon; there is nobody to tell.
             bhatti_link::serve(stream, on_stream).await.ok();
         });
     }
 
-    async fn answer(self: Arc<Self>, mut stream: bhatti_link::Stream) -> Option<()> {
+    async fn answer(self: Arc<Self>, id: &EngineId, mut stream: bhatti_link::Stream) -> Option<()> {
         let request: Request = bhatti_link::read_message(&mut stream).await.ok()??;
         let mut reply = Reply { failure: None };
         match request.operation? {
@@ -61,7 +63,10 @@ impl Agents {
                     reply.failure = Some(Failure { kind, message: "disk full".to_owned() });
                 }
             }
-            Operation::Exec(_) | Operation::PowerOff(_) => return None,
+            Operation::PowerOff(_) => {
+                self.host.get()?.power_off(id);
+            }
+            Operation::Exec(_) => return None,
         }
         bhatti_link::write_message(&mut stream, &reply).await.ok()?;
         stream.shutdown().await.ok()
@@ -114,7 +119,8 @@ impl House {
         std::fs::write(scratch.path().join("initramfs"), "initramfs").unwrap();
         let agents = Arc::new(Agents::default());
         let guests = agents.clone();
-        let host = SimHost::new(Arc::new(move |_, stream| guests.serve(stream)));
+        let host = SimHost::new(Arc::new(move |id, stream| guests.serve(id, stream)));
+        agents.host.set(host.clone()).ok();
         Self { scratch, host, agents, network: Arc::default() }
     }
 
