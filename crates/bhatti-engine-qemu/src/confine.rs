@@ -181,3 +181,31 @@ fn limit(resource: libc::__rlimit_resource_t, value: libc::rlim_t) -> io::Result
 fn check(result: isize) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Needs root, as all of this does.
+    #[test]
+    fn a_rehearsal_finds_what_is_missing() {
+        let scratch = tempfile::tempdir().unwrap();
+        let scratch = Utf8Path::from_path(scratch.path()).unwrap();
+        let firmware = scratch.join("rom");
+        std::fs::write(&firmware, "").unwrap();
+        let program = Utf8Path::new("/bin/cat");
+        let whole = Jail::of(program, &firmware).unwrap();
+        rehearse(program, &whole).unwrap();
+
+        let absent = rehearse(Utf8Path::new("/bin/ls"), &whole).unwrap_err();
+        assert!(matches!(absent, EngineError::Spawn { .. }), "{absent}: only cat is in there");
+
+        std::fs::remove_file(&firmware).unwrap();
+        match rehearse(program, &whole).unwrap_err() {
+            EngineError::Confine { what, .. } => {
+                assert!(what.starts_with("cannot mount /") && what.ends_with("/rom"), "{what}");
+            }
+            other => panic!("{other}"),
+        }
+    }
+}

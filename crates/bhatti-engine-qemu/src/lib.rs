@@ -5,16 +5,19 @@
 //!        │ boot
 //!        ▼
 //!  open files ──▶ cmdline (pure) ──▶ confine + spawn ──▶ QMP greets ──▶ QemuVm
-//!  as root         argv, fd numbers   uid, netns, seccomp                 │ one watcher task:
-//!                                     cgroup, no capabilities             ▼ pidfd and QMP events
+//!  as root         argv, fd numbers   cgroup, namespaces, own root        │ one watcher task:
+//!                                     uid, no capabilities, seccomp       ▼ pidfd and QMP events
 //! ```
 //!
 //! Promises:
-//! - The VMM runs as its own user, without capabilities, in an empty network namespace, in its
-//!   own cgroup, under QEMU's seccomp filter, with a cleared environment; what it may read it got
-//!   as descriptors (`tests/all/confinement.rs`).
+//! - The VMM runs as its own user, without capabilities, in namespaces of its own, in its own
+//!   cgroup, under QEMU's seccomp filter, with a cleared environment. Its root holds its own
+//!   directory, its program and what that loads, and nothing else (`jail`); every file it
+//!   writes is bounded (`tests/all/confinement.rs`).
+//! - A machine that lives is found again whatever the configuration says now and however the VMM
+//!   behaves, and can always be ended (`tests/all/recovery.rs`).
 //! - Whatever lies in a machine's directory after the VMM has run is its word, not ours: it is
-//!   opened without following links and read up to a bound ([`machine_dir`]).
+//!   opened without following links and read up to a bound (`machine_dir`).
 //! - A machine that ends while no daemon runs waits, stopped, for the next one: its console and
 //!   the way it ended are not lost (`-no-shutdown`).
 //!
