@@ -78,6 +78,8 @@ async fn a_vmm_that_lies_on_its_control_socket_is_adopted() {
     let socket = record.dir.join("qmp.sock");
     std::fs::remove_file(&socket).unwrap();
     let liar = listen_as_the_vmm(&socket);
+    let seen = tokio::net::UnixStream::connect(&socket).await.unwrap().peer_cred().unwrap();
+    assert_eq!(seen.uid(), OWNER.uid, "or it would be refused before it lies");
     let lies = tokio::spawn(async move {
         while let Ok((mut peer, _)) = liar.accept().await {
             peer.write_all(&vec![b'{'; 1 << 20]).await.ok();
