@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bhatti_config::{EngineChoice, ServerConfig};
 use bhatti_engine::{Accel, Engine, EngineError};
-use bhatti_engine_qemu::{QemuConfig, QemuEngine};
+use bhatti_engine_qemu::{Claim, QemuConfig, QemuEngine};
 use bhatti_lifecycle::{Deps, Sandboxes, ServiceError, Settings, Tasks};
 use bhatti_net::{NetConfig, NetError, Networks};
 use bhatti_storage::{DiskError, Layout};
@@ -69,6 +69,8 @@ pub struct App {
     /// Apart from the rest, so that requests under way still find everything they need.
     connections: Tasks,
     networks: Networks,
+    /// Held for as long as this daemon may end machines.
+    _claim: Claim,
 }
 
 impl App {
@@ -91,6 +93,9 @@ impl App {
         register_images(&mut store, &layout.images())?;
         let db = Db::start(store)?;
         let engine = choose_engine(&config).await?;
+        // Before anything is swept: what another daemon runs is not ours to end.
+        let claim = engine.claim()?;
+        let engine: Arc<dyn Engine> = Arc::new(engine);
         let info = engine.info().clone();
         announce(&info);
         let networks = Networks::open(net_config(&config)).await?;
@@ -115,7 +120,7 @@ impl App {
             started: Instant::now(),
         });
         let connections = Tasks::default();
-        Ok(Self { listener, address, api, tasks, connections, networks })
+        Ok(Self { listener, address, api, tasks, connections, networks, _claim: claim })
     }
 
     /// Where it listens; the real port if 0 was configured.
@@ -235,7 +240,7 @@ fn register_images(store: &mut Store, dir: &Utf8Path) -> Result<(), StartError> 
     Ok(store.set_builtin_images(&rows)?)
 }
 
-async fn choose_engine(config: &ServerConfig) -> Result<Arc<dyn Engine>, StartError> {
+async fn choose_engine(config: &ServerConfig) -> Result<QemuEngine, StartError> {
     match config.engine {
         EngineChoice::Auto | EngineChoice::Qemu => {}
         EngineChoice::Firecracker => return Err(StartError::NoSuchEngine("firecracker")),
@@ -246,7 +251,7 @@ async fn choose_engine(config: &ServerConfig) -> Result<Arc<dyn Engine>, StartEr
         cgroup: config.network_prefix.trim_end_matches('-').to_owned(),
         ..QemuConfig::default()
     };
-    Ok(Arc::new(QemuEngine::start(qemu).await?))
+    Ok(QemuEngine::start(qemu).await?)
 }
 
 fn announce(info: &bhatti_engine::EngineInfo) {

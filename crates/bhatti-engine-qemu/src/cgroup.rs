@@ -48,6 +48,12 @@ pub(crate) struct Cgroups {
     warnings: Vec<String>,
 }
 
+/// Proof that no other daemon uses these control groups. The lock goes with the process.
+#[derive(Debug)]
+pub struct Claim {
+    _lock: Option<fs::File>,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Hierarchy {
     mount: PathBuf,
@@ -88,6 +94,24 @@ fn overhead(accel: Accel) -> Mib {
 }
 
 impl Cgroups {
+    /// See [`crate::QemuEngine::claim`].
+    pub(crate) fn claim(&self) -> Result<Claim, EngineError> {
+        let Some(hierarchy) = self.hierarchies.first() else { return Ok(Claim { _lock: None }) };
+        let path = hierarchy.mount.join(&self.parent);
+        let failed = |source| EngineError::Confine {
+            what: format!("cannot lock {}", path.display()),
+            source,
+        };
+        let lock = fs::File::open(&path).map_err(failed)?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Claim { _lock: Some(lock) }),
+            Err(fs::TryLockError::WouldBlock) => {
+                Err(EngineError::Taken { what: format!("the control group {}", self.parent) })
+            }
+            Err(fs::TryLockError::Error(source)) => Err(failed(source)),
+        }
+    }
+
     /// Finds the hierarchies and prepares `parent` in each.
     pub(crate) fn prepare(parent: &str) -> Result<Self, EngineError> {
         let mounts = fs::read_to_string("/proc/self/mounts").map_err(confine("read the mounts"))?;

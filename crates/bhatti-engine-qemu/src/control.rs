@@ -38,16 +38,14 @@ enum State {
         qmp: Qmp,
         since: Instant,
     },
-    /// Waits, connects, and asks whether the machine has ended meanwhile.
+    /// Waits, connects, and asks what was missed meanwhile.
     Down(Attempt),
     /// The machine is ending; nothing is left to say.
     Closed,
 }
 
-type Attempt = Pin<Box<dyn Future<Output = Result<(Qmp, Over), EngineError>> + Send>>;
-
-/// Whether the guest has ended and the VMM only waits for us to look.
-type Over = bool;
+/// A connection, and what was missed without one.
+type Attempt = Pin<Box<dyn Future<Output = Result<(Qmp, Option<Event>), EngineError>> + Send>>;
 
 impl Control {
     /// With a connection, or with the first attempt to have one under way.
@@ -69,7 +67,7 @@ impl Control {
         }
     }
 
-    /// The next event; an end that came while there was no connection is told as one. Gets the
+    /// The next event; what was missed while there was no connection is told as one. Gets the
     /// connection back meanwhile. Cancel-safe.
     pub(crate) async fn event(&mut self) -> Event {
         loop {
@@ -79,13 +77,13 @@ impl Control {
                     Err(error) => self.lose(&error),
                 },
                 State::Down(attempt) => match attempt.as_mut().await {
-                    Ok((qmp, over)) => {
+                    Ok((qmp, missed)) => {
                         if std::mem::take(&mut self.told) {
                             tracing::info!(dir = %self.dir.path(), "control of a VMM is back");
                         }
                         self.state = State::Up { qmp, since: Instant::now() };
-                        if over {
-                            return Event::GuestEnded;
+                        if let Some(event) = missed {
+                            return event;
                         }
                     }
                     Err(error) => {
@@ -125,8 +123,8 @@ impl Control {
         self.state = State::Down(Box::pin(async move {
             sleep(pause).await;
             let mut qmp = connect(&dir, owner, TRY_DEADLINE).await?;
-            let over = qmp.is_over().await?;
-            Ok((qmp, over))
+            let missed = qmp.missed().await?;
+            Ok((qmp, missed))
         }));
     }
 }

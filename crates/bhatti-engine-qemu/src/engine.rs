@@ -18,7 +18,7 @@ use bhatti_types::{EngineId, Mib};
 use camino::{Utf8Path, Utf8PathBuf};
 use tokio::time::timeout;
 
-use crate::cgroup::{Cgroups, Cleared, Group, Limits};
+use crate::cgroup::{Cgroups, Claim, Cleared, Group, Limits};
 use crate::cmdline::{Acceleration, Fds, Machine, Seccomp};
 use crate::confine::{self, Confinement};
 use crate::control;
@@ -82,6 +82,13 @@ impl QemuEngine {
     /// Looks at the host once and decides. Starts nothing.
     pub async fn start(config: QemuConfig) -> Result<Self, EngineError> {
         blocking(move || Self::start_blocking(&config)).await
+    }
+
+    /// Claims the control groups for this process until the value is dropped: two daemons that
+    /// swept the same groups would end each other's machines. The daemon calls it before
+    /// [`Engine::sweep`]; it holds across namespaces and containers, as the groups do.
+    pub fn claim(&self) -> Result<Claim, EngineError> {
+        self.inner.cgroups.claim()
     }
 
     fn start_blocking(config: &QemuConfig) -> Result<Self, EngineError> {

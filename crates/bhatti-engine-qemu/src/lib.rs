@@ -37,5 +37,6 @@ mod qmp;
 mod vm;
 mod vmm_log;
 
+pub use cgroup::Claim;
 pub use engine::{QemuConfig, QemuEngine};
 pub use probe::AccelChoice;

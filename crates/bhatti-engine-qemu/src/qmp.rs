@@ -37,6 +37,9 @@ pub(crate) struct Qmp {
 pub(crate) enum Event {
     /// The guest powered off, rebooted or panicked; QEMU has stopped it and waits.
     GuestEnded,
+    /// The host's disk is full: QEMU has stopped the machine in the middle of a write, which it
+    /// tries again when it is told to go on. Nothing is lost meanwhile.
+    DiskFull,
     /// Of no interest, such as QEMU itself being told to end.
     Other,
 }
@@ -122,10 +125,19 @@ impl Qmp {
         self.execute("quit", json!({})).await.map(drop)
     }
 
-    /// Whether the machine has ended and the VMM only waits for us to look.
-    pub(crate) async fn is_over(&mut self) -> Result<bool, EngineError> {
+    /// Lets a stopped machine go on.
+    pub(crate) async fn go_on(&mut self) -> Result<(), EngineError> {
+        self.execute("cont", json!({})).await.map(drop)
+    }
+
+    /// What happened while nobody listened, if the machine still stands at it.
+    pub(crate) async fn missed(&mut self) -> Result<Option<Event>, EngineError> {
         let status = self.execute("query-status", json!({})).await?;
-        Ok(matches!(status["status"].as_str(), Some("shutdown" | "guest-panicked")))
+        Ok(match status["status"].as_str() {
+            Some("shutdown" | "guest-panicked") => Some(Event::GuestEnded),
+            Some("io-error") => Some(Event::DiskFull),
+            _ => None,
+        })
     }
 
     /// One line as JSON, bounded. Cancel-safe: what was read stays in `partial`.
@@ -146,6 +158,7 @@ impl Qmp {
 fn event(line: &Value) -> Option<Event> {
     match line.get("event")?.as_str()? {
         "SHUTDOWN" if line["data"]["guest"] == true => Some(Event::GuestEnded),
+        "BLOCK_IO_ERROR" if line["data"]["action"] == "stop" => Some(Event::DiskFull),
         _ => Some(Event::Other),
     }
 }
@@ -175,8 +188,20 @@ mod tests {
     async fn events_between_command_and_answer_are_kept() {
         let script = b"{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": true}}\n{\"return\": {\"status\": \"shutdown\"}}\n";
         let (mut qmp, _peer) = client(script).await;
-        assert!(qmp.is_over().await.unwrap());
+        assert_eq!(qmp.missed().await.unwrap(), Some(Event::GuestEnded));
         assert_eq!(qmp.event().await.unwrap(), Event::GuestEnded);
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_is_told_as_it_happens_and_afterwards() {
+        let script = b"{\"event\": \"BLOCK_IO_ERROR\", \"data\": {\"action\": \"report\"}}\n\
+            {\"event\": \"BLOCK_IO_ERROR\", \"data\": {\"action\": \"stop\"}}\n\
+            {\"return\": {\"status\": \"io-error\"}}\n{\"return\": {\"status\": \"running\"}}\n";
+        let (mut qmp, _peer) = client(script).await;
+        assert_eq!(qmp.event().await.unwrap(), Event::Other, "the guest was told");
+        assert_eq!(qmp.event().await.unwrap(), Event::DiskFull);
+        assert_eq!(qmp.missed().await.unwrap(), Some(Event::DiskFull));
+        assert_eq!(qmp.missed().await.unwrap(), None);
     }
 
     #[tokio::test]

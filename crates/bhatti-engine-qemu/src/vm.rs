@@ -22,7 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::cgroup::Group;
 use crate::cmdline::CONSOLE_BYTES;
@@ -36,6 +36,8 @@ use crate::vmm_log::VmmLog;
 const LAST_WORDS: Duration = Duration::from_millis(250);
 /// How long the VMM may take to close its disk after the guest has ended.
 const QUIT_DEADLINE: Duration = Duration::from_secs(5);
+/// Between two tries of a write that found the host's disk full.
+const DISK_FULL_PAUSE: Duration = Duration::from_secs(2);
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The handle of a machine.
@@ -90,6 +92,7 @@ impl QemuVm {
             console: Arc::clone(&console),
             inbox,
             ending: Ending::Unexpected,
+            go_on_at: None,
         };
         let watcher = tokio::spawn(watcher.run(exit_sender));
         let link = tokio::sync::Mutex::new(None);
@@ -181,6 +184,13 @@ async fn refresh_console(
     }
 }
 
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Why the process will end, if it does now.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Ending {
@@ -200,12 +210,15 @@ struct Watcher {
     console: Arc<Mutex<Vec<u8>>>,
     inbox: mpsc::Receiver<Command>,
     ending: Ending,
+    /// When a machine that stands because the host's disk is full is to try again.
+    go_on_at: Option<Instant>,
 }
 
 enum Happened {
     Ended(std::io::Result<Status>),
     Event(Event),
     Asked(Option<Command>),
+    TimeToGoOn,
 }
 
 impl Watcher {
@@ -217,6 +230,7 @@ impl Watcher {
                 status = self.process.ended() => Happened::Ended(status),
                 event = self.control.event() => Happened::Event(event),
                 command = self.inbox.recv() => Happened::Asked(command),
+                () = at(self.go_on_at) => Happened::TimeToGoOn,
             };
             match happened {
                 Happened::Ended(Ok(status)) => break status,
@@ -224,8 +238,8 @@ impl Watcher {
                     tracing::error!(%error, dir = %self.dir.path(), "cannot collect a VMM");
                     break Status::Unknown;
                 }
-                Happened::Event(Event::GuestEnded) => self.dismiss().await,
-                Happened::Event(Event::Other) => {}
+                Happened::Event(event) => self.react(event).await,
+                Happened::TimeToGoOn => self.go_on().await,
                 Happened::Asked(Some(Command::Kill)) => self.kill().await,
                 Happened::Asked(Some(Command::Console(reply))) => {
                     self.take_console().await;
@@ -247,10 +261,35 @@ impl Watcher {
     /// The guest may have ended while nobody watched: then there is no event to come.
     async fn catch_up(&mut self) {
         let Some(qmp) = self.control.qmp() else { return };
-        match qmp.is_over().await {
-            Ok(true) => self.dismiss().await,
-            Ok(false) => {}
+        match qmp.missed().await {
+            Ok(Some(event)) => self.react(event).await,
+            Ok(None) => {}
             Err(error) => self.control.lose(&error),
+        }
+    }
+
+    async fn react(&mut self, event: Event) {
+        match event {
+            Event::GuestEnded => self.dismiss().await,
+            Event::DiskFull => {
+                if self.go_on_at.is_none() {
+                    tracing::error!(
+                        dir = %self.dir.path(),
+                        "the host's disk is full: a machine stands still until there is room"
+                    );
+                }
+                self.go_on_at = Some(Instant::now() + DISK_FULL_PAUSE);
+            }
+            Event::Other => {}
+        }
+    }
+
+    /// Tries the write again that found no room. If there is none still, the next event says so.
+    async fn go_on(&mut self) {
+        self.go_on_at = None;
+        let Some(qmp) = self.control.qmp() else { return };
+        if let Err(error) = qmp.go_on().await {
+            self.control.lose(&error);
         }
     }
 

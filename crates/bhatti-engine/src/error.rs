@@ -41,6 +41,9 @@ pub enum EngineError {
     /// The machine has ended.
     #[error("the machine is not running")]
     Gone,
+    /// Another daemon on this host uses what only one can.
+    #[error("another bhatti daemon on this host uses {what}: give each its own network_prefix")]
+    Taken { what: String },
     /// Isolation that was promised could not be set up; nothing was started.
     #[error("failed to confine the VMM: {what}")]
     Confine {

@@ -128,6 +128,10 @@ impl TestDaemon {
         while free() > leave_mib {
             ballast.write_all(&chunk).expect("there is room");
         }
+        if leave_mib == 0 {
+            // To the last byte; the write that finds no room is the point.
+            while ballast.write_all(&chunk[..4096]).is_ok() {}
+        }
     }
 
     fn install_guest(&self) {
@@ -279,6 +283,11 @@ impl TestDaemon {
         wait_for("the daemon ends", || child.try_wait().expect("it can be asked"))
             .code()
             .unwrap_or(-1)
+    }
+
+    /// Whether the daemon's log has a line with `text` since it was started last.
+    pub fn logged(&self, text: &str) -> bool {
+        self.log.lock().expect("not poisoned").iter().any(|line| line.contains(text))
     }
 
     /// Announces that the log will have an ERROR line containing `text`.

@@ -110,6 +110,7 @@ fn a_full_disk_is_said_and_leaves_nothing() {
     on_fresh_host(|| {
         let mut daemon = TestDaemon::prepared_on_small_disk(400);
         daemon.allow_error("no space left on the host's disk");
+        daemon.allow_error("the host's disk is full");
         daemon.run();
         daemon.cli(&["create", "--name", "first", "--memory", "256"]).ok();
         daemon.cli(&["destroy", "first", "-y"]).ok();
@@ -121,9 +122,28 @@ fn a_full_disk_is_said_and_leaves_nothing() {
             "{full}"
         );
         daemon.assert_nothing_left();
-        std::fs::remove_file(ballast).expect("it was there");
+        std::fs::remove_file(&ballast).expect("it was there");
         daemon.cli(&["create", "--name", "x", "--memory", "256"]).ok();
+        // Now the guest fills it. It stands still, loses nothing, and goes on when there is room.
+        let write = "dd if=/dev/urandom of=/home/lohar/big bs=1M count=60 2>/dev/null; sync; \
+                     sha256sum < /home/lohar/big > /tmp/sum; echo written > /tmp/done";
+        daemon.cli(&["exec", "x", "--detach", "--", "sh", "-c", write]).ok();
+        daemon.fill_disk(&ballast, 4);
+        wait_for("the machine stands still", || {
+            daemon.logged("stands still until there is room").then_some(())
+        });
+        std::fs::remove_file(&ballast).expect("it was there");
+        wait_for("it goes on", || {
+            (daemon.cli(&["exec", "x", "--", "cat", "/tmp/done"]).stdout == "written\n")
+                .then_some(())
+        });
+        let check = "sha256sum < /home/lohar/big | cmp - /tmp/sum && dmesg | grep -c 'I/O error'";
+        let checked = daemon.cli(&["exec", "x", "--", "sudo", "sh", "-c", check]);
+        assert_eq!(checked.stdout, "0\n", "{}", checked.stderr);
+        // And a destroy needs no room at all.
+        daemon.fill_disk(&ballast, 0);
         daemon.cli(&["destroy", "x", "-y"]).ok();
+        std::fs::remove_file(&ballast).expect("it was there");
         daemon.assert_nothing_left();
     });
 }

@@ -43,6 +43,13 @@ fn a_taken_port_or_a_foreign_data_directory_is_said() {
         std::fs::write(other.config(), config).expect("a file");
         let text = refusal(&other);
         assert!(text.contains("failed to listen") && text.contains("another program"), "{text}");
+        // Another data directory does not help where the machines would be the same.
+        let prefix = std::fs::read_to_string(daemon.config()).expect("a file");
+        let prefix = prefix.lines().find(|line| line.starts_with("network_prefix")).expect("a key");
+        let config = format!("listen: 127.0.0.1:0\ndata_dir: {}\n{prefix}\n", other.data_dir());
+        std::fs::write(other.config(), config).expect("a file");
+        let text = refusal(&other);
+        assert!(text.contains("give each its own network_prefix"), "{text}");
         daemon.terminate();
         let chown = Command::new("chown").args(["12345", daemon.data_dir().as_str()]).status();
         assert!(chown.expect("chown runs").success());

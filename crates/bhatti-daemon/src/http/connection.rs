@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 /// A client must send its request head within this, counted from the end of the request before:
 /// so it is also how long an idle connection is kept. `bhatti-client` gives up its own earlier.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(20);
 /// The most connections at once. What is beyond waits in the kernel's queue, so that a client that
 /// opens sockets cannot take the descriptors machines need.
 const MAX_CONNECTIONS: usize = 1024;
