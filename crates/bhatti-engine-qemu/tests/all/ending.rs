@@ -71,6 +71,9 @@ async fn being_asked_to_quit_from_outside_is_not_the_guests_end() {
     let harness = QemuHarness::new();
     let vm = harness.qemu().await.boot(harness.spec().await).await.unwrap();
     harness.booted();
+    // Answered by the watcher, so it has looked for an end that came before it: from the status
+    // alone it could not tell whose end that was.
+    vm.console().await;
     let pid = nix::unistd::Pid::from_raw(vm.record().pid);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
     let exit = tokio::time::timeout(std::time::Duration::from_secs(30), vm.exited()).await;
