@@ -48,9 +48,11 @@ pub(super) async fn collect(mut running: Running) -> Result<Output, ServiceError
     Ok(output)
 }
 
+/// How much output is kept in one piece, in bytes.
+const PIECE: usize = 64 * 1024;
+
 /// Small pieces are joined, so that a command that prints byte by byte costs bytes, not pieces.
 fn append(kept: &mut Vec<Bytes>, bytes: &[u8]) {
-    const PIECE: usize = 64 * 1024;
     if bytes.is_empty() {
         return;
     }
@@ -70,11 +72,18 @@ fn append(kept: &mut Vec<Bytes>, bytes: &[u8]) {
 
 impl IntoResponse for Output {
     fn into_response(self) -> Response {
+        // What fits into one write goes out with its length, in one.
+        let bytes = |pieces: &[Bytes]| pieces.iter().map(Bytes::len).sum::<usize>();
+        let small = bytes(&self.stdout) + bytes(&self.stderr) <= PIECE;
         let head = format!("{{\"exit_code\":{},\"stdout\":\"", self.exit_code);
         let parts = [head].into_iter().chain(escaped(self.stdout));
         let parts = parts.chain(["\",\"stderr\":\"".to_owned()]).chain(escaped(self.stderr));
-        let parts = parts.chain(["\"}\n".to_owned()]).map(Ok::<_, std::convert::Infallible>);
-        let body = Body::from_stream(stream::iter(parts));
+        let parts = parts.chain(["\"}\n".to_owned()]);
+        let body = if small {
+            Body::from(parts.collect::<String>())
+        } else {
+            Body::from_stream(stream::iter(parts.map(Ok::<_, std::convert::Infallible>)))
+        };
         ([(header::CONTENT_TYPE, "application/json")], body).into_response()
     }
 }
@@ -112,5 +121,24 @@ mod tests {
         let stderr = "x\u{fffd}\u{fffd}".to_owned();
         let whole = to_json(&ExecResult { exit_code: 7, stdout, stderr });
         assert_eq!(body, whole.as_bytes());
+    }
+
+    #[tokio::test]
+    async fn a_small_body_has_a_length() {
+        let mut output = Output::default();
+        append(&mut output.stdout, b"hello\n");
+        let body = output.into_response().into_body();
+        let size = axum::body::HttpBody::size_hint(&body).exact();
+        assert_eq!(
+            size,
+            Some(
+                to_json(&ExecResult {
+                    exit_code: 0,
+                    stdout: "hello\n".to_owned(),
+                    stderr: String::new(),
+                })
+                .len() as u64
+            )
+        );
     }
 }
