@@ -18,10 +18,14 @@ pub(crate) enum Plan {
 pub(crate) fn plan(row: &SandboxRow) -> Plan {
     match row.phase {
         Phase::Creating | Phase::Destroying => Plan::Undo,
-        Phase::Hot => Plan::Adopt,
-        Phase::Stopped | Phase::Unknown => Plan::Keep,
+        // What could not be told last time may be clear now.
+        Phase::Hot | Phase::Unknown => Plan::Adopt,
+        Phase::Stopped => Plan::Keep,
     }
 }
 
 /// Why a sandbox that should run does not.
 pub(crate) const LOST: &str = "its machine was gone when the daemon started (host reboot or crash): memory is lost, the disk is kept";
+
+/// Why a sandbox that could not be vouched for runs again.
+pub(crate) const FOUND: &str = "its machine was found again when the daemon started";

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use crate::actor::{self, Handle, Start};
 use crate::machine::{self, Machine, World, as_request_error};
-use crate::recover::{LOST, Plan, plan};
+use crate::recover::{FOUND, LOST, Plan, plan};
 use crate::spec::{CreateSpec, PatchSpec};
 use crate::{Lease, Op, ServiceError, Settings, Taps, Tasks, WakeError, admit};
 
@@ -109,8 +109,13 @@ impl Sandboxes {
         };
         let id = row.id.clone();
         let (machine, leave_alone) = match found {
-            Found::Nothing => (None, row.phase == Phase::Unknown),
-            Found::Machine(machine) => (Some(machine), true),
+            Found::Nothing => (None, false),
+            Found::Machine(machine) => {
+                if row.phase != Phase::Hot {
+                    self.record(&row.id, Phase::Hot, FOUND.to_owned()).await?;
+                }
+                (Some(machine), true)
+            }
             Found::Lost => {
                 tracing::warn!(sandbox = %row.id, name = %row.name, "machine is gone");
                 self.record(&row.id, Phase::Stopped, LOST.to_owned()).await?;
@@ -130,8 +135,9 @@ impl Sandboxes {
 
     async fn record(&self, id: &SandboxId, to: Phase, why: String) -> Result<(), ServiceError> {
         let id = id.clone();
-        let moved =
-            move |store: &mut bhatti_store::Store| store.set_phase(&id, &[Phase::Hot], to, &why);
+        let moved = move |store: &mut bhatti_store::Store| {
+            store.set_phase(&id, &[Phase::Hot, Phase::Unknown], to, &why)
+        };
         Ok(self.inner.world.db.call(moved).await?)
     }
 

@@ -474,6 +474,14 @@ async fn a_machine_that_cannot_be_told_is_unknown_and_the_rest_goes_on() {
     let refused = daemon.sandboxes.lease(&alice, "odd").await.map(drop);
     assert!(matches!(refused, Err(ServiceError::Denied(_))), "{refused:?}");
     daemon.sandboxes.lease(&alice, "fine").await.unwrap();
+    // What was wrong has passed: the next start takes it back, and an unknown one can be destroyed.
+    daemon.stop().await;
+    let daemon = house.daemon().await;
+    assert_eq!(daemon.sandboxes.get(&alice, "odd").await.unwrap().phase, Phase::Hot);
+    daemon.sandboxes.lease(&alice, "odd").await.unwrap();
+    daemon.stop().await;
+    house.host.inject(Call::Adopt, Fault::Fail("again".to_owned()));
+    let daemon = house.daemon().await;
     daemon.sandboxes.destroy(&alice, "odd").await.unwrap();
     daemon.sandboxes.destroy(&alice, "fine").await.unwrap();
     house.assert_nothing_left(&daemon).await;
