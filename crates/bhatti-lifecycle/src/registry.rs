@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use bhatti_engine::Engine;
 use bhatti_storage::Layout;
-use bhatti_store::{Db, PatchRow, Reserved, SandboxRow, StoreError, UserRow};
+use bhatti_store::{Db, PatchRow, Reserved, SandboxRow, StoreError, Unreadable, UserRow};
 use bhatti_types::{EngineId, Phase, SandboxId};
 use tokio::sync::oneshot;
 
@@ -71,14 +71,23 @@ impl Sandboxes {
                 reserving: tokio::sync::Mutex::default(),
             }),
         };
-        let rows = world.db.call(|store| store.all_sandboxes()).await?;
+        let (rows, unreadable) = world.db.call(|store| store.all_sandboxes()).await?;
         let mut keep = Vec::new();
+        for Unreadable { engine_id, error } in &unreadable {
+            tracing::error!(
+                error = crate::chain(error),
+                "left a sandbox alone: its record is unreadable"
+            );
+            keep.extend(engine_id.clone());
+        }
         for row in rows {
             keep.extend(sandboxes.recover_one(row).await?);
         }
         let ended = world.engine.sweep(&keep).await.map_err(ServiceError::Engine)?;
-        let rows = world.db.call(|store| store.all_sandboxes()).await?;
-        let known: Vec<EngineId> = rows.into_iter().map(|row| row.engine_id).collect();
+        let (rows, _) = world.db.call(|store| store.all_sandboxes()).await?;
+        let known = rows.into_iter().map(|row| row.engine_id);
+        let known: Vec<EngineId> =
+            known.chain(unreadable.into_iter().filter_map(|row| row.engine_id)).collect();
         let removed = world.layout.sweep(&known).map_err(ServiceError::Disk)?;
         tracing::info!(
             kept = keep.len(),

@@ -173,7 +173,7 @@ impl House {
     /// Fails unless the host is as if no sandbox had ever been.
     async fn assert_nothing_left(&self, daemon: &Daemon) {
         assert!(self.host.running().is_empty(), "machines run");
-        let rows = daemon.db.call(|store| store.all_sandboxes()).await.unwrap();
+        let (rows, _) = daemon.db.call(|store| store.all_sandboxes()).await.unwrap();
         assert_eq!(rows, [], "rows are left");
         for part in ["sandboxes", "bases"] {
             let left = std::fs::read_dir(self.path("data").join(part)).unwrap().count();
@@ -322,8 +322,9 @@ async fn a_create_nobody_waits_for_is_finished() {
     let alice = daemon.user("alice", 5).await;
     house.host.set_latency(Call::Boot, Duration::from_millis(50));
     let create = daemon.sandboxes.create(&alice, named("dev"));
-    let reserved =
-        async { while daemon.db.call(|store| store.all_sandboxes()).await.unwrap().is_empty() {} };
+    let reserved = async {
+        while daemon.db.call(|store| store.all_sandboxes()).await.unwrap().0.is_empty() {}
+    };
     tokio::select! {
         biased;
         _ = create => panic!("it is still booting"),
@@ -369,7 +370,7 @@ async fn what_a_crash_cut_short_is_undone() {
     // The last step of a create is the move to `hot`; without it, it was cut short.
     let store = house.path("data/state.db");
     let mut store = Store::open(store.as_std_path()).unwrap();
-    let id = store.all_sandboxes().unwrap()[0].id.clone();
+    let id = store.all_sandboxes().unwrap().0[0].id.clone();
     store.set_phase(&id, &[Phase::Hot], Phase::Creating, "as before the last step").unwrap();
     drop(store);
     assert_eq!(house.host.running().len(), 1);

@@ -19,7 +19,7 @@ mod user;
 pub use db::Db;
 pub use error::StoreError;
 pub use image::ImageRow;
-pub use sandbox::{NewSandbox, PatchRow, Reserved, SandboxRow};
+pub use sandbox::{NewSandbox, PatchRow, Reserved, SandboxRow, Unreadable};
 pub use user::{NewUser, UserRow};
 
 use std::path::Path;

@@ -44,6 +44,14 @@ pub struct SandboxRow {
     pub stopped_at: Option<Timestamp>,
 }
 
+/// A sandbox whose record this program cannot read.
+#[derive(Debug)]
+pub struct Unreadable {
+    /// Its machine's name, if at least that can be read.
+    pub engine_id: Option<EngineId>,
+    pub error: StoreError,
+}
+
 /// What a create wants.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NewSandbox {
@@ -222,11 +230,23 @@ impl Store {
         all(statement.query([owner.as_str()])?, read)
     }
 
-    /// Every sandbox there is, for recovery.
-    pub fn all_sandboxes(&self) -> Result<Vec<SandboxRow>, StoreError> {
+    /// Every sandbox there is, for recovery, and apart from them the rows that cannot be read:
+    /// their machines are not to be touched, whatever is wrong with the record.
+    pub fn all_sandboxes(&self) -> Result<(Vec<SandboxRow>, Vec<Unreadable>), StoreError> {
         let mut statement =
             self.connection.prepare_cached("SELECT * FROM sandboxes ORDER BY created_at, id")?;
-        all(statement.query([])?, read)
+        let mut rows = statement.query([])?;
+        let (mut found, mut unreadable) = (Vec::new(), Vec::new());
+        while let Some(row) = rows.next()? {
+            match read(row) {
+                Ok(row) => found.push(row),
+                Err(error) => {
+                    let engine_id: String = row.get("engine_id")?;
+                    unreadable.push(Unreadable { engine_id: engine_id.parse().ok(), error });
+                }
+            }
+        }
+        Ok((found, unreadable))
     }
 
     /// The root disk exists now.

@@ -151,6 +151,20 @@ fn a_patch_is_all_or_nothing() {
 }
 
 #[test]
+fn one_unreadable_row_does_not_hide_the_others() {
+    let (_dir, mut store) = open();
+    let alice = user(&mut store, "alice", 5);
+    let odd = reserve(&mut store, &wanted(&alice, "odd"));
+    let fine = reserve(&mut store, &wanted(&alice, "fine"));
+    let sql = "UPDATE sandboxes SET labels = 'nonsense' WHERE id = ?1";
+    store.connection.execute(sql, [odd.id.as_str()]).unwrap();
+    let (found, unreadable) = store.all_sandboxes().unwrap();
+    assert_eq!(found, [fine]);
+    assert_eq!(unreadable[0].engine_id, Some(odd.engine_id));
+    assert!(unreadable[0].error.to_string().contains("labels"), "{}", unreadable[0].error);
+}
+
+#[test]
 fn users_with_sandboxes_stay() {
     let (_dir, mut store) = open();
     let alice = user(&mut store, "alice", 5);
