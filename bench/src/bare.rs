@@ -53,6 +53,14 @@ impl Board {
         let option = |name: &str| Ok((name.to_owned(), value(name)?));
         Ok(Self { options: SHARED.iter().map(|name| option(name)).collect::<Result<_>>()? })
     }
+
+    /// The same for a VMM outside: the firmware's path is one in the root the VMM has been given.
+    fn seen_from_outside(mut self, root: &str) -> Self {
+        for (_, value) in self.options.iter_mut().filter(|(name, _)| name == "-bios") {
+            value.insert_str(0, root);
+        }
+        self
+    }
 }
 
 /// Starts machines by hand.
@@ -78,7 +86,7 @@ impl Bench {
         let network = networks.ensure_user(USER).await.context("cannot make a network")?;
         Ok(Self {
             program,
-            board: Board::parse(&cmdline)?,
+            board: Board::parse(&cmdline)?.seen_from_outside(&proc("root")),
             kernel: data_dir.join("kernel/vmlinux"),
             initramfs: data_dir.join("kernel/initramfs.cpio"),
             image: data_dir.join("images/rootfs-minimal-amd64.ext4"),
