@@ -24,7 +24,10 @@ pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
 pub fn serve(config: ServerConfig) -> anyhow::Result<()> {
     telemetry::init();
     raise_open_files();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers(std::thread::available_parallelism()))
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let stop = tokio_util::sync::CancellationToken::new();
         let app = App::build(config).await.inspect_err(|error| {
@@ -60,6 +63,12 @@ pub fn serve(config: ServerConfig) -> anyhow::Result<()> {
         let ((), result) = tokio::join!(signals, app.run(stop));
         result
     })
+}
+
+/// A quarter of the cores: the rest belong to the machines. On a small host one thread is also
+/// faster, since handing a request from thread to thread costs more than what is done with it.
+fn workers(cores: std::io::Result<std::num::NonZeroUsize>) -> usize {
+    (cores.map_or(1, std::num::NonZeroUsize::get) / 4).clamp(1, 16)
 }
 
 /// Every connection, machine and image is a descriptor; a shell's usual limit is 1024.

@@ -357,8 +357,13 @@ impl Sandboxes {
     /// A guest that answers, waking it if need be.
     pub async fn lease(&self, caller: &UserRow, key: &str) -> Result<Lease, ServiceError> {
         let row = self.get(caller, key).await?;
-        self.handle(&row)?.lease().await.map_err(|error| match error {
-            WakeError::Gone => ServiceError::NoSandbox(key.to_owned()),
+        self.lease_of(&row).await
+    }
+
+    /// The same for a sandbox that was just looked up.
+    pub async fn lease_of(&self, row: &SandboxRow) -> Result<Lease, ServiceError> {
+        self.handle(row)?.lease().await.map_err(|error| match error {
+            WakeError::Gone => ServiceError::NoSandbox(row.name.to_string()),
             WakeError::ShuttingDown => ServiceError::ShuttingDown,
             WakeError::Denied(denied) => ServiceError::Denied(denied),
             other => ServiceError::Wake(other),

@@ -2,7 +2,7 @@
 
 use bhatti_types::{ApiKey, Mib, UserId};
 use jiff::Timestamp;
-use rusqlite::{OptionalExtension, Row};
+use rusqlite::Row;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
@@ -133,16 +133,15 @@ impl Store {
     /// an attacker nothing about a stored key.
     pub fn user_by_key(&self, key: &ApiKey) -> Result<Option<UserRow>, StoreError> {
         let offered = hash(key);
-        let mut statement = self
-            .connection
-            .prepare_cached("SELECT id, api_key_hash FROM users WHERE api_key_hash = ?1")?;
-        let found: Option<(String, String)> =
-            statement.query_row([&offered], |r| Ok((r.get(0)?, r.get(1)?))).optional()?;
-        match found {
-            Some((id, stored)) if bool::from(stored.as_bytes().ct_eq(offered.as_bytes())) => {
-                self.one_user("id", &id)
-            }
-            _ => Ok(None),
+        let sql = format!("SELECT {COLUMNS}, api_key_hash FROM users WHERE api_key_hash = ?1");
+        let mut statement = self.connection.prepare_cached(&sql)?;
+        let mut rows = statement.query([&offered])?;
+        let Some(row) = rows.next()? else { return Ok(None) };
+        let stored: String = row.get("api_key_hash")?;
+        if bool::from(stored.as_bytes().ct_eq(offered.as_bytes())) {
+            read(row).map(Some)
+        } else {
+            Ok(None)
         }
     }
 

@@ -31,7 +31,7 @@ pub(in crate::http) async fn exec(
     request: Request,
 ) -> Result<Response, ApiError> {
     // 404 comes before complaints about the body, so the body is read here.
-    api.sandboxes.get(&caller, &sandbox).await?;
+    let row = api.sandboxes.get(&caller, &sandbox).await?;
     let streaming = request.headers().get(header::ACCEPT).is_some_and(|v| v == route::NDJSON);
     let Read(body) = Read::<ExecRequest>::from_request(request, &()).await?;
     if body.cmd.is_empty() {
@@ -41,7 +41,7 @@ pub(in crate::http) async fn exec(
     if body.cmd.iter().any(|arg| arg.contains('\0')) {
         return Err(ApiError::BadRequest("cmd must not contain NUL".to_owned()));
     }
-    let lease = api.sandboxes.lease(&caller, &sandbox).await?;
+    let lease = api.sandboxes.lease_of(&row).await?;
     let spec = ExecSpec { argv: body.cmd, timeout: Some(timeout), ..ExecSpec::default() };
     if body.detach {
         let spec = ExecSpec { timeout: None, ..spec };
