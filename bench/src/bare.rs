@@ -16,7 +16,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use bhatti_guest_client::{ExecEvent, ExecSpec, Guest};
+use bhatti_guest_client::Guest;
 use bhatti_link::Mode;
 use bhatti_net::{NetConfig, Networks, UserNet, guest_mac, guest_subnet};
 use bhatti_types::EngineId;
@@ -229,17 +229,7 @@ pub(crate) struct Bare {
 impl Bare {
     /// Runs `true` to its end.
     pub(crate) async fn exec_true(&self) -> Result<()> {
-        // The daemon's default limit, so that the same code runs.
-        let timeout = Some(Duration::from_secs(300));
-        let argv = vec!["true".to_owned()];
-        let mut running =
-            self.guest.exec(ExecSpec { argv, timeout, ..ExecSpec::default() }).await?;
-        while let Some(event) = running.next().await? {
-            if let ExecEvent::Exit { code, .. } = event {
-                ensure!(code == 0, "`true` over the bare link exited with {code}");
-            }
-        }
-        Ok(())
+        crate::same::exec_true(&self.guest).await
     }
 
     pub(crate) fn pid(&self) -> Result<i32> {

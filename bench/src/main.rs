@@ -15,6 +15,7 @@ mod memory;
 mod pace;
 mod report;
 mod rounds;
+mod same;
 mod stats;
 mod subject;
 
@@ -30,6 +31,7 @@ use crate::environment::Environment;
 use crate::memory::Footprint;
 use crate::report::Findings;
 use crate::rounds::{Boots, Execs, Starts};
+use crate::same::SameMachine;
 use crate::subject::{RESIDENT, Subject};
 
 /// Measures what bhatti adds to the bare engine
@@ -75,7 +77,7 @@ fn measure(runs: usize) -> Result<Findings> {
     // One thread, so that the measuring itself wakes nobody up.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let subject = Subject::start().await?;
+        let mut subject = Subject::start().await?;
         let mut environment = Environment::observe(subject.client.health().await?.engine)?;
         let machine = subject.resident_pid()?;
         let serve = memory::child_told_to("serve")?;
@@ -97,8 +99,9 @@ fn measure(runs: usize) -> Result<Findings> {
         let phases = "cat /run/bhatti/boot-timing.txt";
         let boot_phases = subject::exec(&subject.client, RESIDENT, phases).await?;
         drop(bare);
+        let same = SameMachine::measure(&mut subject, runs * 10).await?;
         subject.end().await?;
         environment.finish()?;
-        Ok(Findings { environment, boots, execs, starts, memory, boot_phases })
+        Ok(Findings { environment, boots, execs, same, starts, memory, boot_phases })
     })
 }

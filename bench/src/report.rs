@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::environment::Environment;
 use crate::memory::Footprint;
 use crate::rounds::{Boots, Execs, Starts};
+use crate::same::SameMachine;
 use crate::stats::Series;
 
 /// What `create` may take, over the bare boot.
@@ -20,6 +21,7 @@ pub(crate) struct Findings {
     pub(crate) environment: Environment,
     pub(crate) boots: Boots,
     pub(crate) execs: Execs,
+    pub(crate) same: SameMachine,
     pub(crate) starts: Starts,
     pub(crate) memory: Vec<(&'static str, Footprint)>,
     /// What the agent wrote about its boot, of the resident.
@@ -80,9 +82,9 @@ struct Json<'a> {
 
 impl Findings {
     fn budgets(&self) -> Vec<Budget> {
-        let Self { boots, execs, .. } = self;
+        let Self { boots, same, .. } = self;
         let ratio = |series: &Series| series.percentile(50) / boots.bare.percentile(50);
-        let extra = execs.api.percentile(50) - execs.bare.percentile(50);
+        let extra = same.api.percentile(50) - same.link.percentile(50);
         vec![
             Budget::new(
                 "create by CLI / bare first reply, p50",
@@ -96,13 +98,14 @@ impl Findings {
                 CREATE_RATIO,
                 "x",
             ),
-            Budget::new("exec by API - bare link, p50", extra, EXEC_EXTRA_MS, " ms"),
+            Budget::new("exec by API - bare link, same machine, p50", extra, EXEC_EXTRA_MS, " ms"),
         ]
     }
 
     /// Everything, with every sample in milliseconds.
     pub(crate) fn json(&self) -> Result<String> {
-        let all = self.boots.all().into_iter().chain(self.execs.all()).chain(self.starts.all());
+        let all = self.boots.all().into_iter().chain(self.execs.all());
+        let all = all.chain(self.same.all()).chain(self.starts.all());
         let row = |series: &Series| Row {
             name: series.name,
             n: series.len(),
@@ -143,6 +146,10 @@ impl Findings {
         writeln!(text, "|---|---|---|---|---|")?;
         for series in execs.all() {
             let extra = series.median_difference(&execs.bare)?;
+            line(&mut text, series, 2, &format!("{extra:+.2} ms"))?;
+        }
+        for series in self.same.all() {
+            let extra = series.median_difference(&self.same.link)?;
             line(&mut text, series, 2, &format!("{extra:+.2} ms"))?;
         }
         for series in starts.all() {

@@ -49,12 +49,31 @@ impl Subject {
         self.daemon.prepare(Some(&self.owner), args)
     }
 
-    /// Removes the resident and ends the daemon.
-    pub(crate) async fn end(mut self) -> Result<()> {
-        destroy(&self.client, RESIDENT).await?;
+    /// Ends the daemon in order. The resident goes on.
+    pub(crate) fn stop_daemon(&mut self) -> Result<()> {
         let code = self.daemon.terminate();
         ensure!(code == 0, "the daemon ended with {code}");
         Ok(())
+    }
+
+    /// Starts it again. It adopts the resident, and listens elsewhere than before.
+    pub(crate) fn start_daemon(&mut self) {
+        self.daemon.run();
+        self.client = self.daemon.client(&self.owner);
+    }
+
+    /// The host's end of the resident's link. Only while it is the only machine.
+    pub(crate) fn agent_socket(&self) -> Result<std::path::PathBuf> {
+        let mut dirs = std::fs::read_dir(self.daemon.data_dir().join("sandboxes"))?;
+        let dir = dirs.next().context("the resident has a directory")??;
+        ensure!(dirs.next().is_none(), "one machine should be there");
+        Ok(dir.path().join("agent.sock"))
+    }
+
+    /// Removes the resident and ends the daemon.
+    pub(crate) async fn end(mut self) -> Result<()> {
+        destroy(&self.client, RESIDENT).await?;
+        self.stop_daemon()
     }
 }
 
