@@ -77,8 +77,8 @@ impl Subject {
     }
 }
 
-/// Makes sure of a connection, before a clock starts. The daemon closes one that was idle for ten
-/// seconds, and a request that crosses the closing fails, rightly, if it changes something.
+/// Makes sure of a connection, before a clock starts: the client does not use one again that was
+/// idle for some seconds, and making one is not what is measured.
 pub(crate) async fn connect(client: &Client) -> Result<()> {
     client.health().await.context("the daemon does not answer")?;
     Ok(())

@@ -4,7 +4,7 @@ use std::fs::Permissions;
 use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 
-use bhatti_types::{EngineId, Mib};
+use bhatti_types::EngineId;
 use camino::{Utf8Path, Utf8PathBuf};
 
 /// The data directory cannot be used as it is.
@@ -154,13 +154,6 @@ impl Layout {
             }
         }
         Ok(removed)
-    }
-
-    /// Room left for sandboxes.
-    pub fn free_space(&self) -> Result<Mib, DiskError> {
-        let stat = nix::sys::statvfs::statvfs(self.root.as_std_path())
-            .map_err(|errno| file("examine", &self.root)(errno.into()))?;
-        Ok(Mib::holding(stat.blocks_available() * stat.fragment_size()))
     }
 }
 
