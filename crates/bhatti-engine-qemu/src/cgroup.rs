@@ -465,6 +465,7 @@ mod tests {
                 start_ticks: 1,
                 host_boot_id: String::new(),
                 cgroups: paths.iter().map(Utf8PathBuf::from).collect(),
+                memory: None,
             };
             cgroups.recorded(&record).paths()
         };

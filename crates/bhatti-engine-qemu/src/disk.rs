@@ -61,7 +61,7 @@ pub(crate) fn create(
         }
         return Err(EngineError::File { action: "write", path, source });
     }
-    Ok(RootDisk { file: path, base: Some(base.to_owned()), bytes: Some(bytes) })
+    Ok(RootDisk { file: path, base: Some(base.to_owned()), layers: Vec::new(), bytes: Some(bytes) })
 }
 
 /// Bytes in the image, which must look like a disk.

@@ -13,7 +13,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bhatti_engine::{BootSpec, Engine, EngineError, EngineInfo, Private, RootDisk, Vm, VmRecord};
+use bhatti_engine::{
+    Below, BootSpec, Engine, EngineError, EngineInfo, Private, RestoreSpec, RootDisk, Vm, VmRecord,
+};
 use bhatti_types::{EngineId, Mib};
 use camino::{Utf8Path, Utf8PathBuf};
 use tokio::time::timeout;
@@ -124,12 +126,12 @@ impl Engine for QemuEngine {
 
     async fn create_root(
         &self,
-        base: &Utf8Path,
+        below: Below,
         dir: &Utf8Path,
         size: Option<Mib>,
         owner: Private,
     ) -> Result<RootDisk, EngineError> {
-        let (base, dir) = (base.to_owned(), dir.to_owned());
+        let (base, dir) = (below.base, dir.to_owned());
         blocking(move || disk::create(&base, &dir, size, owner)).await
     }
 
@@ -149,6 +151,14 @@ impl Engine for QemuEngine {
             Ok(result) => result.map(|vm| vm as Arc<dyn Vm>),
             Err(_) => Err(EngineError::Gone), // the runtime is going down
         }
+    }
+
+    fn fingerprint(&self) -> &str {
+        ""
+    }
+
+    async fn restore(&self, _spec: RestoreSpec) -> Result<Arc<dyn Vm>, EngineError> {
+        Err(EngineError::Unusable { why: "not built yet".to_owned() })
     }
 
     async fn adopt(&self, record: &VmRecord) -> Result<Option<Arc<dyn Vm>>, EngineError> {
@@ -179,7 +189,7 @@ struct Opened {
 impl Inner {
     async fn boot(self: Arc<Self>, spec: BootSpec) -> Result<Arc<QemuVm>, EngineError> {
         let dir = MachineDir::open(&spec.dir).map_err(file_error("open", &spec.dir))?;
-        let (id, owner) = (spec.id.clone(), spec.owner);
+        let (id, owner, memory) = (spec.id.clone(), spec.owner, spec.shape.memory);
 
         let this = Arc::clone(&self);
         let (dir, group, log, pid) = blocking(move || {
@@ -202,6 +212,7 @@ impl Inner {
                     start_ticks: process.start_ticks(),
                     host_boot_id: self.host_boot_id.clone(),
                     cgroups: group.paths(),
+                    memory: Some(memory),
                 };
                 let (qmp, log) = (Some(qmp), Some(log));
                 Ok(QemuVm::watch(Parts { record, owner, dir, process, group, qmp, log }))

@@ -17,7 +17,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bhatti_engine::{Carrier, EngineError, Exit, Private, Vm, VmRecord};
+use bhatti_engine::{Carrier, EngineError, Exit, Private, RootDisk, Save, Saved, Vm, VmRecord};
+use camino::Utf8Path;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -141,6 +142,26 @@ impl Vm for QemuVm {
         Ok(Carrier::Single(Box::new(Link(stream))))
     }
 
+    async fn pause(&self) -> Result<(), EngineError> {
+        Err(not_built("pause"))
+    }
+
+    async fn resume(&self) -> Result<(), EngineError> {
+        Err(not_built("resume"))
+    }
+
+    async fn save(&self, _save: Save) -> Result<Saved, EngineError> {
+        Err(not_built("save"))
+    }
+
+    async fn seal_disk(
+        &self,
+        _disk: &RootDisk,
+        _sealed: &Utf8Path,
+    ) -> Result<RootDisk, EngineError> {
+        Err(not_built("seal_disk"))
+    }
+
     async fn kill(&self) -> Result<(), EngineError> {
         // A closed channel means that the watcher is done, and so is the machine.
         drop(self.commands.send(Command::Kill).await);
@@ -182,6 +203,11 @@ async fn refresh_console(
         _ = done => {}
         _ = exit.wait_for(Option::is_some) => {}
     }
+}
+
+fn not_built(command: &str) -> EngineError {
+    let message = "not built yet".to_owned();
+    EngineError::Control { command: command.to_owned(), message }
 }
 
 async fn at(time: Option<Instant>) {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bhatti_engine::{
-    Accel, BootSpec, Engine, EngineError, EngineInfo, Exit, Private, RootDisk, Vm, VmRecord,
+    Accel, Below, BootSpec, Engine, EngineError, EngineInfo, Exit, Private, RestoreSpec, RootDisk,
+    Vm, VmRecord,
 };
 use bhatti_types::{EngineId, Mib};
 use camino::Utf8Path;
@@ -53,12 +54,13 @@ impl Engine for SimEngine {
 
     async fn create_root(
         &self,
-        base: &Utf8Path,
+        below: Below,
         dir: &Utf8Path,
         size: Option<Mib>,
         _owner: Private,
     ) -> Result<RootDisk, EngineError> {
         self.enter(Call::CreateRoot).await?;
+        let base = below.base.as_path();
         let metadata = std::fs::metadata(base).map_err(file_error("use image", base))?;
         let image = Mib::holding(metadata.len());
         if let Some(asked) = size.filter(|asked| *asked < image) {
@@ -69,7 +71,15 @@ impl Engine for SimEngine {
         let mut disk = std::fs::File::create_new(&file).map_err(file_error("create", &file))?;
         io::Write::write_all(&mut disk, DISK_MAGIC).map_err(file_error("write", &file))?;
         let bytes = Some(size.map_or(metadata.len(), Mib::bytes));
-        Ok(RootDisk { file, base: Some(base.to_owned()), bytes })
+        Ok(RootDisk { file, base: Some(below.base), layers: below.layers, bytes })
+    }
+
+    fn fingerprint(&self) -> &str {
+        "sim"
+    }
+
+    async fn restore(&self, _spec: RestoreSpec) -> Result<Arc<dyn Vm>, EngineError> {
+        Err(EngineError::Unusable { why: "not built yet".to_owned() })
     }
 
     async fn boot(&self, spec: BootSpec) -> Result<Arc<dyn Vm>, EngineError> {

@@ -174,6 +174,7 @@ impl Room {
             start_ticks: u64::from(self.next_pid.unsigned_abs()) * 100,
             host_boot_id: self.boot_id.clone(),
             cgroups: Vec::new(),
+            memory: None,
         };
         let (exit, watcher) = watch::channel(None);
         let console = b"sim: booted\n".to_vec();

@@ -4,7 +4,8 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 
 use async_trait::async_trait;
-use bhatti_engine::{Carrier, EngineError, Exit, Vm, VmRecord};
+use bhatti_engine::{Carrier, EngineError, Exit, RootDisk, Save, Saved, Vm, VmRecord};
+use camino::Utf8Path;
 use tokio::sync::{oneshot, watch};
 
 use crate::fault::{Call, Fault, failure};
@@ -71,6 +72,26 @@ impl Vm for SimVm {
         });
         (self.host.guest())(self.record.id.clone(), guests);
         Ok(Carrier::Single(Box::new(ours)))
+    }
+
+    async fn pause(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    async fn resume(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    async fn save(&self, _save: Save) -> Result<Saved, EngineError> {
+        Ok(Saved::default())
+    }
+
+    async fn seal_disk(
+        &self,
+        disk: &RootDisk,
+        _sealed: &Utf8Path,
+    ) -> Result<RootDisk, EngineError> {
+        Ok(disk.clone())
     }
 
     async fn kill(&self) -> Result<(), EngineError> {

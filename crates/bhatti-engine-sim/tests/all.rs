@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bhatti_engine::conformance::Harness;
-use bhatti_engine::{BootSpec, Carrier, Engine, EngineError, Exit, Private, Shape, VmRecord};
+use bhatti_engine::{
+    Below, BootSpec, Carrier, Engine, EngineError, Exit, Private, Shape, VmRecord,
+};
 use bhatti_engine_sim::{Call, Fault, SimEngine, SimHost};
 use bhatti_types::{EngineId, Mib};
 use camino::Utf8Path;
@@ -40,7 +42,8 @@ impl Harness for SimHarness {
         let dir = scratch.join(id.as_str());
         std::fs::create_dir(&dir).expect("a directory");
         let engine = SimEngine::new(self.host.clone());
-        let root = engine.create_root(&scratch.join("base"), &dir, None, NOBODY).await;
+        let below = Below { base: scratch.join("base"), layers: Vec::new() };
+        let root = engine.create_root(below, &dir, None, NOBODY).await;
         BootSpec {
             id,
             dir,
@@ -50,6 +53,7 @@ impl Harness for SimHarness {
             root: root.expect("a root disk"),
             nic: None,
             owner: NOBODY,
+            hugepages: false,
         }
     }
 

@@ -16,13 +16,14 @@ pub trait Engine: Send + Sync {
     /// What this is and how it was chosen; known at start, shown by `admin status`.
     fn info(&self) -> &EngineInfo;
 
-    /// Makes the root disk of a new sandbox in `dir`, on top of the read-only `base` image.
+    /// Makes the root disk of a sandbox in `dir`, on top of what `below` names.
     ///
-    /// Under QEMU nothing is copied. `size` of `None` keeps the image's size; a larger one makes
-    /// a larger device (the guest grows its file system). The file belongs to `owner` afterwards.
+    /// Under QEMU nothing is copied. `size` of `None` keeps the size of what lies below; a larger
+    /// one makes a larger device (the guest grows its file system). The file belongs to `owner`
+    /// afterwards.
     async fn create_root(
         &self,
-        base: &Utf8Path,
+        below: Below,
         dir: &Utf8Path,
         size: Option<Mib>,
         owner: Private,
@@ -30,6 +31,19 @@ pub trait Engine: Send + Sync {
 
     /// Starts a machine. On failure nothing is left behind.
     async fn boot(&self, spec: BootSpec) -> Result<Arc<dyn Vm>, EngineError>;
+
+    /// What a snapshot can be restored by: two equal texts mean that either engine can load what
+    /// the other has saved. Names the VMM, its version, the CPU and whatever else a saved device
+    /// state silently depends on.
+    fn fingerprint(&self) -> &str;
+
+    /// Starts a machine from a snapshot that [`Vm::save`] made. It is paused; nothing of it has
+    /// run. On failure nothing is left behind.
+    ///
+    /// Every byte of memory is checked against what was saved. [`EngineError::Unusable`] means
+    /// that this snapshot will not work on this host however often it is tried; any other error
+    /// is about the host, now.
+    async fn restore(&self, spec: RestoreSpec) -> Result<Arc<dyn Vm>, EngineError>;
 
     /// Finds a machine that a former daemon started. `Ok(None)`: it is gone, and its traces
     /// (cgroup, sockets) have been removed.
@@ -61,6 +75,25 @@ pub trait Vm: Send + Sync {
     /// Opens the carrier of the host–guest link. At most one at a time; opening again closes the
     /// former one.
     async fn open_link(&self) -> Result<Carrier, EngineError>;
+
+    /// Stops the virtual CPUs; memory stays. Everything the guest wrote to its disk is in the
+    /// files afterwards. Idempotent.
+    async fn pause(&self) -> Result<(), EngineError>;
+
+    /// Lets the virtual CPUs run (again). Idempotent.
+    async fn resume(&self) -> Result<(), EngineError>;
+
+    /// Writes memory and device state into a directory. The machine is paused, and stays so.
+    ///
+    /// Writes what changed since [`Save::since`], links the rest. Nothing is synced to the medium:
+    /// that is the caller's, who may want to let the machine go on first. On failure the directory
+    /// holds rubbish and the machine is as it was.
+    async fn save(&self, save: Save) -> Result<Saved, EngineError>;
+
+    /// Gives the paused machine a new, empty top layer on its disk. The former top is moved to
+    /// `sealed`, on the same file system, and nobody writes it any more. `disk` is the present
+    /// state, the answer the new one.
+    async fn seal_disk(&self, disk: &RootDisk, sealed: &Utf8Path) -> Result<RootDisk, EngineError>;
 
     /// Ends the machine now. Returns when its process is gone. Idempotent.
     async fn kill(&self) -> Result<(), EngineError>;
@@ -123,6 +156,53 @@ pub struct BootSpec {
     pub root: RootDisk,
     pub nic: Option<Nic>,
     pub owner: Private,
+    /// Memory in pages of 2 MiB, of which the host must have reserved enough. Such memory is
+    /// shared with nobody, and every save writes all of it.
+    pub hugepages: bool,
+}
+
+/// A machine, and what it wakes as.
+#[derive(Debug)]
+pub struct RestoreSpec {
+    /// As at boot. The shape must give the same number of virtual CPUs and the same memory as
+    /// what was saved; kernel and initramfs are not looked at.
+    pub machine: BootSpec,
+    /// The directory [`Vm::save`] filled.
+    pub snapshot: Utf8PathBuf,
+    /// The snapshot whose memory this machine shares with all others that stand on it, page by
+    /// page until it writes. Either `snapshot` itself, to make a clone of it, or the base that
+    /// was named when `snapshot` was saved. `None`: the machine has its memory alone.
+    pub base: Option<Utf8PathBuf>,
+}
+
+/// Where a snapshot goes, and what need not be written again.
+#[derive(Clone, Debug)]
+pub struct Save {
+    /// An empty directory that nobody but us can enter.
+    pub into: Utf8PathBuf,
+    /// A former snapshot of this machine or of what it was restored from: memory that is equal
+    /// there is linked. With the same base.
+    pub since: Option<Utf8PathBuf>,
+    /// As it was at [`Engine::restore`]; `None` for a machine that was booted.
+    pub base: Option<Utf8PathBuf>,
+}
+
+/// What a save came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saved {
+    /// Bytes written now.
+    pub written: u64,
+    /// Bytes of all files of the snapshot, the linked ones included.
+    pub total: u64,
+}
+
+/// What lies below a sandbox's own disk layer: read by many, written by nobody.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Below {
+    /// The raw image.
+    pub base: Utf8PathBuf,
+    /// Sealed layers over it, the lowest first.
+    pub layers: Vec<Utf8PathBuf>,
 }
 
 /// The unprivileged identity a VMM runs as; one per sandbox.
@@ -154,6 +234,9 @@ pub struct RootDisk {
     pub file: Utf8PathBuf,
     /// The shared read-only image below it; `None` if `file` is complete by itself.
     pub base: Option<Utf8PathBuf>,
+    /// Sealed layers between the two, the lowest first.
+    #[serde(default)]
+    pub layers: Vec<Utf8PathBuf>,
     /// Size of the device in bytes; `None` in a record from before it was kept.
     #[serde(default)]
     pub bytes: Option<u64>,
@@ -183,6 +266,10 @@ pub struct VmRecord {
     /// still finds them. Empty if the engine makes none, and in older records.
     #[serde(default)]
     pub cgroups: Vec<Utf8PathBuf>,
+    /// How much memory it has, to find it in the process; `None` in a record from before
+    /// machines could be saved.
+    #[serde(default)]
+    pub memory: Option<Mib>,
 }
 
 /// How a machine ended.

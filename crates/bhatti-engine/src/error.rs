@@ -38,6 +38,16 @@ pub enum EngineError {
     /// The control socket broke or said no.
     #[error("VMM command {command} failed: {message}")]
     Control { command: String, message: String },
+    /// A snapshot cannot be restored here, now or later: it is damaged, or was made by another
+    /// engine or on another CPU. One sentence says which.
+    #[error("the snapshot cannot be used: {why}")]
+    Unusable { why: String },
+    /// The host has not reserved enough 2 MiB pages.
+    #[error(
+        "{needed} hugepages of 2 MiB are needed, {free} are free on this host: \
+         reserve them with `sysctl vm.nr_hugepages=N`, or create without --hugepages"
+    )]
+    NoHugepages { needed: u64, free: u64 },
     /// The machine has ended.
     #[error("the machine is not running")]
     Gone,

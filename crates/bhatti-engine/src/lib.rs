@@ -10,6 +10,8 @@
 //!   [`VmRecord`], or says that it is gone; it never adopts a process it cannot prove is ours,
 //!   and never says so of one that lives. [`Engine::end`] ends it by that proof alone.
 //! - `kill` is idempotent and returns only when the process is gone.
+//! - A snapshot is a directory. What [`Vm::save`] put there [`Engine::restore`] brings back byte
+//!   for byte, any number of times, or says [`EngineError::Unusable`] and leaves nothing.
 //! - `exited` may be awaited by many and at any time, also after the fact.
 
 pub mod conformance;
@@ -17,6 +19,7 @@ mod engine;
 mod error;
 
 pub use engine::{
-    Accel, BootSpec, Carrier, Engine, EngineInfo, Exit, Nic, Private, RootDisk, Shape, Vm, VmRecord,
+    Accel, Below, BootSpec, Carrier, Engine, EngineInfo, Exit, Nic, Private, RestoreSpec, RootDisk,
+    Save, Saved, Shape, Vm, VmRecord,
 };
 pub use error::EngineError;

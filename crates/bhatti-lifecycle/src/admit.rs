@@ -38,9 +38,11 @@ pub enum Denied {
 pub fn admit(phase: Phase, op: Op) -> Result<Verdict, Denied> {
     match (phase, op) {
         (Phase::Hot, Op::Use) => Ok(Verdict::AlreadyDone),
-        (Phase::Stopped, Op::Use) => Ok(Verdict::Do),
-        (Phase::Hot | Phase::Stopped | Phase::Unknown, Op::Edit) => Ok(Verdict::Do),
-        (Phase::Hot | Phase::Stopped | Phase::Unknown, Op::Destroy) => Ok(Verdict::Do),
+        (Phase::Warm | Phase::Cold | Phase::Stopped, Op::Use) => Ok(Verdict::Do),
+        (
+            Phase::Hot | Phase::Warm | Phase::Cold | Phase::Stopped | Phase::Unknown,
+            Op::Edit | Op::Destroy,
+        ) => Ok(Verdict::Do),
         (Phase::Destroying, Op::Destroy) => Ok(Verdict::AlreadyDone),
         (Phase::Unknown, Op::Use) => Err(Denied::Unknown),
         (Phase::Creating, Op::Use | Op::Edit | Op::Destroy) => Err(Denied::StillCreating),
@@ -56,7 +58,11 @@ mod tests {
     fn nothing_starts_in_a_sandbox_that_is_going() {
         for phase in Phase::ALL {
             let usable = admit(phase, Op::Use).is_ok();
-            assert_eq!(usable, matches!(phase, Phase::Hot | Phase::Stopped), "{phase}");
+            assert_eq!(
+                usable,
+                matches!(phase, Phase::Hot | Phase::Warm | Phase::Cold | Phase::Stopped),
+                "{phase}"
+            );
             let removable = admit(phase, Op::Destroy).is_ok();
             assert_eq!(removable, phase != Phase::Creating, "{phase}");
         }

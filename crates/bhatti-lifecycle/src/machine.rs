@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bhatti_engine::{BootSpec, Engine, EngineError, Nic, Private, RootDisk, Shape, Vm, VmRecord};
+use bhatti_engine::{
+    Below, BootSpec, Engine, EngineError, Nic, Private, RootDisk, Shape, Vm, VmRecord,
+};
 use bhatti_guest_client::{Guest, Mode};
 use bhatti_storage::Layout;
 use bhatti_store::{Db, SandboxRow, UserRow};
@@ -148,6 +150,7 @@ pub(crate) async fn boot(
         root,
         nic,
         owner: owner_of(row),
+        hugepages: false,
     };
     let vm = world.engine.boot(spec).await.map_err(WakeError::Engine)?;
     let settled = tokio::select! {
@@ -201,7 +204,7 @@ async fn root_disk(world: &World, row: &SandboxRow) -> Result<RootDisk, WakeErro
     let size = (row.disk_size.0 > 0).then_some(row.disk_size);
     let disk = world
         .engine
-        .create_root(&base, &dir, size, owner_of(row))
+        .create_root(Below { base, layers: Vec::new() }, &dir, size, owner_of(row))
         .await
         .map_err(WakeError::Engine)?;
     let value = serde_json::to_value(&disk)

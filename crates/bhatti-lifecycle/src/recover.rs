@@ -19,8 +19,8 @@ pub(crate) fn plan(row: &SandboxRow) -> Plan {
     match row.phase {
         Phase::Creating | Phase::Destroying => Plan::Undo,
         // What could not be told last time may be clear now.
-        Phase::Hot | Phase::Unknown => Plan::Adopt,
-        Phase::Stopped => Plan::Keep,
+        Phase::Hot | Phase::Warm | Phase::Unknown => Plan::Adopt,
+        Phase::Cold | Phase::Stopped => Plan::Keep,
     }
 }
 

@@ -10,7 +10,7 @@ mod phase;
 mod secret;
 mod size;
 
-pub use id::{BadId, EngineId, ImageId, RequestId, SandboxId, UserId};
+pub use id::{BadId, EngineId, GoldenId, ImageId, RequestId, SandboxId, SnapshotId, UserId};
 pub use label::{BadLabel, Labels, check_label_key};
 pub use name::{BadName, Name};
 pub use phase::{Phase, Status, Thermal};

@@ -7,14 +7,18 @@ use serde::{Deserialize, Serialize};
 
 /// Everything that can be true of a sandbox, as one value.
 ///
-/// Destroyed sandboxes have no value at all. Warm and cold arrive with sleep; they belong
-/// between `Hot` and `Stopped`.
+/// Destroyed sandboxes have no value at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
     /// The intent is recorded and the name taken; nothing is promised yet. Not listed.
     Creating,
     /// The machine runs.
     Hot,
+    /// The machine's virtual CPUs stand; its memory is where it was. Continues within
+    /// milliseconds.
+    Warm,
+    /// No machine: memory, device state and disk are in files, and it continues from there.
+    Cold,
     /// No machine; the disk is kept. The next operation that needs the guest boots it.
     Stopped,
     /// We cannot vouch for it; a human should look. Only reading and destroying are allowed.
@@ -43,15 +47,24 @@ pub enum Thermal {
 
 impl Phase {
     /// Every phase, for exhaustive tests.
-    pub const ALL: [Phase; 5] =
-        [Phase::Creating, Phase::Hot, Phase::Stopped, Phase::Unknown, Phase::Destroying];
+    pub const ALL: [Phase; 7] = [
+        Phase::Creating,
+        Phase::Hot,
+        Phase::Warm,
+        Phase::Cold,
+        Phase::Stopped,
+        Phase::Unknown,
+        Phase::Destroying,
+    ];
 
     /// The two words clients see. `None`: not listed.
     pub fn wire(self) -> Option<(Status, Option<Thermal>)> {
         match self {
             Phase::Creating | Phase::Destroying => None,
             Phase::Hot => Some((Status::Running, Some(Thermal::Hot))),
-            Phase::Stopped => Some((Status::Stopped, None)),
+            Phase::Warm => Some((Status::Running, Some(Thermal::Warm))),
+            // The contract: no second word for what does not run.
+            Phase::Cold | Phase::Stopped => Some((Status::Stopped, None)),
             Phase::Unknown => Some((Status::Unknown, None)),
         }
     }
@@ -61,6 +74,8 @@ impl Phase {
         match self {
             Phase::Creating => "creating",
             Phase::Hot => "hot",
+            Phase::Warm => "warm",
+            Phase::Cold => "cold",
             Phase::Stopped => "stopped",
             Phase::Unknown => "unknown",
             Phase::Destroying => "destroying",

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use async_trait::async_trait;
 use bhatti_engine::conformance::Harness;
-use bhatti_engine::{BootSpec, Carrier, Engine, Private, Shape, VmRecord};
+use bhatti_engine::{Below, BootSpec, Carrier, Engine, Private, Shape, VmRecord};
 use bhatti_engine_qemu::{AccelChoice, QemuConfig, QemuEngine};
 use bhatti_types::{EngineId, Mib};
 use camino::{Utf8Path, Utf8PathBuf};
@@ -105,8 +105,9 @@ impl Harness for QemuHarness {
         std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o700)).unwrap();
         std::os::unix::fs::chown(&dir, Some(OWNER.uid), Some(OWNER.gid)).unwrap();
         let base = self.guest.join("rootfs-minimal-amd64.ext4");
+        let below = Below { base, layers: Vec::new() };
         let engine = self.qemu().await;
-        let root = engine.create_root(&base, &dir, None, OWNER).await.unwrap();
+        let root = engine.create_root(below, &dir, None, OWNER).await.unwrap();
         BootSpec {
             id,
             dir,
@@ -116,6 +117,7 @@ impl Harness for QemuHarness {
             root,
             nic: None,
             owner: OWNER,
+            hugepages: false,
         }
     }
 

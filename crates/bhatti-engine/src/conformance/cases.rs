@@ -205,6 +205,7 @@ async fn fails_without_trace(harness: &dyn Harness, spec: crate::BootSpec) {
         start_ticks: 0,
         host_boot_id: String::new(),
         cgroups: Vec::new(),
+        memory: None,
     };
     let before = listing(&spec.dir);
     let result = within("fail", engine.boot(spec)).await;
