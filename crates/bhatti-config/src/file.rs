@@ -5,15 +5,16 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use camino::{Utf8Path, Utf8PathBuf};
 
+use crate::duration;
 use crate::node::{Located, Node};
 use crate::problem::{ConfigError, Problem, Problems};
-use crate::server::{self, EngineChoice};
+use crate::server::{self, EngineChoice, OnShutdown, Thermal};
 
 /// No configuration is this long; a wrong path may be.
 const MAX_BYTES: u64 = 1 << 20;
 
 /// Keys that do something.
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 14] = [
     "api_url",
     "auth_token",
     "boot_timeout_sec",
@@ -26,8 +27,13 @@ const KEYS: [&str; 13] = [
     "kernel",
     "listen",
     "network_prefix",
+    "on_shutdown",
     "qemu_bin",
 ];
+
+/// Sections, and the keys in them.
+const SECTIONS: [(&str, &[&str]); 2] =
+    [("goldens", &["max_count", "max_mb"]), ("thermal", &["cold_after", "warm_after"])];
 
 /// Keys an existing installation's file has and this version does nothing with.
 const UNUSED: [&str; 9] = [
@@ -58,6 +64,12 @@ pub(crate) struct FileSettings {
     pub(crate) network_prefix: Option<String>,
     pub(crate) jail_uid_base: Option<u32>,
     pub(crate) boot_timeout_sec: Option<u32>,
+    pub(crate) on_shutdown: Option<OnShutdown>,
+    /// The outer `Option` is whether it was mentioned, the inner one `never`.
+    pub(crate) warm_after: Option<Option<std::time::Duration>>,
+    pub(crate) cold_after: Option<Option<std::time::Duration>>,
+    pub(crate) goldens_max_count: Option<u32>,
+    pub(crate) goldens_max_mb: Option<u32>,
 }
 
 /// A file that was read to its end: what it says, what is wrong, what is without effect.
@@ -89,7 +101,7 @@ pub(crate) fn parse(path: &Utf8Path, text: &str, home: &Utf8Path) -> Result<Read
         let text = text.lines().next().unwrap_or_default().to_owned();
         ConfigError::Syntax(Problem::new(path, line, text))
     })?;
-    let mut reader = Reader { path, home, reading: Reading::default() };
+    let mut reader = Reader { path, home, reading: Reading::default(), thermal_line: 0 };
     match root {
         None | Some(Node::Null) => {}
         Some(Node::Map(entries)) => {
@@ -102,6 +114,7 @@ pub(crate) fn parse(path: &Utf8Path, text: &str, home: &Utf8Path) -> Result<Read
             return Err(ConfigError::Syntax(Problem::new(path, 1, text)));
         }
     }
+    reader.check_thermal();
     Ok(reader.reading)
 }
 
@@ -110,6 +123,8 @@ struct Reader<'a> {
     path: &'a Utf8Path,
     home: &'a Utf8Path,
     reading: Reading,
+    /// Where the last thermal duration stands.
+    thermal_line: u64,
 }
 
 impl Reader<'_> {
@@ -119,10 +134,41 @@ impl Reader<'_> {
             self.reading.unused.push(Problem::new(self.path, line, text));
             return;
         }
+        if let Some((_, keys)) = SECTIONS.iter().find(|(name, _)| *name == key) {
+            self.section(key, keys, value);
+            return;
+        }
         if !KEYS.contains(&key) {
             self.problem(line, unknown_key(key));
             return;
         }
+        self.value(key, value);
+    }
+
+    fn section(&mut self, section: &str, keys: &[&str], value: &Located) {
+        let entries = match &value.value {
+            Node::Null => return,
+            Node::Map(entries) => entries,
+            other => {
+                let text = format!(
+                    "{section:?} must be a section with {}, not {}",
+                    keys.join(" and "),
+                    other.kind()
+                );
+                return self.problem(value.referenced.line(), text);
+            }
+        };
+        for (key, value) in entries {
+            let dotted = format!("{section}.{}", key.value);
+            if keys.contains(&key.value.as_str()) {
+                self.value(&dotted, value);
+            } else {
+                self.problem(key.referenced.line(), unknown_key(&dotted));
+            }
+        }
+    }
+
+    fn value(&mut self, key: &str, value: &Located) {
         // `key:` with nothing after it is how people switch a line off.
         if value.value == Node::Null {
             return;
@@ -132,12 +178,33 @@ impl Reader<'_> {
         }
     }
 
+    /// Both are counted from the last use, so one cannot come before the other.
+    fn check_thermal(&mut self) {
+        let (given, defaults) = (&self.reading.settings, Thermal::default());
+        let warm = given.warm_after.unwrap_or(defaults.warm_after);
+        let cold = given.cold_after.unwrap_or(defaults.cold_after);
+        let (Some(warm), Some(cold)) = (warm, cold) else { return };
+        if cold < warm {
+            let text = format!(
+                "\"thermal.cold_after\" ({}{}) must not be below \"thermal.warm_after\" ({}{})",
+                duration::show(Some(cold)),
+                if given.cold_after.is_none() { ", the default" } else { "" },
+                duration::show(Some(warm)),
+                if given.warm_after.is_none() { ", the default" } else { "" },
+            );
+            self.problem(self.thermal_line, text);
+        }
+    }
+
     fn problem(&mut self, line: u64, text: String) {
         self.reading.problems.0.push(Problem::new(self.path, line, text));
     }
 
     fn set(&mut self, key: &str, value: &Located) -> Result<(), String> {
         let home = self.home;
+        if key.starts_with("thermal.") {
+            self.thermal_line = value.referenced.line();
+        }
         let settings = &mut self.reading.settings;
         let value = &value.value;
         match key {
@@ -157,7 +224,12 @@ impl Reader<'_> {
                 settings.jail_uid_base = Some(number(key, value, server::JAIL_UIDS.start, last)?);
             }
             "boot_timeout_sec" => settings.boot_timeout_sec = Some(number(key, value, 1, 3600)?),
-            other => unreachable!("{other} is in KEYS and has no reader"),
+            "on_shutdown" => settings.on_shutdown = Some(on_shutdown(key, value)?),
+            "thermal.warm_after" => settings.warm_after = Some(duration::read(key, value)?),
+            "thermal.cold_after" => settings.cold_after = Some(duration::read(key, value)?),
+            "goldens.max_count" => settings.goldens_max_count = Some(number(key, value, 1, 1024)?),
+            "goldens.max_mb" => settings.goldens_max_mb = Some(number(key, value, 0, 16 << 20)?),
+            other => unreachable!("{other} is a known key and has no reader"),
         }
         Ok(())
     }
@@ -165,18 +237,32 @@ impl Reader<'_> {
 
 /// Names the nearest key, if one is near enough to be what was meant.
 fn unknown_key(key: &str) -> String {
-    let nearest = KEYS
+    let in_sections = SECTIONS
         .iter()
-        .chain(&UNUSED)
-        .map(|known| (strsim::jaro_winkler(key, known), known))
+        .flat_map(|(section, keys)| keys.iter().map(move |key| format!("{section}.{key}")));
+    let known = KEYS.iter().chain(&UNUSED).map(|key| (*key).to_owned());
+    let known = known.chain(SECTIONS.iter().map(|(name, _)| (*name).to_owned()));
+    let nearest = known
+        .chain(in_sections)
+        .map(|known| {
+            // A key outside its section is as good as the key itself.
+            let bare = known.rsplit('.').next().unwrap_or_default();
+            let score = if bare == key { 1.0 } else { strsim::jaro_winkler(key, &known) };
+            (score, known)
+        })
         .max_by(|(a, _), (b, _)| a.total_cmp(b));
     // Printed with {:?}, so that a key made of control characters cannot play with a terminal.
     let shown: String = key.chars().take(64).collect();
-    match nearest {
-        Some((score, known)) if score >= 0.8 => {
-            format!("unknown key {shown:?} — did you mean {known:?}?")
+    let meant = match nearest {
+        Some((score, known)) if score >= 0.8 => known,
+        _ => return format!("unknown key {shown:?}"),
+    };
+    match meant.split_once('.') {
+        // A key with a dot in its name is not what YAML makes of a section.
+        Some((section, bare)) if !key.starts_with(&format!("{section}.")) || key == meant => {
+            format!("unknown key {shown:?} — put {bare:?} under \"{section}:\"")
         }
-        _ => format!("unknown key {shown:?}"),
+        _ => format!("unknown key {shown:?} — did you mean {meant:?}?"),
     }
 }
 
@@ -205,6 +291,14 @@ fn engine(key: &str, value: &Node) -> Result<EngineChoice, String> {
         "qemu" => Ok(EngineChoice::Qemu),
         "firecracker" => Ok(EngineChoice::Firecracker),
         other => Err(format!("{key:?} must be auto, qemu or firecracker, got {other:?}")),
+    }
+}
+
+fn on_shutdown(key: &str, value: &Node) -> Result<OnShutdown, String> {
+    match text(key, value)? {
+        "keep" => Ok(OnShutdown::Keep),
+        "freeze" => Ok(OnShutdown::Freeze),
+        other => Err(format!("{key:?} must be keep or freeze, got {other:?}")),
     }
 }
 

@@ -16,6 +16,7 @@
 //! Not here: flags and environment variables of the command line, which belong to `bhatti`.
 #![forbid(unsafe_code)]
 
+mod duration;
 mod file;
 mod layer;
 mod node;
@@ -24,4 +25,4 @@ mod server;
 
 pub use layer::{Config, Endpoint, Places, load, load_endpoint};
 pub use problem::{ConfigError, Problem, Problems};
-pub use server::{EngineChoice, JAIL_UIDS, ServerConfig};
+pub use server::{EngineChoice, Goldens, JAIL_UIDS, OnShutdown, ServerConfig, Thermal};

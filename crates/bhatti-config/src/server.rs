@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;
+use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
@@ -17,6 +18,50 @@ pub enum EngineChoice {
     Qemu,
     /// Firecracker, which needs KVM.
     Firecracker,
+}
+
+/// When an idle sandbox goes to sleep. Both are counted from its last use; `None` is never.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Thermal {
+    /// `thermal.warm_after`: then its virtual CPUs stop.
+    pub warm_after: Option<Duration>,
+    /// `thermal.cold_after`: then its memory goes to disk. Not below `warm_after`.
+    pub cold_after: Option<Duration>,
+}
+
+impl Default for Thermal {
+    fn default() -> Self {
+        Self {
+            warm_after: Some(Duration::from_secs(30)),
+            cold_after: Some(Duration::from_secs(30 * 60)),
+        }
+    }
+}
+
+/// How many golden snapshots are kept: machines frozen right after boot, which a create continues
+/// instead of booting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Goldens {
+    /// `goldens.max_count`; at least 1.
+    pub max_count: u32,
+    /// `goldens.max_mb`: all of them together. 0: none are made, every create boots.
+    pub max_mb: u32,
+}
+
+impl Default for Goldens {
+    fn default() -> Self {
+        Self { max_count: 8, max_mb: 4096 }
+    }
+}
+
+/// What becomes of running machines when the daemon is told to stop.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnShutdown {
+    /// They run on; the next daemon adopts them.
+    #[default]
+    Keep,
+    /// Each goes to disk; the next use continues it. For a host that is about to go down.
+    Freeze,
 }
 
 /// How many user ids from [`ServerConfig::jail_uid_base`] on belong to the daemon.
@@ -57,6 +102,12 @@ pub struct ServerConfig {
     pub jail_uid_base: u32,
     /// `boot_timeout_sec`: how long a guest may take until its agent answers.
     pub boot_timeout_sec: u32,
+    /// `thermal`
+    pub thermal: Thermal,
+    /// `goldens`
+    pub goldens: Goldens,
+    /// `on_shutdown`
+    pub on_shutdown: OnShutdown,
     /// The file all this came from, if there was one.
     pub source: Option<Utf8PathBuf>,
 }
@@ -76,6 +127,7 @@ impl ServerConfig {
         let below = |own: &Option<Utf8PathBuf>, name: &str| {
             own.clone().unwrap_or_else(|| data_dir.join("kernel").join(name))
         };
+        let (thermal, goldens) = (Thermal::default(), Goldens::default());
         let network_prefix = file.network_prefix.clone().unwrap_or_else(|| "bhatti-".to_owned());
         Self {
             engine: file.engine.unwrap_or_default(),
@@ -88,6 +140,15 @@ impl ServerConfig {
             jail_uid_base: file.jail_uid_base.unwrap_or_else(|| uid_base(&network_prefix)),
             network_prefix,
             boot_timeout_sec: file.boot_timeout_sec.unwrap_or(60),
+            thermal: Thermal {
+                warm_after: file.warm_after.unwrap_or(thermal.warm_after),
+                cold_after: file.cold_after.unwrap_or(thermal.cold_after),
+            },
+            goldens: Goldens {
+                max_count: file.goldens_max_count.unwrap_or(goldens.max_count),
+                max_mb: file.goldens_max_mb.unwrap_or(goldens.max_mb),
+            },
+            on_shutdown: file.on_shutdown.unwrap_or_default(),
             source,
             data_dir,
         }

@@ -3,8 +3,11 @@
 
 use std::fs;
 use std::net::IpAddr;
+use std::time::Duration;
 
-use bhatti_config::{Config, ConfigError, EngineChoice, Places, load, load_endpoint};
+use bhatti_config::{
+    Config, ConfigError, EngineChoice, Goldens, OnShutdown, Places, Thermal, load, load_endpoint,
+};
 use camino::{Utf8Path, Utf8PathBuf};
 
 struct Scratch {
@@ -55,6 +58,10 @@ fn without_files_there_are_defaults() {
     assert_eq!(server.network_prefix, "bhatti-");
     assert_eq!(server.jail_uid_base, 2_063_597_568);
     assert_eq!(server.boot_timeout_sec, 60);
+    let seconds = |seconds| Some(Duration::from_secs(seconds));
+    assert_eq!(server.thermal, Thermal { warm_after: seconds(30), cold_after: seconds(1800) });
+    assert_eq!(server.goldens, Goldens { max_count: 8, max_mb: 4096 });
+    assert_eq!(server.on_shutdown, OnShutdown::Keep);
     assert_eq!((server.qemu_bin, server.source), (None, None));
     assert!(server.dns_upstreams.is_empty());
     assert!(config.warnings.is_empty());
@@ -66,6 +73,8 @@ fn every_key_is_read() {
         "engine: qemu\nlisten: \"[::1]:80\"\ndata_dir: /srv/b\nkernel: /k\ninitramfs: ~/i\n\
          qemu_bin: /usr/bin/q\ndefault_image: browser\ndns_upstreams: [1.1.1.1, \"::1\"]\n\
          network_prefix: b2-\njail_uid_base: 100000\nboot_timeout_sec: 5\n\
+         thermal:\n  warm_after: 45s\n  cold_after: 1h30m\non_shutdown: freeze\n\
+         goldens: {max_count: 2, max_mb: 0}\n\
          api_url: https://a.b/\nauth_token: bht_x\n",
     );
     let config = loaded.unwrap();
@@ -81,6 +90,10 @@ fn every_key_is_read() {
     assert_eq!(server.dns_upstreams, wanted);
     assert_eq!(server.network_prefix, "b2-");
     assert_eq!((server.jail_uid_base, server.boot_timeout_sec), (100_000, 5));
+    let seconds = |seconds| Some(Duration::from_secs(seconds));
+    assert_eq!(server.thermal, Thermal { warm_after: seconds(45), cold_after: seconds(5400) });
+    assert_eq!(server.goldens, Goldens { max_count: 2, max_mb: 0 });
+    assert_eq!(server.on_shutdown, OnShutdown::Freeze);
     assert_eq!(server.source.as_ref(), Some(&scratch.places.system));
     assert_eq!(config.endpoint.api_url.as_deref(), Some("https://a.b"));
     assert_eq!(config.endpoint.auth_token.as_deref(), Some("bht_x"));
@@ -120,6 +133,90 @@ fn a_typo_names_its_line_and_the_nearest_key() {
         "/etc.yaml:1: unknown key \"firecraker_bin\" — did you mean \"firecracker_bin\"?"
     );
     assert_eq!(problems("xyzzy: 1\n"), "/etc.yaml:1: unknown key \"xyzzy\"");
+}
+
+#[test]
+fn sleep_can_be_switched_off() {
+    for (text, warm, cold) in [
+        ("thermal: {cold_after: never}", Some(30), None),
+        ("thermal: {warm_after: never}", None, Some(1800)),
+        ("thermal: {warm_after: never, cold_after: never}", None, None),
+        ("thermal: {warm_after: 10m, cold_after: 10m}", Some(600), Some(600)),
+        ("thermal:\n  warm_after:\n", Some(30), Some(1800)),
+        ("thermal:\ngoldens: ~\n", Some(30), Some(1800)),
+    ] {
+        let (_scratch, loaded) = system(text);
+        let wanted = Thermal {
+            warm_after: warm.map(Duration::from_secs),
+            cold_after: cold.map(Duration::from_secs),
+        };
+        assert_eq!(loaded.unwrap().server(None).thermal, wanted, "{text}");
+    }
+}
+
+#[test]
+fn sections_are_as_strict_as_the_rest() {
+    let must = "must be a duration such as 45s, 10m or 1h30m, or never";
+    for (text, wanted) in [
+        (
+            "thermal:\n  warm_after: 30\n",
+            format!(
+                "2: \"thermal.warm_after\" {must}, not a number; 30s is 30 seconds, 30m minutes"
+            ),
+        ),
+        (
+            "thermal:\n  cold_after: soon\n",
+            format!("2: \"thermal.cold_after\" {must}, got \"soon\""),
+        ),
+        ("thermal:\n  cold_after: [1h]\n", format!("2: \"thermal.cold_after\" {must}, not a list")),
+        (
+            "thermal: {warm_after: 0s}",
+            "1: \"thermal.warm_after\" must be at least 1s, got \"0s\"".to_owned(),
+        ),
+        (
+            "thermal: {cold_after: 9000h}",
+            "1: \"thermal.cold_after\" must be at most 8784h, or never, got \"9000h\"".to_owned(),
+        ),
+        (
+            "thermal:\n  warm_after: 5m\n  cold_after: 1m\n",
+            "3: \"thermal.cold_after\" (1m) must not be below \"thermal.warm_after\" (5m)"
+                .to_owned(),
+        ),
+        (
+            "# idle\nthermal:\n  warm_after: 1h\n",
+            "3: \"thermal.cold_after\" (30m, the default) must not be below \
+             \"thermal.warm_after\" (1h)"
+                .to_owned(),
+        ),
+        (
+            "thermal:\n  warm_aftr: 1m\n",
+            "2: unknown key \"thermal.warm_aftr\" — did you mean \"thermal.warm_after\"?"
+                .to_owned(),
+        ),
+        (
+            "warm_after: 1m\n",
+            "1: unknown key \"warm_after\" — put \"warm_after\" under \"thermal:\"".to_owned(),
+        ),
+        (
+            "goldens.max_mb: 1\n",
+            "1: unknown key \"goldens.max_mb\" — put \"max_mb\" under \"goldens:\"".to_owned(),
+        ),
+        (
+            "golden:\n  max_mb: 1\n",
+            "1: unknown key \"golden\" — did you mean \"goldens\"?".to_owned(),
+        ),
+        (
+            "thermal: 30s\n",
+            "1: \"thermal\" must be a section with cold_after and warm_after, not text".to_owned(),
+        ),
+        (
+            "goldens: {max_count: 0}",
+            "1: \"goldens.max_count\" must be from 1 to 1024, got 0".to_owned(),
+        ),
+        ("on_shutdown: stop", "1: \"on_shutdown\" must be keep or freeze, got \"stop\"".to_owned()),
+    ] {
+        assert_eq!(problems(text), format!("/etc.yaml:{wanted}"));
+    }
 }
 
 #[test]
