@@ -1,6 +1,6 @@
 //! The engine over a pretended host.
 
-use std::io;
+use std::io::Write;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -10,19 +10,25 @@ use bhatti_engine::{
 };
 use bhatti_types::{EngineId, Mib};
 use camino::Utf8Path;
+use tokio::sync::watch;
 
 use crate::fault::{Call, Fault, failure};
-use crate::host::SimHost;
+use crate::host::{Origin, SimHost};
 use crate::vm::SimVm;
+use crate::{file_error, snapshot};
 
 /// What a root disk made here begins with.
 const DISK_MAGIC: &[u8] = b"sim disk\n";
+
+/// What every simulator's snapshots are restored by, unless a test says otherwise.
+const FINGERPRINT: &str = "sim";
 
 /// One daemon's engine over a [`SimHost`].
 #[derive(Clone)]
 pub struct SimEngine {
     host: SimHost,
     info: EngineInfo,
+    fingerprint: String,
 }
 
 impl SimEngine {
@@ -35,7 +41,44 @@ impl SimEngine {
             why: "a test asks for it".to_owned(),
             warnings: Vec::new(),
         };
-        Self { host, info }
+        Self { host, info, fingerprint: FINGERPRINT.to_owned() }
+    }
+
+    /// The same engine on a host whose snapshots are of another kind: it can use none that was
+    /// saved under another text.
+    #[must_use]
+    pub fn with_fingerprint(self, fingerprint: &str) -> Self {
+        Self { fingerprint: fingerprint.to_owned(), ..self }
+    }
+
+    /// Starts the process of `spec`; `call` is what the caller was asked to do, `fault` what is
+    /// to happen to it.
+    fn start(
+        &self,
+        call: Call,
+        spec: BootSpec,
+        origin: Origin,
+        fault: Option<Fault>,
+    ) -> Result<Arc<dyn Vm>, EngineError> {
+        for file in spec.root.base.iter().chain(&spec.root.layers) {
+            std::fs::File::open(file).map_err(file_error("open", file))?;
+        }
+        let disk = std::fs::read(&spec.root.file).map_err(file_error("open", &spec.root.file))?;
+        if !disk.starts_with(DISK_MAGIC) {
+            return Err(EngineError::DiedEarly { log: "the root disk is not one".to_owned() });
+        }
+        let id = spec.id.clone();
+        let started = self.host.room().start(spec.id, spec.dir, spec.shape, origin);
+        let (record, exit) =
+            started.ok_or_else(|| failure(call, format!("machine {id} is running already")))?;
+        if let Some(Fault::Die(detail)) = fault {
+            self.host.crash(&id, &detail);
+        }
+        Ok(self.handle(record, exit))
+    }
+
+    fn handle(&self, record: VmRecord, exit: watch::Receiver<Option<Exit>>) -> Arc<dyn Vm> {
+        Arc::new(SimVm::new(self.host.clone(), record, exit, self.fingerprint.clone()))
     }
 
     async fn enter(&self, call: Call) -> Result<(), EngineError> {
@@ -68,18 +111,13 @@ impl Engine for SimEngine {
             return Err(EngineError::DiskTooSmall { asked_mib, image_mib });
         }
         let file = dir.join("root.sim");
-        let mut disk = std::fs::File::create_new(&file).map_err(file_error("create", &file))?;
-        io::Write::write_all(&mut disk, DISK_MAGIC).map_err(file_error("write", &file))?;
+        create_disk(&file)?;
         let bytes = Some(size.map_or(metadata.len(), Mib::bytes));
         Ok(RootDisk { file, base: Some(below.base), layers: below.layers, bytes })
     }
 
     fn fingerprint(&self) -> &str {
-        "sim"
-    }
-
-    async fn restore(&self, _spec: RestoreSpec) -> Result<Arc<dyn Vm>, EngineError> {
-        Err(EngineError::Unusable { why: "not built yet".to_owned() })
+        &self.fingerprint
     }
 
     async fn boot(&self, spec: BootSpec) -> Result<Arc<dyn Vm>, EngineError> {
@@ -87,21 +125,20 @@ impl Engine for SimEngine {
         if let Some(Fault::Fail(message)) = fault {
             return Err(failure(Call::Boot, message));
         }
-        for file in [&spec.kernel, &spec.initramfs].into_iter().chain(&spec.root.base) {
+        for file in [&spec.kernel, &spec.initramfs] {
             std::fs::File::open(file).map_err(file_error("open", file))?;
         }
-        let disk = std::fs::read(&spec.root.file).map_err(file_error("open", &spec.root.file))?;
-        if !disk.starts_with(DISK_MAGIC) {
-            return Err(EngineError::DiedEarly { log: "the root disk is not one".to_owned() });
+        self.start(Call::Boot, spec, Origin::Boot, fault)
+    }
+
+    async fn restore(&self, spec: RestoreSpec) -> Result<Arc<dyn Vm>, EngineError> {
+        let fault = self.host.enter(Call::Restore).await;
+        if let Some(Fault::Fail(message)) = fault {
+            return Err(failure(Call::Restore, message));
         }
-        let id = spec.id.clone();
-        let started = self.host.room().start(spec.id, spec.dir);
-        let (record, exit) = started
-            .ok_or_else(|| failure(Call::Boot, format!("machine {id} is running already")))?;
-        if let Some(Fault::Die(detail)) = fault {
-            self.host.crash(&id, &detail);
-        }
-        Ok(Arc::new(SimVm::new(self.host.clone(), record, exit)))
+        let RestoreSpec { machine, snapshot, base } = spec;
+        let woken = snapshot::read(&snapshot, base.as_deref(), &self.fingerprint, machine.shape)?;
+        self.start(Call::Restore, machine, Origin::Snapshot(woken), fault)
     }
 
     async fn adopt(&self, record: &VmRecord) -> Result<Option<Arc<dyn Vm>>, EngineError> {
@@ -115,9 +152,7 @@ impl Engine for SimEngine {
             // The record is wrong, so nobody can have what runs under its id.
             self.host.end(&record.id, Exit::Killed);
         }
-        Ok(found.map(|exit| {
-            Arc::new(SimVm::new(self.host.clone(), record.clone(), exit)) as Arc<dyn Vm>
-        }))
+        Ok(found.map(|exit| self.handle(record.clone(), exit)))
     }
 
     async fn end(&self, record: &VmRecord) -> Result<(), EngineError> {
@@ -143,6 +178,8 @@ impl Engine for SimEngine {
     }
 }
 
-fn file_error(action: &'static str, path: &Utf8Path) -> impl Fn(io::Error) -> EngineError {
-    move |source| EngineError::File { action, path: path.to_owned(), source }
+/// Makes a disk that nobody has written to.
+pub(crate) fn create_disk(file: &Utf8Path) -> Result<(), EngineError> {
+    let mut disk = std::fs::File::create_new(file).map_err(file_error("create", file))?;
+    disk.write_all(DISK_MAGIC).map_err(file_error("write", file))
 }

@@ -10,24 +10,30 @@ use bhatti_engine::EngineError;
 pub enum Call {
     CreateRoot,
     Boot,
+    Restore,
     Adopt,
     End,
     Sweep,
     OpenLink,
+    Pause,
+    Resume,
+    Save,
+    SealDisk,
     Kill,
 }
 
 /// What goes wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The call fails with this text and has no effect.
+    /// The call fails with this text and has no effect, except that a failed [`Call::Save`]
+    /// leaves rubbish in its directory.
     Fail(String),
     /// The call takes this much longer and then succeeds.
     Slow(Duration),
     /// The call never returns; only dropping it ends it. It has no effect.
     Hang,
-    /// The machine dies during the call. On [`Call::Boot`] it dies just after it has started, so
-    /// the call succeeds; calls that have no machine treat this as [`Fault::Fail`].
+    /// The machine dies during the call. On [`Call::Boot`] and [`Call::Restore`] it dies just
+    /// after it has started, so the call succeeds; calls that have no machine treat this as [`Fault::Fail`].
     Die(String),
 }
 

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bhatti_engine::{Exit, VmRecord};
+use bhatti_engine::{Exit, Shape, VmRecord};
 use bhatti_types::EngineId;
 use tokio::io::DuplexStream;
 use tokio::sync::watch;
 
 use crate::fault::{Call, Fault, Faults};
+use crate::snapshot::Woken;
 
 /// What a guest does with its end of the link, each time the link is opened. It is called on a
 /// tokio runtime and may spawn; it ends when its stream does.
@@ -38,6 +39,13 @@ pub(crate) struct Machine {
     pub(crate) record: VmRecord,
     pub(crate) exit: watch::Sender<Option<Exit>>,
     pub(crate) console: Vec<u8>,
+    pub(crate) shape: Shape,
+    /// All a test knows of what runs inside.
+    pub(crate) memory: Vec<u8>,
+    /// The name of the snapshot its memory stands on, or empty.
+    pub(crate) base: String,
+    /// Whether the virtual CPUs are stopped; the link's cable watches it.
+    pub(crate) paused: watch::Sender<bool>,
     /// Dropping it ends the link that is open.
     pub(crate) link: Option<tokio::sync::oneshot::Sender<()>>,
 }
@@ -105,6 +113,27 @@ impl SimHost {
         self.room().machines.keys().cloned().collect()
     }
 
+    /// Changes a machine's memory, as its guest would by running. False if it is not running.
+    pub fn set_memory(&self, id: &EngineId, memory: Vec<u8>) -> bool {
+        match self.room().machines.get_mut(id) {
+            Some(machine) => {
+                machine.memory = memory;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// A machine's memory; empty after a boot. `None` if there is no such machine.
+    pub fn memory(&self, id: &EngineId) -> Option<Vec<u8>> {
+        self.room().machines.get(id).map(|machine| machine.memory.clone())
+    }
+
+    /// Whether a machine's virtual CPUs are stopped. `None` if there is no such machine.
+    pub fn paused(&self, id: &EngineId) -> Option<bool> {
+        self.room().machines.get(id).map(|machine| *machine.paused.borrow())
+    }
+
     /// How many machines have ever been started.
     pub fn started(&self) -> usize {
         self.room().started
@@ -155,12 +184,21 @@ impl SimHost {
     }
 }
 
+/// What a process starts with.
+pub(crate) enum Origin {
+    Boot,
+    /// With what was read, and stopped.
+    Snapshot(Woken),
+}
+
 impl Room {
     /// Starts a process; `None` if one of that id runs.
     pub(crate) fn start(
         &mut self,
         id: EngineId,
         dir: camino::Utf8PathBuf,
+        shape: Shape,
+        origin: Origin,
     ) -> Option<(VmRecord, watch::Receiver<Option<Exit>>)> {
         if self.machines.contains_key(&id) {
             return None;
@@ -174,11 +212,23 @@ impl Room {
             start_ticks: u64::from(self.next_pid.unsigned_abs()) * 100,
             host_boot_id: self.boot_id.clone(),
             cgroups: Vec::new(),
-            memory: None,
+            memory: Some(shape.memory),
         };
         let (exit, watcher) = watch::channel(None);
-        let console = b"sim: booted\n".to_vec();
-        let machine = Machine { record: record.clone(), exit, console, link: None };
+        let (console, paused, Woken { memory, base }) = match origin {
+            Origin::Boot => ("sim: booted\n", false, Woken::default()),
+            Origin::Snapshot(woken) => ("sim: restored\n", true, woken),
+        };
+        let machine = Machine {
+            record: record.clone(),
+            exit,
+            console: console.into(),
+            shape,
+            memory,
+            base,
+            paused: watch::Sender::new(paused),
+            link: None,
+        };
         self.machines.insert(id, machine);
         Some((record, watcher))
     }

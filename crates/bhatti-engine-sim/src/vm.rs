@@ -8,8 +8,11 @@ use bhatti_engine::{Carrier, EngineError, Exit, RootDisk, Save, Saved, Vm, VmRec
 use camino::Utf8Path;
 use tokio::sync::{oneshot, watch};
 
+use crate::engine::create_disk;
 use crate::fault::{Call, Fault, failure};
-use crate::host::SimHost;
+use crate::host::{Machine, SimHost};
+use crate::snapshot::{self, Contents};
+use crate::{cable, file_error};
 
 /// How much a side may write before the other must read; about what virtio-serial holds.
 const LINK_BUFFER: usize = 64 * 1024;
@@ -20,6 +23,8 @@ pub(crate) struct SimVm {
     exit: watch::Receiver<Option<Exit>>,
     /// The console as it was when last seen, for after the end.
     console: Mutex<Vec<u8>>,
+    /// Of the engine that made this handle.
+    fingerprint: String,
 }
 
 impl SimVm {
@@ -27,9 +32,34 @@ impl SimVm {
         host: SimHost,
         record: VmRecord,
         exit: watch::Receiver<Option<Exit>>,
+        fingerprint: String,
     ) -> Self {
         let console = host.room().machines.get(&record.id).map(|m| m.console.clone());
-        Self { host, record, exit, console: Mutex::new(console.unwrap_or_default()) }
+        Self { host, record, exit, console: Mutex::new(console.unwrap_or_default()), fingerprint }
+    }
+
+    /// Does something with the machine, if it still runs.
+    fn with<T>(&self, act: impl FnOnce(&mut Machine) -> T) -> Result<T, EngineError> {
+        self.host.room().machines.get_mut(&self.record.id).map(act).ok_or(EngineError::Gone)
+    }
+
+    fn set_paused(&self, paused: bool) -> Result<(), EngineError> {
+        self.with(|machine| {
+            machine.paused.send_replace(paused);
+        })
+    }
+
+    /// What only a stopped machine can be asked for.
+    fn while_paused<T>(
+        &self,
+        call: Call,
+        act: impl FnOnce(&mut Machine) -> T,
+    ) -> Result<T, EngineError> {
+        let done = self.with(|machine| {
+            let paused = *machine.paused.borrow();
+            paused.then(|| act(machine))
+        });
+        done?.ok_or_else(|| failure(call, "the machine is not paused".to_owned()))
     }
 
     /// Meets the fault that waits for this call.
@@ -54,20 +84,18 @@ impl Vm for SimVm {
     async fn open_link(&self) -> Result<Carrier, EngineError> {
         self.enter(Call::OpenLink).await?;
         let (closer, mut closed) = oneshot::channel::<()>();
-        match self.host.room().machines.get_mut(&self.record.id) {
+        let running = self.with(|machine| {
             // Dropping the former closer ends the former link.
-            Some(machine) => machine.link = Some(closer),
-            None => return Err(EngineError::Gone),
-        }
-        let (ours, mut near) = tokio::io::duplex(LINK_BUFFER);
-        let (mut far, guests) = tokio::io::duplex(LINK_BUFFER);
-        // A cable between the two that can be cut.
+            machine.link = Some(closer);
+            machine.paused.subscribe()
+        })?;
+        let (ours, near) = tokio::io::duplex(LINK_BUFFER);
+        let (far, guests) = tokio::io::duplex(LINK_BUFFER);
         tokio::spawn(async move {
             tokio::select! {
                 biased;
                 _ = &mut closed => {}
-                // How it ended is seen at both ends.
-                _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                () = cable::carry(near, far, running) => {}
             }
         });
         (self.host.guest())(self.record.id.clone(), guests);
@@ -75,23 +103,47 @@ impl Vm for SimVm {
     }
 
     async fn pause(&self) -> Result<(), EngineError> {
-        Ok(())
+        self.enter(Call::Pause).await?;
+        self.set_paused(true)
     }
 
     async fn resume(&self) -> Result<(), EngineError> {
-        Ok(())
+        self.enter(Call::Resume).await?;
+        self.set_paused(false)
     }
 
-    async fn save(&self, _save: Save) -> Result<Saved, EngineError> {
-        Ok(Saved::default())
+    async fn save(&self, save: Save) -> Result<Saved, EngineError> {
+        if let Err(error) = self.enter(Call::Save).await {
+            snapshot::write_rubbish(&save);
+            return Err(error);
+        }
+        let contents = self.while_paused(Call::Save, |machine| Contents {
+            fingerprint: self.fingerprint.clone(),
+            shape: machine.shape,
+            base: machine.base.clone(),
+            memory: machine.memory.clone(),
+        })?;
+        snapshot::write(&save, &contents)
     }
 
-    async fn seal_disk(
-        &self,
-        disk: &RootDisk,
-        _sealed: &Utf8Path,
-    ) -> Result<RootDisk, EngineError> {
-        Ok(disk.clone())
+    async fn seal_disk(&self, disk: &RootDisk, sealed: &Utf8Path) -> Result<RootDisk, EngineError> {
+        self.enter(Call::SealDisk).await?;
+        self.while_paused(Call::SealDisk, |_| ())?;
+        // There is a disk under the machine's name at every moment, and `sealed` replaces nothing.
+        let fresh = disk.file.with_extension("new");
+        create_disk(&fresh)?;
+        let moved =
+            std::fs::hard_link(&disk.file, sealed).map_err(file_error("seal", sealed)).and_then(
+                |()| std::fs::rename(&fresh, &disk.file).map_err(file_error("replace", &disk.file)),
+            );
+        if let Err(error) = moved {
+            // The error says more than a second one would.
+            std::fs::remove_file(&fresh).ok();
+            return Err(error);
+        }
+        let mut after = disk.clone();
+        after.layers.push(sealed.to_owned());
+        Ok(after)
     }
 
     async fn kill(&self) -> Result<(), EngineError> {

@@ -1,5 +1,8 @@
 //! The simulator passes the suite every engine passes, and its faults do what they say.
 
+#[path = "all/sleep.rs"]
+mod sleep;
+
 use std::sync::Arc;
 use std::time::Duration;
 
