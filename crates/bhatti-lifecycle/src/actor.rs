@@ -315,7 +315,12 @@ impl Actor {
     ) -> Result<(), WakeError> {
         let (id, reason) = (self.id.clone(), reason.to_owned());
         tracing::info!(to = %to, reason, "changing phase");
-        self.world.db.call(move |store| store.set_phase(&id, from, to, &reason)).await?;
+        self.world
+            .db
+            .call(move |store| {
+                store.set_phase(&id, from, to, &reason, &bhatti_store::Change::default())
+            })
+            .await?;
         self.phase.send_replace(to);
         Ok(())
     }

@@ -88,7 +88,10 @@ impl Sandboxes {
         let known = rows.into_iter().map(|row| row.engine_id);
         let known: Vec<EngineId> =
             known.chain(unreadable.into_iter().filter_map(|row| row.engine_id)).collect();
-        let removed = world.layout.sweep(&known).map_err(ServiceError::Disk)?;
+        let goldens = world.db.call(|store| store.golden_ids()).await?;
+        let snapshots = world.db.call(|store| store.snapshot_ids()).await?;
+        let removed =
+            world.layout.sweep(&known, &goldens, &snapshots).map_err(ServiceError::Disk)?;
         tracing::info!(
             kept = keep.len(),
             ended = ended.len(),
@@ -145,7 +148,13 @@ impl Sandboxes {
     async fn record(&self, id: &SandboxId, to: Phase, why: String) -> Result<(), ServiceError> {
         let id = id.clone();
         let moved = move |store: &mut bhatti_store::Store| {
-            store.set_phase(&id, &[Phase::Hot, Phase::Unknown], to, &why)
+            store.set_phase(
+                &id,
+                &[Phase::Hot, Phase::Unknown],
+                to,
+                &why,
+                &bhatti_store::Change::default(),
+            )
         };
         Ok(self.inner.world.db.call(moved).await?)
     }

@@ -96,6 +96,7 @@ impl CreateSpec {
             cpus: self.cpus.unwrap_or(Cpus::ONE),
             memory: self.memory.unwrap_or(DEFAULT_MEMORY.min(caller.max_memory)),
             disk_size: self.disk_size.unwrap_or(Mib(0)),
+            hugepages: false,
             keep_hot: self.keep_hot.unwrap_or(false),
             labels: self.labels.clone(),
             env: self.env.clone(),

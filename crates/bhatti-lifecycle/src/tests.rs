@@ -371,7 +371,15 @@ async fn what_a_crash_cut_short_is_undone() {
     let store = house.path("data/state.db");
     let mut store = Store::open(store.as_std_path()).unwrap();
     let id = store.all_sandboxes().unwrap().0[0].id.clone();
-    store.set_phase(&id, &[Phase::Hot], Phase::Creating, "as before the last step").unwrap();
+    store
+        .set_phase(
+            &id,
+            &[Phase::Hot],
+            Phase::Creating,
+            "as before the last step",
+            &bhatti_store::Change::default(),
+        )
+        .unwrap();
     drop(store);
     assert_eq!(house.host.running().len(), 1);
     let stray = house.path("data/sandboxes").join(EngineId::random().as_str());

@@ -1,36 +1,35 @@
-//! The data directory: who owns what, and making and removing a sandbox's part of it.
+//! The data directory: who owns what, and making and removing a part of it.
+//!
+//! Promises: what is removed was forgotten by the store before, or never known to it, so what a
+//! crash leaves half-made or half-removed is unknown to the store, and a sweep removes it.
 
 use std::fs::Permissions;
 use std::io::ErrorKind;
+use std::num::ParseIntError;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::str::FromStr;
 
-use bhatti_types::EngineId;
+use bhatti_types::{EngineId, GoldenId, SnapshotId};
 use camino::{Utf8Path, Utf8PathBuf};
 
-/// The data directory cannot be used as it is.
-#[derive(Debug, thiserror::Error)]
-pub enum DiskError {
-    #[error("failed to {action} {path}")]
-    File {
-        action: &'static str,
-        path: Utf8PathBuf,
-        #[source]
-        source: std::io::Error,
-    },
-    #[error(
-        "data directory {path} belongs to uid {uid}, not to root: chown it, or set another data_dir"
-    )]
-    Foreign { path: Utf8PathBuf, uid: u32 },
-    #[error("data directory {path} is not a directory")]
-    NotADirectory { path: Utf8PathBuf },
-    #[error("another bhatti daemon uses {path} already")]
-    Locked { path: Utf8PathBuf },
-}
+use crate::error::{DiskError, file};
+use crate::tree;
 
 /// The directories of a data directory, and who may look into them. A VMM reopens its kernel by
 /// itself and lives below `sandboxes`; images it gets as open files.
-const PARTS: [(&str, u32); 4] =
-    [("bases", 0o700), ("images", 0o700), ("kernel", 0o711), ("sandboxes", 0o711)];
+const PARTS: [(&str, u32); 8] = [
+    ("bases", 0o700),
+    ("frozen", 0o700),
+    ("goldens", 0o700),
+    ("images", 0o700),
+    ("kernel", 0o711),
+    ("layers", 0o700),
+    ("sandboxes", 0o711),
+    ("snapshots", 0o700),
+];
+
+/// The parts where a machine has something under its name.
+const OF_MACHINES: [&str; 4] = ["sandboxes", "frozen", "layers", "bases"];
 
 /// The data directory, opened and locked for this daemon.
 #[derive(Debug)]
@@ -38,11 +37,6 @@ pub struct Layout {
     root: Utf8PathBuf,
     /// Held for its lock, which goes with the process however it ends.
     _lock: std::fs::File,
-}
-
-fn file(action: &'static str, path: &Utf8Path) -> impl FnOnce(std::io::Error) -> DiskError {
-    let path = path.to_owned();
-    move |source| DiskError::File { action, path, source }
 }
 
 impl Layout {
@@ -112,48 +106,238 @@ impl Layout {
     /// lies outside the machine's directory, where its VMM could put something else in its place.
     pub fn pin_image(&self, id: &EngineId, image: &Utf8Path) -> Result<Utf8PathBuf, DiskError> {
         let base = self.base(id);
-        match std::fs::remove_file(&base) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                return Err(file("remove", &base)(error));
-            }
-            _ => {}
-        }
+        gone(&base, std::fs::remove_file(&base))?;
         // The file itself, if the image is a symbolic link to it.
         let image = image.canonicalize_utf8().map_err(file("find", image))?;
         std::fs::hard_link(image, &base).map_err(file("link an image to", &base))?;
         Ok(base)
     }
 
-    /// Removes everything of one machine. Removing what is not there is fine.
-    pub fn remove_sandbox(&self, id: &EngineId) -> Result<(), DiskError> {
-        fn gone(path: &Utf8Path, result: std::io::Result<()>) -> Result<(), DiskError> {
-            match result {
-                Err(error) if error.kind() != ErrorKind::NotFound => {
-                    Err(file("remove", path)(error))
-                }
-                _ => Ok(()),
-            }
-        }
-        let (dir, base) = (self.sandbox(id), self.base(id));
-        gone(&dir, std::fs::remove_dir_all(&dir))?;
-        gone(&base, std::fs::remove_file(&base))
+    /// Where a golden snapshot is, whether or not it exists.
+    pub fn golden(&self, id: &GoldenId) -> Utf8PathBuf {
+        self.root.join("goldens").join(id.as_str())
     }
 
-    /// Removes machine directories that nobody in `keep` owns; returns what went.
-    pub fn sweep(&self, keep: &[EngineId]) -> Result<Vec<EngineId>, DiskError> {
+    /// Makes the empty directory of a golden snapshot, in place of a leftover.
+    pub fn make_golden(&self, id: &GoldenId) -> Result<Utf8PathBuf, DiskError> {
+        make_empty(self.golden(id))
+    }
+
+    /// Removes a golden snapshot, which the store must have forgotten before. Removing what is
+    /// not there is fine.
+    pub fn remove_golden(&self, id: &GoldenId) -> Result<(), DiskError> {
+        remove_dir(&self.golden(id))
+    }
+
+    /// Where a named snapshot is, whether or not it exists.
+    pub fn snapshot(&self, id: &SnapshotId) -> Utf8PathBuf {
+        self.root.join("snapshots").join(id.as_str())
+    }
+
+    /// Makes the empty directory of a named snapshot, in place of a leftover.
+    pub fn make_snapshot(&self, id: &SnapshotId) -> Result<Utf8PathBuf, DiskError> {
+        make_empty(self.snapshot(id))
+    }
+
+    /// Removes a named snapshot, which the store must have forgotten before. Removing what is
+    /// not there is fine.
+    pub fn remove_snapshot(&self, id: &SnapshotId) -> Result<(), DiskError> {
+        remove_dir(&self.snapshot(id))
+    }
+
+    /// Where a generation of a machine is, whether or not it exists.
+    pub fn frozen(&self, id: &EngineId, number: u32) -> Utf8PathBuf {
+        self.all_frozen(id).join(number.to_string())
+    }
+
+    /// Makes the empty directory of a generation, in place of a leftover of that number.
+    pub fn make_frozen(&self, id: &EngineId, number: u32) -> Result<Utf8PathBuf, DiskError> {
+        make_durable(&self.all_frozen(id))?;
+        make_empty(self.frozen(id, number))
+    }
+
+    /// Removes a generation, which the store must have forgotten before. Removing what is not
+    /// there is fine.
+    pub fn remove_frozen(&self, id: &EngineId, number: u32) -> Result<(), DiskError> {
+        remove_dir(&self.frozen(id, number))
+    }
+
+    fn all_frozen(&self, id: &EngineId) -> Utf8PathBuf {
+        self.root.join("frozen").join(id.as_str())
+    }
+
+    /// Where a sealed layer of a machine's disk is, whether or not it exists.
+    pub fn layer(&self, id: &EngineId, number: u32) -> Utf8PathBuf {
+        self.layers(id).join(layer_name(number))
+    }
+
+    /// Makes the directory for the sealed layers of a machine's disk, if it is missing.
+    pub fn make_layers(&self, id: &EngineId) -> Result<Utf8PathBuf, DiskError> {
+        let dir = self.layers(id);
+        make_durable(&dir)?;
+        Ok(dir)
+    }
+
+    /// Makes a golden's or a snapshot's layer one of this machine's too, so that it stays when
+    /// they go. Nothing is copied; a leftover of that number is replaced.
+    pub fn link_layer(
+        &self,
+        id: &EngineId,
+        number: u32,
+        from: &Utf8Path,
+    ) -> Result<Utf8PathBuf, DiskError> {
+        if !from.symlink_metadata().map_err(file("read", from))?.is_file() {
+            return Err(DiskError::NotAFile { path: from.to_owned() });
+        }
+        self.make_layers(id)?;
+        let layer = self.layer(id, number);
+        gone(&layer, std::fs::remove_file(&layer))?;
+        std::fs::hard_link(from, &layer).map_err(file("make a link at", &layer))?;
+        Ok(layer)
+    }
+
+    fn layers(&self, id: &EngineId) -> Utf8PathBuf {
+        self.root.join("layers").join(id.as_str())
+    }
+
+    /// Removes everything of one machine. Removing what is not there is fine.
+    pub fn remove_sandbox(&self, id: &EngineId) -> Result<(), DiskError> {
+        for part in OF_MACHINES {
+            let path = self.root.join(part).join(id.as_str());
+            match path.symlink_metadata() {
+                Ok(metadata) if metadata.is_dir() => remove_dir(&path)?,
+                _ => gone(&path, std::fs::remove_file(&path))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what belongs to machines, goldens and snapshots that are not to be kept; returns
+    /// what went. Only what has a name of ours: anything else is not ours to remove.
+    pub fn sweep(
+        &self,
+        keep: &[EngineId],
+        goldens: &[GoldenId],
+        snapshots: &[SnapshotId],
+    ) -> Result<Vec<Utf8PathBuf>, DiskError> {
         let mut removed = Vec::new();
-        for dir in ["sandboxes", "bases"].map(|name| self.root.join(name)) {
-            for entry in dir.read_dir_utf8().map_err(file("list", &dir))? {
-                let entry = entry.map_err(file("list", &dir))?;
-                // Only what has a name of ours: anything else is not ours to remove.
-                let Ok(id) = entry.file_name().parse::<EngineId>() else { continue };
+        for part in OF_MACHINES {
+            for (path, id) in named::<EngineId>(&self.root.join(part))? {
                 if !keep.contains(&id) {
                     self.remove_sandbox(&id)?;
-                    removed.push(id);
+                    removed.push(path);
                 }
+            }
+        }
+        for (path, id) in named::<GoldenId>(&self.root.join("goldens"))? {
+            if !goldens.contains(&id) {
+                remove_dir(&path)?;
+                removed.push(path);
+            }
+        }
+        for (path, id) in named::<SnapshotId>(&self.root.join("snapshots"))? {
+            if !snapshots.contains(&id) {
+                remove_dir(&path)?;
+                removed.push(path);
             }
         }
         Ok(removed)
+    }
+
+    /// Removes the generations of a machine that are not to be kept; returns what went.
+    pub fn sweep_frozen(&self, id: &EngineId, keep: &[u32]) -> Result<Vec<Utf8PathBuf>, DiskError> {
+        let mut removed = Vec::new();
+        for (path, number) in named::<u32>(&self.all_frozen(id))? {
+            if !keep.contains(&number) {
+                remove_dir(&path)?;
+                removed.push(path);
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Removes the sealed layers of a machine that are not to be kept; returns what went.
+    ///
+    /// Layers are told apart by machine and number alone: a record that calls the data directory
+    /// by another name (a symbolic link, say) keeps its layers.
+    pub fn sweep_layers(
+        &self,
+        id: &EngineId,
+        keep: &[Utf8PathBuf],
+    ) -> Result<Vec<Utf8PathBuf>, DiskError> {
+        let mut removed = Vec::new();
+        for (path, LayerName(number)) in named::<LayerName>(&self.layers(id))? {
+            let ours = Utf8Path::new(id.as_str()).join(layer_name(number));
+            if !keep.iter().any(|kept| kept.ends_with(&ours)) {
+                gone(&path, std::fs::remove_file(&path))?;
+                removed.push(path);
+            }
+        }
+        Ok(removed)
+    }
+}
+
+/// `<number>.qcow2`, in a directory of layers.
+struct LayerName(u32);
+
+fn layer_name(number: u32) -> String {
+    format!("{number}.qcow2")
+}
+
+impl FromStr for LayerName {
+    type Err = ParseIntError;
+    fn from_str(name: &str) -> Result<Self, ParseIntError> {
+        name.strip_suffix(".qcow2").unwrap_or_default().parse().map(Self)
+    }
+}
+
+/// What in `dir` has a name that is a `T`. A directory that is not there has nothing.
+fn named<T: FromStr>(dir: &Utf8Path) -> Result<Vec<(Utf8PathBuf, T)>, DiskError> {
+    let entries = match dir.read_dir_utf8() {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(file("list", dir))?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(file("list", dir))?;
+        if let Ok(name) = entry.file_name().parse() {
+            found.push((entry.into_path(), name));
+        }
+    }
+    Ok(found)
+}
+
+/// Makes `dir`, which nobody but us can enter, without what was there.
+fn make_empty(dir: Utf8PathBuf) -> Result<Utf8PathBuf, DiskError> {
+    remove_dir(&dir)?;
+    private_dir(&dir).map_err(file("create", &dir))?;
+    Ok(dir)
+}
+
+/// Makes `dir` if it is missing, with its name on the medium: what is put into it and synced
+/// must not be lost with it.
+fn make_durable(dir: &Utf8Path) -> Result<(), DiskError> {
+    match private_dir(dir) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        made => {
+            made.map_err(file("create", dir))?;
+            dir.parent().map_or(Ok(()), tree::sync)
+        }
+    }
+}
+
+fn private_dir(dir: &Utf8Path) -> std::io::Result<()> {
+    std::fs::DirBuilder::new().mode(0o700).create(dir)
+}
+
+fn remove_dir(dir: &Utf8Path) -> Result<(), DiskError> {
+    gone(dir, std::fs::remove_dir_all(dir))
+}
+
+fn gone(path: &Utf8Path, removed: std::io::Result<()>) -> Result<(), DiskError> {
+    match removed {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(file("remove", path)(error)),
+        _ => Ok(()),
     }
 }
 
@@ -202,7 +386,7 @@ mod tests {
         layout.remove_sandbox(&id).unwrap();
         assert!(!base.exists());
         layout.pin_image(&id, &image).unwrap();
-        assert_eq!(layout.sweep(&[]).unwrap(), [id]);
+        assert_eq!(layout.sweep(&[], &[], &[]).unwrap(), [base]);
     }
 
     #[test]
@@ -216,7 +400,8 @@ mod tests {
         let metadata = dir.metadata().unwrap();
         assert_eq!((metadata.uid(), metadata.mode() & 0o777), (4242, 0o700));
         assert!(layout.make_sandbox(&kept, 1).is_err(), "an id is never reused");
-        assert_eq!(layout.sweep(std::slice::from_ref(&kept)).unwrap(), [gone]);
+        let keep = std::slice::from_ref(&kept);
+        assert_eq!(layout.sweep(keep, &[], &[]).unwrap(), [layout.sandbox(&gone)]);
         assert!(dir.exists() && root.join("sandboxes/someone-elses").exists());
         layout.remove_sandbox(&kept).unwrap();
         layout.remove_sandbox(&kept).unwrap();

@@ -1,4 +1,4 @@
-//! Files on disk that outlive a process: images found and checked, sandbox directories.
+//! Files on disk that outlive a process: images found and checked, and everything of sandboxes.
 //!
 //! ```text
 //! <data_dir>/                     0711: a VMM may pass through, not look around
@@ -6,13 +6,22 @@
 //!   kernel/{vmlinux,initramfs.cpio}
 //!   bases/<engine id>             the image a sandbox's disk stands on, as a link
 //!   sandboxes/<engine id>/        0700, belongs to that sandbox's VMM
+//!   goldens/<golden id>/          what new machines are made from
+//!   frozen/<engine id>/<n>/       generation n: memory and device state
+//!   layers/<engine id>/<n>.qcow2  sealed layers of a sandbox's disk
+//!   snapshots/<snapshot id>/      named snapshots
 //!   state.db                      0600
 //! ```
 //!
+//! Files that never change are shared by hard links, so nobody needs to count who uses them.
 //! Nothing here mounts anything or runs a program.
 
+mod error;
 mod image;
 mod layout;
+mod tree;
 
+pub use error::DiskError;
 pub use image::{Found, ImageError, check_image, discover};
-pub use layout::{DiskError, Layout};
+pub use layout::Layout;
+pub use tree::{bytes_of, link_tree, sync_tree};

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use bhatti_types::GoldenId;
+
 /// The store could not do it.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -39,11 +41,19 @@ pub enum StoreError {
     NoUser(String),
     #[error("user has {0} active sandbox(es) — destroy them first")]
     UserHasSandboxes(u32),
+    #[error("user has {0} snapshot(s) — delete them first")]
+    UserHasSnapshots(u32),
     #[error("all subnets are in use")]
     NoSubnet,
     /// The row changed or vanished between reading and writing.
     #[error("sandbox {0} is gone")]
     NoSandbox(String),
+    #[error("golden snapshot {0} is gone")]
+    NoGolden(String),
+    #[error("there is a golden snapshot for {0:?} already")]
+    GoldenExists(String),
+    #[error("snapshot {0} is gone")]
+    NoSnapshot(String),
     #[error("name {0:?} is already in use")]
     NameTaken(String),
     #[error("no free uid for another VMM")]
@@ -52,6 +62,20 @@ pub enum StoreError {
     Thread(#[source] std::io::Error),
     #[error("the database writer has stopped")]
     Closed,
+}
+
+impl StoreError {
+    /// A write that named a golden, and failed.
+    pub(crate) fn no_golden(error: rusqlite::Error, named: Option<&Option<GoldenId>>) -> Self {
+        match (error.sqlite_error(), named) {
+            (Some(sqlite), Some(Some(golden)))
+                if sqlite.extended_code == rusqlite::ffi::SQLITE_CONSTRAINT_FOREIGNKEY =>
+            {
+                Self::NoGolden(golden.to_string())
+            }
+            _ => error.into(),
+        }
+    }
 }
 
 impl From<rusqlite::Error> for StoreError {

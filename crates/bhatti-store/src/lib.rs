@@ -10,16 +10,22 @@
 
 mod db;
 mod error;
+mod golden;
 mod image;
 mod migrate;
+mod phase;
 mod row;
 mod sandbox;
+mod snapshot;
 mod user;
 
 pub use db::Db;
 pub use error::StoreError;
+pub use golden::GoldenRow;
 pub use image::ImageRow;
+pub use phase::{Change, Generation};
 pub use sandbox::{NewSandbox, PatchRow, Reserved, SandboxRow, Unreadable};
+pub use snapshot::{NewSnapshot, ReservedSnapshot, SnapshotRow, SnapshotState};
 pub use user::{NewUser, UserRow};
 
 use std::path::Path;

@@ -4,7 +4,10 @@ use rusqlite::Connection;
 
 use crate::StoreError;
 
-const MIGRATIONS: &[&str] = &[include_str!("../migrations/0001_users_sandboxes_images.sql")];
+pub(crate) const MIGRATIONS: &[&str] = &[
+    include_str!("../migrations/0001_users_sandboxes_images.sql"),
+    include_str!("../migrations/0002_sleep.sql"),
+];
 
 /// Applies what is missing. The version is `PRAGMA user_version`; a database of a newer program
 /// is refused rather than guessed at.

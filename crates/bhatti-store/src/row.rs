@@ -28,6 +28,20 @@ impl Reader<'_, '_> {
         self.get::<String>(column)?.parse().map_err(|_| self.corrupt(column))
     }
 
+    /// The same where NULL is allowed.
+    pub(crate) fn parse_opt<T: std::str::FromStr>(
+        &self,
+        column: &'static str,
+    ) -> Result<Option<T>, StoreError> {
+        let text: Option<String> = self.get(column)?;
+        text.map(|text| text.parse().map_err(|_| self.corrupt(column))).transpose()
+    }
+
+    /// A number of bytes.
+    pub(crate) fn bytes(&self, column: &'static str) -> Result<u64, StoreError> {
+        u64::try_from(self.get::<i64>(column)?).map_err(|_| self.corrupt(column))
+    }
+
     /// A text column that holds JSON.
     pub(crate) fn json<T: DeserializeOwned>(&self, column: &'static str) -> Result<T, StoreError> {
         serde_json::from_str(&self.get::<String>(column)?).map_err(|_| self.corrupt(column))
@@ -59,6 +73,27 @@ pub(crate) fn all<T>(
         out.push(read(row)?);
     }
     Ok(out)
+}
+
+/// The rows that can be read. One that cannot is told to the operator and left out: it must not
+/// hide the others.
+pub(crate) fn readable<T>(
+    mut rows: rusqlite::Rows<'_>,
+    read: impl Fn(&Row<'_>) -> Result<T, StoreError>,
+) -> Result<Vec<T>, StoreError> {
+    let mut out = Vec::new();
+    while let Some(row) = rows.next()? {
+        match read(row) {
+            Ok(found) => out.push(found),
+            Err(error) => tracing::error!(%error, "left out an unreadable record"),
+        }
+    }
+    Ok(out)
+}
+
+/// A number of bytes for a column, which holds 63 bits.
+pub(crate) fn bytes(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 /// JSON for a column. Only maps and plain records of ours get here.

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use bhatti_types::{Cpus, EngineId, Labels, Mib, Name, Phase, SandboxId, UserId};
+use bhatti_types::{Cpus, EngineId, GoldenId, Labels, Mib, Name, Phase, SandboxId, UserId};
 use jiff::Timestamp;
 use rusqlite::Row;
 
 use crate::row::{Reader, all, json};
-use crate::{Store, StoreError};
+use crate::{Generation, Store, StoreError};
 
 /// A sandbox as recorded.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,12 +22,16 @@ pub struct SandboxRow {
     pub phase: Phase,
     /// Why it is in this phase, one sentence.
     pub reason: String,
+    /// When it came to this phase.
+    pub changed_at: Timestamp,
     pub ip: Ipv4Addr,
     pub image: String,
     pub cpus: Cpus,
     pub memory: Mib,
     /// 0: the image's size.
     pub disk_size: Mib,
+    /// Its memory is in pages of 2 MiB.
+    pub hugepages: bool,
     pub keep_hot: bool,
     pub labels: Labels,
     pub env: BTreeMap<String, String>,
@@ -40,6 +44,12 @@ pub struct SandboxRow {
     pub root_disk: Option<serde_json::Value>,
     /// What the engine needs to find the machine again, while there is one.
     pub vm: Option<serde_json::Value>,
+    /// Whose memory the machine and its generations stand on. `None`: its own.
+    pub golden: Option<GoldenId>,
+    /// What it can continue from, newest first, at most two.
+    pub generations: Vec<Generation>,
+    /// The last generation number given out.
+    pub serial: u32,
     pub created_at: Timestamp,
     pub stopped_at: Option<Timestamp>,
 }
@@ -61,6 +71,8 @@ pub struct NewSandbox {
     pub cpus: Cpus,
     pub memory: Mib,
     pub disk_size: Mib,
+    /// Its memory is in pages of 2 MiB.
+    pub hugepages: bool,
     pub keep_hot: bool,
     pub labels: Labels,
     pub env: BTreeMap<String, String>,
@@ -94,7 +106,6 @@ pub struct PatchRow {
 
 fn read(row: &Row<'_>) -> Result<SandboxRow, StoreError> {
     let r = Reader { row, table: "sandboxes", key: row.get("id").unwrap_or_default() };
-    let stopped_at: Option<String> = r.get("stopped_at")?;
     Ok(SandboxRow {
         id: r.parse("id")?,
         owner: r.parse("owner")?,
@@ -103,11 +114,13 @@ fn read(row: &Row<'_>) -> Result<SandboxRow, StoreError> {
         engine_id: r.parse("engine_id")?,
         phase: r.parse("phase")?,
         reason: r.get("reason")?,
+        changed_at: r.parse("changed_at")?,
         ip: r.parse("ip")?,
         image: r.get("image")?,
         cpus: Cpus::from_milli(r.get("milli_cpus")?),
         memory: Mib(r.get("memory_mb")?),
         disk_size: Mib(r.get("disk_size_mb")?),
+        hugepages: r.get("hugepages")?,
         keep_hot: r.get("keep_hot")?,
         labels: r.json("labels")?,
         env: r.json("env")?,
@@ -116,11 +129,11 @@ fn read(row: &Row<'_>) -> Result<SandboxRow, StoreError> {
         vmm_uid: r.get("vmm_uid")?,
         root_disk: r.json_opt("root_disk")?,
         vm: r.json_opt("vm")?,
+        golden: r.parse_opt("golden")?,
+        generations: r.json("generations")?,
+        serial: r.get("serial")?,
         created_at: r.parse("created_at")?,
-        stopped_at: match stopped_at {
-            None => None,
-            Some(_) => Some(r.parse("stopped_at")?),
-        },
+        stopped_at: r.parse_opt("stopped_at")?,
     })
 }
 
@@ -153,9 +166,9 @@ impl Store {
         self.connection.execute(
             "INSERT INTO sandboxes (id, owner, name, engine_id, phase, ip, image, milli_cpus,
                  memory_mb, disk_size_mb, keep_hot, labels, env, init, files_digest, vmm_uid,
-                 created_at, hostname)
+                 created_at, changed_at, hostname, hugepages)
              VALUES (?1, ?2, ?3, ?4, 'creating', ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14,
-                 ?15, ?16, ?17)",
+                 ?15, ?16, ?16, ?17, ?18)",
             rusqlite::params![
                 id.as_str(),
                 new.owner.as_str(),
@@ -174,6 +187,7 @@ impl Store {
                 vmm_uid,
                 Timestamp::now().to_string(),
                 new.name.hostname(),
+                new.hugepages,
             ],
         )?;
         Ok(Reserved::New(Box::new(self.sandbox(&id)?)))
@@ -271,27 +285,6 @@ impl Store {
         )
     }
 
-    /// Moves to `to` from one of `from`, with the reason. The machine's record goes with the
-    /// machine.
-    pub fn set_phase(
-        &mut self,
-        id: &SandboxId,
-        from: &[Phase],
-        to: Phase,
-        reason: &str,
-    ) -> Result<(), StoreError> {
-        let allowed: Vec<&str> = from.iter().map(|phase| phase.as_str()).collect();
-        let stopped = (to == Phase::Stopped).then(|| Timestamp::now().to_string());
-        self.changed_one(
-            id,
-            "UPDATE sandboxes SET phase = ?2, reason = ?3,
-                 stopped_at = coalesce(?4, stopped_at),
-                 vm = CASE WHEN ?2 = 'stopped' THEN NULL ELSE vm END
-             WHERE id = ?1 AND phase IN (SELECT value FROM json_each(?5))",
-            &[&id.as_str(), &to.as_str(), &reason, &stopped, &json(&allowed)],
-        )
-    }
-
     /// Applies a patch, all of it or nothing.
     pub fn patch_sandbox(
         &mut self,
@@ -308,7 +301,7 @@ impl Store {
                 Some(rusqlite::ErrorCode::ConstraintViolation) => {
                     StoreError::NameTaken(name.to_string())
                 }
-                _ => StoreError::Query(error),
+                _ => error.into(),
             })?;
         }
         if !patch.labels_add.is_empty() || !patch.labels_remove.is_empty() {
@@ -346,7 +339,7 @@ impl Store {
         Ok(())
     }
 
-    fn changed_one(
+    pub(crate) fn changed_one(
         &mut self,
         id: &SandboxId,
         sql: &str,

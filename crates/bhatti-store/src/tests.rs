@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use bhatti_types::{Cpus, Labels, Mib, Phase, UserId};
 
-use crate::{Db, NewSandbox, NewUser, PatchRow, Reserved, SandboxRow, Store, StoreError};
+use crate::{Change, Db, NewSandbox, NewUser, PatchRow, Reserved, SandboxRow, Store, StoreError};
 
 fn open() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
@@ -25,6 +25,7 @@ fn wanted(owner: &UserId, name: &str) -> NewSandbox {
         cpus: Cpus::ONE,
         memory: Mib(1024),
         disk_size: Mib(0),
+        hugepages: false,
         keep_hot: false,
         labels: Labels::new(),
         env: [("A".to_owned(), "1".to_owned())].into(),
@@ -115,11 +116,15 @@ fn phases_move_only_from_where_they_were_expected() {
     let row = reserve(&mut store, &wanted(&alice, "dev"));
     let vm = serde_json::json!({"pid": 1});
     store.set_vm(&row.id, &vm).unwrap();
-    let wrong = store.set_phase(&row.id, &[Phase::Stopped], Phase::Hot, "x");
+    let wrong = store.set_phase(&row.id, &[Phase::Stopped], Phase::Hot, "x", &Change::default());
     assert!(matches!(wrong, Err(StoreError::NoSandbox(_))));
-    store.set_phase(&row.id, &[Phase::Creating], Phase::Hot, "created").unwrap();
+    store
+        .set_phase(&row.id, &[Phase::Creating], Phase::Hot, "created", &Change::default())
+        .unwrap();
     assert_eq!(store.sandbox(&row.id).unwrap().vm, Some(vm));
-    store.set_phase(&row.id, &[Phase::Hot], Phase::Stopped, "guest powered off").unwrap();
+    store
+        .set_phase(&row.id, &[Phase::Hot], Phase::Stopped, "guest powered off", &Change::default())
+        .unwrap();
     let stopped = store.sandbox(&row.id).unwrap();
     assert_eq!((stopped.vm, stopped.reason.as_str()), (None, "guest powered off"));
     assert!(stopped.stopped_at.is_some());

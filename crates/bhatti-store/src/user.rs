@@ -2,7 +2,7 @@
 
 use bhatti_types::{ApiKey, Mib, UserId};
 use jiff::Timestamp;
-use rusqlite::Row;
+use rusqlite::{Connection, Row};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
@@ -60,6 +60,17 @@ fn read(row: &Row<'_>) -> Result<UserRow, StoreError> {
     })
 }
 
+fn one_user(
+    connection: &Connection,
+    column: &'static str,
+    value: &str,
+) -> Result<Option<UserRow>, StoreError> {
+    let sql = format!("SELECT {COLUMNS} FROM users WHERE {column} = ?1");
+    let mut statement = connection.prepare_cached(&sql)?;
+    let mut rows = statement.query([value])?;
+    rows.next()?.map(read).transpose()
+}
+
 fn hash(key: &ApiKey) -> String {
     Sha256::digest(key.reveal()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -112,19 +123,13 @@ impl Store {
 
     /// The account of that name.
     pub fn user_named(&self, name: &str) -> Result<UserRow, StoreError> {
-        self.one_user("name", name)?.ok_or_else(|| StoreError::NoUser(name.to_owned()))
+        one_user(&self.connection, "name", name)?.ok_or_else(|| StoreError::NoUser(name.to_owned()))
     }
 
     /// The account with that id.
     pub fn user(&self, id: &UserId) -> Result<UserRow, StoreError> {
-        self.one_user("id", id.as_str())?.ok_or_else(|| StoreError::NoUser(id.to_string()))
-    }
-
-    fn one_user(&self, column: &'static str, value: &str) -> Result<Option<UserRow>, StoreError> {
-        let sql = format!("SELECT {COLUMNS} FROM users WHERE {column} = ?1");
-        let mut statement = self.connection.prepare_cached(&sql)?;
-        let mut rows = statement.query([value])?;
-        rows.next()?.map(read).transpose()
+        one_user(&self.connection, "id", id.as_str())?
+            .ok_or_else(|| StoreError::NoUser(id.to_string()))
     }
 
     /// The account a key belongs to. `None`: nobody's.
@@ -156,13 +161,21 @@ impl Store {
 
     /// Removes an account that owns nothing any more.
     pub fn delete_user(&mut self, name: &str) -> Result<UserRow, StoreError> {
-        let user = self.user_named(name)?;
-        // The foreign key would refuse too; this says how many.
-        let changed = self.connection.execute(
-            "DELETE FROM users WHERE id = ?1
-             AND NOT EXISTS (SELECT 1 FROM sandboxes WHERE owner = ?1)",
-            [user.id.as_str()],
-        )?;
-        if changed == 1 { Ok(user) } else { Err(StoreError::UserHasSandboxes(user.sandboxes)) }
+        // The daemon writes the same file: what is counted must still be so when it is deleted.
+        let tx =
+            self.connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        let user =
+            one_user(&tx, "name", name)?.ok_or_else(|| StoreError::NoUser(name.to_owned()))?;
+        if user.sandboxes > 0 {
+            return Err(StoreError::UserHasSandboxes(user.sandboxes));
+        }
+        let sql = "SELECT count(*) FROM snapshots WHERE owner = ?1";
+        let snapshots = tx.query_row(sql, [user.id.as_str()], |row| row.get(0))?;
+        if snapshots > 0 {
+            return Err(StoreError::UserHasSnapshots(snapshots));
+        }
+        tx.execute("DELETE FROM users WHERE id = ?1", [user.id.as_str()])?;
+        tx.commit()?;
+        Ok(user)
     }
 }
