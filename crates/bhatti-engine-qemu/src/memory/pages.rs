@@ -1,0 +1,100 @@
+//! Pages: their size, sets of them, runs of them.
+
+/// The unit in which memory is compared, stored and shared, on every host.
+pub(crate) const PAGE: usize = 4096;
+
+/// A page of nothing.
+pub(super) const ZERO: [u8; PAGE] = [0; PAGE];
+
+/// More memory than any machine has (4 TiB), in pages.
+pub(super) const MOST_PAGES: u32 = 1 << 30;
+
+/// A set of a machine's pages: one bit each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PageSet {
+    words: Vec<u64>,
+    pages: u32,
+}
+
+/// Consecutive pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Run {
+    pub(crate) first: u32,
+    pub(crate) count: u32,
+}
+
+impl PageSet {
+    /// The empty set of a memory of that many pages.
+    pub(crate) fn new(pages: u32) -> Self {
+        Self { words: vec![0; (pages as usize).div_ceil(64)], pages }
+    }
+
+    /// Pages beyond the memory's end are ignored.
+    pub(crate) fn insert(&mut self, page: u32) {
+        if page < self.pages {
+            self.words[page as usize / 64] |= 1 << (page % 64);
+        }
+    }
+
+    pub(crate) fn remove(&mut self, page: u32) {
+        if page < self.pages {
+            self.words[page as usize / 64] &= !(1 << (page % 64));
+        }
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.words.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
+    /// In ascending order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = u32> + '_ {
+        self.words.iter().zip(0u32..).flat_map(|(&word, index)| {
+            std::iter::successors((word != 0).then_some(word), |word| {
+                let rest = word & (word - 1);
+                (rest != 0).then_some(rest)
+            })
+            .map(move |word| index * 64 + word.trailing_zeros())
+        })
+    }
+
+    /// In ascending order, neighbours joined, none longer than `most`.
+    pub(crate) fn runs(&self, most: u32) -> impl Iterator<Item = Run> + '_ {
+        let mut pages = self.iter().peekable();
+        std::iter::from_fn(move || {
+            let first = pages.next()?;
+            let mut count = 1;
+            while count < most && pages.next_if_eq(&(first + count)).is_some() {
+                count += 1;
+            }
+            Some(Run { first, count })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(pages: &[u32]) -> PageSet {
+        let mut set = PageSet::new(300);
+        pages.iter().for_each(|&page| set.insert(page));
+        set
+    }
+
+    #[test]
+    fn neighbours_are_joined_up_to_a_length() {
+        let set = set(&[299, 0, 1, 2, 63, 64, 65, 130, 300, u32::MAX]);
+        let runs = |most| set.runs(most).map(|run| (run.first, run.count)).collect::<Vec<_>>();
+        assert_eq!(runs(100), [(0, 3), (63, 3), (130, 1), (299, 1)]);
+        assert_eq!(runs(2), [(0, 2), (2, 1), (63, 2), (65, 1), (130, 1), (299, 1)]);
+        assert_eq!(set.len(), 8);
+    }
+
+    #[test]
+    fn what_was_removed_is_gone() {
+        let mut set = set(&[5, 6, 7, 70]);
+        [6, 70, 71, 1000].into_iter().for_each(|page| set.remove(page));
+        assert_eq!(set.iter().collect::<Vec<_>>(), [5, 7]);
+    }
+}
