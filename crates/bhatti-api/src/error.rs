@@ -21,46 +21,70 @@ pub struct Hint {
     pub commands: &'static [&'static str],
 }
 
+/// Substrings of a message, and what to do about it.
+type Rule = (&'static [&'static str], Hint);
+
+/// About a memory that could not be continued from. Looked at before everything else: such a
+/// message quotes its cause, which may say anything.
+const FORCE: Rule = (
+    &["use 'bhatti start --force'"],
+    Hint { text: "Retry with force:", commands: &["bhatti start --force <sandbox>"] },
+);
+
+/// For messages that begin with a snapshot: a sandbox's name is not what went wrong.
+const SNAPSHOT: [Rule; 3] = [
+    (&["not found"], Hint { text: "Check snapshot name:", commands: &["bhatti snapshot list"] }),
+    (
+        &["already exists"],
+        Hint {
+            text: "Use a different name or delete the existing one:",
+            commands: &["bhatti snapshot delete <snapshot>"],
+        },
+    ),
+    (
+        &["limit"],
+        Hint {
+            text: "Delete snapshots you no longer need:",
+            commands: &["bhatti snapshot list", "bhatti snapshot delete <snapshot>"],
+        },
+    ),
+];
+
+/// For everything else, which is about sandboxes.
+const SANDBOX: [Rule; 5] = [
+    (&["not running"], Hint { text: "Resume it first:", commands: &["bhatti start <sandbox>"] }),
+    (&["not found"], Hint { text: "Check sandbox name:", commands: &["bhatti ls"] }),
+    (
+        &["already exists", "already in use"],
+        Hint {
+            text: "Use a different name or destroy the existing one:",
+            commands: &["bhatti destroy <sandbox>"],
+        },
+    ),
+    (&["rate limit"], Hint { text: "Wait a few seconds and try again.", commands: &[] }),
+    (
+        &["limit", "max sandbox"],
+        Hint {
+            text: "Destroy unused sandboxes to free capacity:",
+            commands: &["bhatti ls", "bhatti destroy <sandbox>"],
+        },
+    ),
+];
+
 /// The hint for a server message: case-insensitive, the first match wins.
 ///
 /// The substrings are part of the contract; `bhatti-daemon` has a test that walks every error
 /// it can send.
 pub fn hint_for(message: &str) -> Option<Hint> {
-    const HINTS: [(&[&str], Hint); 6] = [
-        (
-            &["not running"],
-            Hint { text: "Resume it first:", commands: &["bhatti start <sandbox>"] },
-        ),
-        (&["not found"], Hint { text: "Check sandbox name:", commands: &["bhatti ls"] }),
-        (
-            &["already exists", "already in use"],
-            Hint {
-                text: "Use a different name or destroy the existing one:",
-                commands: &["bhatti destroy <sandbox>"],
-            },
-        ),
-        (
-            &["use 'bhatti start --force'"],
-            Hint { text: "Retry with force:", commands: &["bhatti start --force <sandbox>"] },
-        ),
-        (&["rate limit"], Hint { text: "Wait a few seconds and try again.", commands: &[] }),
-        (
-            &["limit", "max sandbox"],
-            Hint {
-                text: "Destroy unused sandboxes to free capacity:",
-                commands: &["bhatti ls", "bhatti destroy <sandbox>"],
-            },
-        ),
-    ];
     let message = message.to_lowercase();
-    // It names the images there are; a sandbox's name is not what went wrong.
-    if message.starts_with("image ") {
-        return None;
-    }
-    HINTS
-        .iter()
-        .find(|(needles, _)| needles.iter().any(|needle| message.contains(needle)))
-        .map(|(_, hint)| *hint)
+    let matches = |(needles, _): &&Rule| needles.iter().any(|needle| message.contains(needle));
+    let rules: &[Rule] = match message.split(' ').next() {
+        // It names the images there are.
+        Some("image") => &[],
+        Some("snapshot") => &SNAPSHOT,
+        _ => &SANDBOX,
+    };
+    std::iter::once(&FORCE).chain(rules).find(matches).map(|(_, hint)| *hint)
 }
 
 #[cfg(test)]
@@ -79,5 +103,15 @@ mod tests {
         );
         assert_eq!(first("rate limit exceeded"), Some("Wait a few seconds and try again."));
         assert_eq!(first("cmd required"), None);
+        assert_eq!(first("snapshot \"x\" not found"), Some("Check snapshot name:"));
+        assert_eq!(
+            first("snapshot \"x\" already exists — delete first"),
+            Some("Use a different name or delete the existing one:")
+        );
+        let quota = Some("Delete snapshots you no longer need:");
+        assert_eq!(first("snapshot limit reached (5/5)"), quota);
+        let corrupt = "wake sandbox: sandbox \"x\" snapshot is corrupt: file not found \
+                       — use 'bhatti start --force' to retry";
+        assert_eq!(first(corrupt), Some("Retry with force:"));
     }
 }

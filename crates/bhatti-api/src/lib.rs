@@ -9,9 +9,11 @@ mod exec;
 mod json;
 pub mod route;
 mod sandbox;
+mod snapshot;
 
 pub use body::{Health, StatusBody};
 pub use error::{ErrorBody, Hint, hint_for};
 pub use exec::{ExecDetached, ExecEvent, ExecRequest, ExecResult};
 pub use json::{BadJson, from_json, to_json, to_json_pretty};
-pub use sandbox::{CreateSandbox, FileSpec, PatchSandbox, Sandbox};
+pub use sandbox::{CreateSandbox, FileSpec, PatchSandbox, Sandbox, StartSandbox, Transition};
+pub use snapshot::{Checkpoint, ResumeSnapshot, Snapshot};

@@ -4,6 +4,8 @@
 pub const HEALTH: &str = "/health";
 /// `GET` list, `POST` create.
 pub const SANDBOXES: &str = "/sandboxes";
+/// `GET` list. Snapshots are made by [`checkpoint`].
+pub const SNAPSHOTS: &str = "/snapshots";
 
 /// On every API response: the daemon's version.
 pub const VERSION_HEADER: &str = "x-bhatti-version";
@@ -29,6 +31,31 @@ pub fn exec(sandbox: &str) -> String {
     format!("{SANDBOXES}/{}/exec", escape(sandbox))
 }
 
+/// `/sandboxes/:sandbox/stop`, escaped.
+pub fn stop(sandbox: &str) -> String {
+    format!("{SANDBOXES}/{}/stop", escape(sandbox))
+}
+
+/// `/sandboxes/:sandbox/start`, escaped.
+pub fn start(sandbox: &str) -> String {
+    format!("{SANDBOXES}/{}/start", escape(sandbox))
+}
+
+/// `/sandboxes/:sandbox/checkpoint`, escaped.
+pub fn checkpoint(sandbox: &str) -> String {
+    format!("{SANDBOXES}/{}/checkpoint", escape(sandbox))
+}
+
+/// `/snapshots/:snapshot`, escaped.
+pub fn snapshot(snapshot: &str) -> String {
+    format!("{SNAPSHOTS}/{}", escape(snapshot))
+}
+
+/// `/snapshots/:snapshot/resume`, escaped.
+pub fn resume(snapshot: &str) -> String {
+    format!("{SNAPSHOTS}/{}/resume", escape(snapshot))
+}
+
 /// Percent-encodes everything but unreserved characters. A segment of dots only is encoded too:
 /// it would be taken for a step up the path.
 pub fn escape(segment: &str) -> String {
@@ -51,6 +78,7 @@ mod tests {
     fn segments_are_escaped() {
         assert_eq!(super::exec("a/b c"), "/sandboxes/a%2Fb%20c/exec");
         assert_eq!(super::exec(".."), "/sandboxes/%2E%2E/exec");
+        assert_eq!(super::resume("a/b"), "/snapshots/a%2Fb/resume");
         assert_eq!(super::exec("a.b"), "/sandboxes/a.b/exec");
     }
 }

@@ -50,6 +50,19 @@ pub struct Sandbox {
     /// In listings, when something is published.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub urls: Vec<String>,
+    /// How it came to be what it is; for one sandbox, not in listings. Older servers do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_transition: Option<Transition>,
+}
+
+/// The last change of a sandbox's state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transition {
+    /// The state it is in since: `hot`, `warm`, `cold`, `stopped`, `unknown`.
+    pub to: String,
+    /// Why, in a few words.
+    pub reason: String,
+    pub at: Timestamp,
 }
 
 /// `2`, not `2.0`: the form every existing client has seen.
@@ -84,8 +97,8 @@ pub struct CreateSandbox {
     pub init: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_hot: Option<bool>,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub hugepages: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hugepages: Option<bool>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<FileSpec>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -123,4 +136,13 @@ pub struct PatchSandbox {
     pub labels_add: Labels,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub labels_remove: Vec<String>,
+}
+
+/// `POST /sandboxes/:s/start`. No body, or one that is not this, is the default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StartSandbox {
+    /// Try a memory again that could not be continued from.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
 }

@@ -24,6 +24,7 @@ mod endpoint;
 mod error;
 mod exec;
 mod sandbox;
+mod snapshot;
 mod timing;
 
 pub use client::{Client, ServerInfo};

@@ -2,15 +2,18 @@
 
 use std::time::Duration;
 
-use bhatti_api::{CreateSandbox, Health, PatchSandbox, Sandbox, StatusBody, route, to_json};
+use bhatti_api::{
+    CreateSandbox, Health, PatchSandbox, Sandbox, StartSandbox, StatusBody, route, to_json,
+};
 use bhatti_types::Labels;
 use http::Method;
 
 use crate::client::Call;
 use crate::{Client, ClientError};
 
-/// A create may boot a machine, and be the first to use an image.
-const CREATE: Duration = Duration::from_secs(900);
+/// For what boots a machine, perhaps as the first to use an image, or moves a whole memory to or
+/// from disk.
+pub(crate) const MACHINE: Duration = Duration::from_secs(900);
 
 /// What a create led to.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,7 +49,7 @@ impl Client {
     pub async fn create(&self, wanted: &CreateSandbox) -> Result<Created, ClientError> {
         let mut call = Call::new(Method::POST, route::SANDBOXES);
         call.body = Some(to_json(wanted));
-        call.limit = CREATE;
+        call.limit = MACHINE;
         let (sandbox, headers) = self.json(call).await?;
         let existing = headers.get(route::EXISTING_HEADER).is_some_and(|value| value == "true");
         Ok(Created { sandbox, existing })
@@ -61,6 +64,27 @@ impl Client {
         let path = route::sandbox(sandbox);
         let mut call = Call::new(Method::PATCH, &path);
         call.body = Some(to_json(change));
+        if change.keep_hot == Some(true) {
+            // What is to stay hot is woken.
+            call.limit = MACHINE;
+        }
+        Ok(self.json(call).await?.0)
+    }
+
+    /// `POST /sandboxes/:s/stop`: memory to disk, and no machine any more.
+    pub async fn stop(&self, sandbox: &str) -> Result<Sandbox, ClientError> {
+        let path = route::stop(sandbox);
+        let mut call = Call::new(Method::POST, &path);
+        call.limit = MACHINE;
+        Ok(self.json(call).await?.0)
+    }
+
+    /// `POST /sandboxes/:s/start`. `force` tries a memory again that could not be continued from.
+    pub async fn start(&self, sandbox: &str, force: bool) -> Result<Sandbox, ClientError> {
+        let path = route::start(sandbox);
+        let mut call = Call::new(Method::POST, &path);
+        call.body = force.then(|| to_json(&StartSandbox { force }));
+        call.limit = MACHINE;
         Ok(self.json(call).await?.0)
     }
 

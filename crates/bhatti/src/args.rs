@@ -5,7 +5,9 @@ use std::ffi::OsString;
 use camino::Utf8PathBuf;
 use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 
-use crate::command::{completion, create, destroy, edit, exec, inspect, list, user};
+use crate::command::{
+    completion, create, destroy, edit, exec, inspect, list, snapshot, start, stop, user,
+};
 
 /// Everything on one command line.
 #[derive(Parser, Debug)]
@@ -61,6 +63,9 @@ pub(crate) enum Command {
     Serve,
     /// Configure CLI endpoint and API key
     Setup,
+    Snapshot(snapshot::SnapshotArgs),
+    Start(start::StartArgs),
+    Stop(stop::StopArgs),
     /// Manage the users of this host's daemon
     User(user::UserArgs),
     /// Print the version of the CLI and of the server
@@ -68,8 +73,9 @@ pub(crate) enum Command {
 }
 
 /// Which commands stand under which heading of `bhatti --help`.
-const SECTIONS: [(&str, &[&str]); 3] = [
-    ("Core", &["create", "destroy", "edit", "exec", "list"]),
+const SECTIONS: [(&str, &[&str]); 4] = [
+    ("Core", &["create", "destroy", "edit", "exec", "list", "start", "stop"]),
+    ("Resources", &["snapshot"]),
     ("Setup & Admin", &["serve", "setup", "user"]),
     ("Additional Commands", &["completion", "help", "inspect", "version"]),
 ];

@@ -10,5 +10,6 @@ mod all {
     mod host;
     mod sandbox;
     mod setup;
+    mod snapshot;
     mod world;
 }

@@ -16,6 +16,9 @@ use tokio::sync::{Mutex, mpsc};
 const DEV: &str = r#"{"id":"0123456789abcdef","name":"dev","status":"running",
     "created_at":"2026-04-01T10:00:00.123456789Z","cpus":0.5,"memory_mb":512,"later":true}"#;
 
+const SNAPSHOT: &str = r#"{"id":"fedcba9876543210","user_id":"usr_1a2b3c4d","name":"s",
+    "source_sandbox":"0123456789abcdef","size_mb":37,"created_at":"2026-04-01T10:00:00Z"}"#;
+
 /// Answers everything; keeps the requests as `METHOD target auth accept body`.
 async fn serve() -> (Client, Arc<Mutex<Vec<String>>>) {
     let log = Arc::new(Mutex::new(Vec::new()));
@@ -45,6 +48,8 @@ async fn answer(State(log): State<Arc<Mutex<Vec<String>>>>, request: Request) ->
     let body = match (parts.method.as_str(), path) {
         ("GET", "/sandboxes") => format!("[{DEV}]"),
         ("GET", "/health") => r#"{"status":"ok","uptime":"3s"}"#.to_owned(),
+        ("GET", "/snapshots") => format!("[{SNAPSHOT}]"),
+        ("GET", "/snapshots/s") | ("POST", "/sandboxes/dev/checkpoint") => SNAPSHOT.to_owned(),
         ("DELETE", _) => r#"{"status":"destroyed"}"#.to_owned(),
         ("POST", "/sandboxes") => {
             return (
@@ -122,6 +127,32 @@ async fn every_call_sends_what_the_contract_says() {
         "DELETE /sandboxes/dev Bearer bht_k - ".to_owned(),
         format!("POST /sandboxes/dev/exec Bearer bht_k - {}", exec(false)),
         format!("POST /sandboxes/dev/exec Bearer bht_k - {}", exec(true)),
+    ];
+    assert_eq!(log.lock().await.as_slice(), wanted);
+}
+
+#[tokio::test]
+async fn sleep_and_snapshots_are_asked_for_as_the_contract_says() {
+    let (client, log) = serve().await;
+    assert_eq!(client.stop("a/b").await.unwrap().name, "dev");
+    assert_eq!(client.start("dev", false).await.unwrap().name, "dev");
+    assert_eq!(client.start("dev", true).await.unwrap().name, "dev");
+    assert_eq!(client.checkpoint("dev", "s").await.unwrap().size_mb, 37);
+    assert_eq!(client.snapshots().await.unwrap()[0].source_sandbox, "0123456789abcdef");
+    assert_eq!(client.snapshot("s").await.unwrap().name, "s");
+    assert_eq!(client.resume_snapshot("s", None).await.unwrap().name, "dev");
+    assert_eq!(client.resume_snapshot("s", Some("new")).await.unwrap().name, "dev");
+    client.delete_snapshot("s").await.unwrap();
+    let wanted = [
+        "POST /sandboxes/a%2Fb/stop Bearer bht_k - ",
+        "POST /sandboxes/dev/start Bearer bht_k - ",
+        "POST /sandboxes/dev/start Bearer bht_k - {\"force\":true}",
+        "POST /sandboxes/dev/checkpoint Bearer bht_k - {\"name\":\"s\"}",
+        "GET /snapshots Bearer bht_k - ",
+        "GET /snapshots/s Bearer bht_k - ",
+        "POST /snapshots/s/resume Bearer bht_k - {}",
+        "POST /snapshots/s/resume Bearer bht_k - {\"name\":\"new\"}",
+        "DELETE /snapshots/s Bearer bht_k - ",
     ];
     assert_eq!(log.lock().await.as_slice(), wanted);
 }

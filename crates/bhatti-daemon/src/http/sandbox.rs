@@ -40,5 +40,6 @@ fn view(row: SandboxRow) -> Sandbox {
         labels: row.labels,
         thermal: None,
         urls: Vec::new(),
+        last_transition: None,
     }
 }

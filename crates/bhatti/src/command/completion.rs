@@ -93,7 +93,7 @@ mod tests {
             let script = script(shell);
             assert!(script.contains("__complete-names -- "), "{shell}");
         }
-        // destroy, edit, exec, inspect, and the aliases of two of them.
-        assert_eq!(script(Shell::Zsh).matches("sandbox:_bhatti_sandboxes'").count(), 6);
+        // destroy, edit, exec, inspect, start, stop, snapshot create, and the aliases of two.
+        assert_eq!(script(Shell::Zsh).matches("sandbox:_bhatti_sandboxes'").count(), 9);
     }
 }

@@ -41,6 +41,9 @@ pub(crate) struct CreateArgs {
     /// Never pause it, even when idle
     #[arg(long)]
     keep_hot: bool,
+    /// Use 2 MB pages: faster, but its memory is shared with nobody and every snapshot is full
+    #[arg(long)]
+    hugepages: bool,
     /// Image to start from (default: the server's)
     #[arg(long, value_name = "NAME")]
     image: Option<String>,
@@ -74,6 +77,7 @@ fn request(args: &CreateArgs) -> Result<CreateSandbox, Failure> {
         env: env(&args.env)?,
         init: args.init.clone().unwrap_or_default(),
         keep_hot: args.keep_hot.then_some(true),
+        hugepages: args.hugepages.then_some(true),
         files: files(&args.file)?,
         labels: pairs::labels(&args.label)?,
         ..CreateSandbox::default()
@@ -160,7 +164,7 @@ mod tests {
     #[test]
     fn flags_become_the_request() {
         assert_eq!(body(&[]).unwrap(), r#"{"name":""}"#);
-        let wanted = r#"{"name":"dev","image":"browser","cpus":0.5,"memory_mb":512,"disk_size_mb":9,"env":{"A":"1","B":"x=y"},"init":"true","keep_hot":true,"labels":{"k":"v","l":""}}"#;
+        let wanted = r#"{"name":"dev","image":"browser","cpus":0.5,"memory_mb":512,"disk_size_mb":9,"env":{"A":"1","B":"x=y"},"init":"true","keep_hot":true,"hugepages":true,"labels":{"k":"v","l":""}}"#;
         let flags = [
             "--name=dev",
             "--image",
@@ -175,6 +179,7 @@ mod tests {
             "--init",
             "true",
             "--keep-hot",
+            "--hugepages",
             "--label",
             "k=v",
             "--label",

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use bhatti_api::PatchSandbox;
 
-use super::pairs;
+use super::{pairs, spinner};
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::output;
@@ -14,7 +14,7 @@ use crate::output;
 pub(crate) struct EditArgs {
     /// Name or id of the sandbox
     sandbox: String,
-    /// Never pause it, even when idle
+    /// Never pause it, even when idle; wakes it now
     #[arg(long)]
     keep_hot: bool,
     /// Let it pause when idle
@@ -34,7 +34,10 @@ pub(crate) struct EditArgs {
 pub(crate) fn run(context: &Context, args: &EditArgs) -> Result<ExitCode, Failure> {
     let change = request(args)?;
     let sandbox = &args.sandbox;
-    let updated = context.call_about(sandbox, context.client()?.patch(sandbox, &change))?;
+    // What is to stay hot is woken now.
+    let work = context.client()?.patch(sandbox, &change);
+    let what = format!("updating {sandbox}");
+    let updated = context.call_about(sandbox, spinner::while_waiting(context, &what, work))?;
     if change.name.is_some() {
         context.cache.remove(sandbox);
         context.cache.add(&updated.name);

@@ -10,6 +10,8 @@ use crate::failure::Failure;
 use crate::output::{self, DiskUse};
 
 /// Show sandbox details
+///
+/// Asks a running guest how full its disk is, which wakes it; with --json nothing is woken.
 #[derive(clap::Args, Debug)]
 pub(crate) struct InspectArgs {
     /// Name or id of the sandbox

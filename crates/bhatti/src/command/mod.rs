@@ -12,7 +12,10 @@ pub(crate) mod names;
 mod pairs;
 mod serve;
 mod setup;
+pub(crate) mod snapshot;
 mod spinner;
+pub(crate) mod start;
+pub(crate) mod stop;
 pub(crate) mod user;
 mod version;
 
@@ -34,6 +37,9 @@ pub(crate) fn run(context: &Context, command: Command) -> Result<ExitCode, Failu
         Command::List(args) => list::run(context, &args),
         Command::Serve => serve::run(context),
         Command::Setup => setup::run(context),
+        Command::Snapshot(args) => snapshot::run(context, args),
+        Command::Start(args) => start::run(context, &args),
+        Command::Stop(args) => stop::run(context, &args),
         Command::User(args) => user::run(context, args),
         Command::Version => version::run(context),
     }

@@ -81,6 +81,8 @@ mod tests {
             "bhatti edit --name new",
             "bhatti exec --timeout=5",
             "bhatti info",
+            "bhatti start --force",
+            "bhatti snapshot create --name s",
         ] {
             assert!(wants(line), "{line}");
         }
@@ -91,6 +93,8 @@ mod tests {
             "bhatti list",
             "bhatti create",
             "bhatti user delete",
+            "bhatti snapshot",
+            "bhatti snapshot resume",
             "bhatti bogus",
         ] {
             assert!(!wants(line), "{line}");

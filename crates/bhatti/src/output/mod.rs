@@ -1,11 +1,16 @@
 //! What people see: pure functions from values to text. The formats are the contract's.
 
 mod sandbox;
+mod snapshot;
 mod timing;
 mod user;
 mod version;
 
 pub(crate) use sandbox::{DiskUse, ListRow, created, detached, edited, inspected, list, list_wide};
+pub(crate) use snapshot::{
+    CreatedSnapshot, ResumedSnapshot, SnapshotListRow, snapshot_created, snapshot_list,
+    snapshot_resumed,
+};
 pub(crate) use timing::timing;
 pub(crate) use user::{CreatedUser, RotatedKey, UserListRow, key_rotated, user_created, user_list};
 pub(crate) use version::outdated;

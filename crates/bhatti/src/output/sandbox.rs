@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use bhatti_api::{ExecDetached, PatchSandbox, Sandbox};
+use bhatti_api::{ExecDetached, PatchSandbox, Sandbox, Transition};
 use bhatti_client::Created;
 use bhatti_types::{Labels, Status, Thermal};
 use serde::Serialize;
@@ -154,6 +154,14 @@ pub(crate) fn inspected(sandbox: &Sandbox, disk: Option<DiskUse>) -> String {
     line("Name:", &sandbox.name);
     line("ID:", &sandbox.id);
     line("Status:", &sandbox.status.to_string());
+    if let Some(Transition { to, reason, at }) = &sandbox.last_transition {
+        // What is cold or stopped has the one status, and wakes very differently.
+        if matches!(to.as_str(), "hot" | "warm" | "cold") {
+            line("Thermal:", to);
+        }
+        let why = if reason.is_empty() { String::new() } else { format!(" ({reason})") };
+        line("Since:", &format!("{at}{why}"));
+    }
     line("Image:", image(sandbox));
     line("Created:", &sandbox.created_at.to_string());
     if let Some(stopped) = sandbox.stopped_at {

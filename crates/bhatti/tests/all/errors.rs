@@ -52,6 +52,7 @@ fn flags_that_are_none_and_values_that_fit_none() {
             "cannot use --keep-hot and --allow-cold together",
         ),
         (&["user", "create"], "--name is required"),
+        (&["snapshot", "create", "dev"], "--name is required"),
         (
             &["--url", "nonsense", "ls"],
             "\"nonsense\" is not an API address: it must look like http://host:port or https://host",

@@ -86,6 +86,35 @@ fn inspect_asks_a_running_guest_for_its_disk() {
     let ran = world.run(&["info", "dev"]);
     assert!(ran.stdout.contains("  Disk:     — (stopped)\n"), "{ran:?}");
     assert_eq!(world.requests().len(), 3, "a stopped guest is not woken");
+    let world = World::with(&[("200 OK", "", &running)]);
+    assert_eq!(world.run(&["inspect", "--json", "dev"]).code, Some(0));
+    assert_eq!(world.requests(), ["GET /sandboxes/dev"], "nor a warm one, for a program");
+}
+
+#[test]
+fn stop_and_start_say_what_they_did() {
+    let world = World::with(&[
+        ("200 OK", "", DEV),
+        ("200 OK", "", DEV),
+        ("200 OK", "", DEV),
+        ("404 Not Found", "", "{\"error\":\"not found\"}"),
+    ]);
+    world.run(&["stop", "dev"]).check(0, "sandbox/dev stopped\n", "");
+    world.run(&["start", "dev", "--force"]).check(0, "sandbox/dev started\n", "");
+    let json = world.run(&["start", "--json", "dev"]).stdout;
+    assert!(json.starts_with("{\n  \"id\": \"0123456789abcdef\","), "{json}");
+    let text =
+        "Error: 404 Not Found: sandbox \"x\" not found\n\n  Check sandbox name:\n    bhatti ls\n";
+    world.run(&["stop", "x"]).check(1, "", text);
+    assert_eq!(
+        world.requests(),
+        [
+            "POST /sandboxes/dev/stop",
+            "POST /sandboxes/dev/start {\"force\":true}",
+            "POST /sandboxes/dev/start",
+            "POST /sandboxes/x/stop",
+        ]
+    );
 }
 
 #[test]

@@ -63,7 +63,7 @@ fn refuse_what_is_not_here(body: &CreateSandbox) -> Result<(), ApiError> {
         return Err(ApiError::BadRequest(format!("secret {secret:?} not found")));
     }
     let asked = [
-        (body.hugepages, "hugepages"),
+        (body.hugepages == Some(true), "hugepages"),
         (!body.persistent_volumes.is_empty(), "volumes"),
         (!body.new_volumes.is_empty(), "volumes"),
     ];
@@ -145,7 +145,7 @@ mod tests {
             assert!(refused(files(path, "", "")).contains("absolute path"), "{path}");
         }
         assert_eq!(refused(files("/a", "", "9")), "file \"/a\": invalid mode \"9\"");
-        let huge = CreateSandbox { hugepages: true, ..Default::default() };
+        let huge = CreateSandbox { hugepages: Some(true), ..Default::default() };
         assert_eq!(refused(huge), "hugepages are not supported by this version");
     }
 

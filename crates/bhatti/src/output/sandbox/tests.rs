@@ -113,6 +113,15 @@ Network:
   keep_hot: true
 "
     );
+    let frozen = r#"{"status":"stopped","last_transition":
+        {"to":"cold","reason":"idle for 30m","at":"2026-04-02T00:00:00Z"}}"#;
+    let frozen = inspected(&sandbox(frozen), None);
+    let wanted =
+        "Status:     stopped\nThermal:    cold\nSince:      2026-04-02T00:00:00Z (idle for 30m)\n";
+    assert!(frozen.contains(wanted), "{frozen}");
+    let off = r#"{"last_transition":{"to":"stopped","reason":"","at":"2026-04-02T00:00:00Z"}}"#;
+    let off = inspected(&sandbox(off), None);
+    assert!(off.contains("running\nSince:      2026-04-02T00:00:00Z\nImage:"), "{off}");
     let no_answer = inspected(&sandbox("{}"), None);
     assert!(!no_answer.contains("Disk:"), "{no_answer}");
     let no_size = inspected(&sandbox(r#"{"status":"stopped"}"#), None);

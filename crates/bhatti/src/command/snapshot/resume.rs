@@ -1,0 +1,30 @@
+//! `bhatti snapshot resume`
+
+use std::process::ExitCode;
+
+use crate::command::spinner;
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::output::{self, ResumedSnapshot};
+
+/// Resume a sandbox from a snapshot
+///
+/// A new sandbox that goes on from there, programs and all.
+#[derive(clap::Args, Debug)]
+pub(crate) struct SnapshotResumeArgs {
+    /// Name of the snapshot
+    snapshot: String,
+    /// Name of the new sandbox (default: generated)
+    #[arg(long)]
+    name: Option<String>,
+}
+
+pub(crate) fn run(context: &Context, args: &SnapshotResumeArgs) -> Result<ExitCode, Failure> {
+    let snapshot = &args.snapshot;
+    let work = context.client()?.resume_snapshot(snapshot, args.name.as_deref());
+    let what = format!("resuming from {snapshot}");
+    let sandbox = context.call(spinner::while_waiting(context, &what, work))?;
+    context.cache.add(&sandbox.name);
+    context.print(&ResumedSnapshot::from(&sandbox), &output::snapshot_resumed(&sandbox))?;
+    Ok(ExitCode::SUCCESS)
+}
