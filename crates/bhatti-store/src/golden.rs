@@ -51,6 +51,16 @@ fn read(row: &Row<'_>) -> Result<GoldenRow, StoreError> {
     })
 }
 
+/// Begins the key of a golden that no machine is made from any more.
+const RETIRED: &str = "retired ";
+
+impl GoldenRow {
+    /// Whether it is kept only for those that stand on it.
+    pub fn is_retired(&self) -> bool {
+        self.key.starts_with(RETIRED)
+    }
+}
+
 impl Store {
     /// The golden for that key.
     pub fn golden_by_key(&self, key: &str) -> Result<Option<GoldenRow>, StoreError> {
@@ -96,6 +106,15 @@ impl Store {
             [id.as_str(), &Timestamp::now().to_string()],
         )?;
         if changed == 1 { Ok(()) } else { Err(StoreError::NoGolden(id.to_string())) }
+    }
+
+    /// No machine is made from it any more, although it stays for those that stand on it.
+    pub fn retire_golden(&mut self, id: &GoldenId) -> Result<(), StoreError> {
+        // Keys are hex, so no other is ever equal to this one.
+        let key = format!("{RETIRED}{id}");
+        let sql = "UPDATE goldens SET key = ?2 WHERE id = ?1";
+        self.connection.execute(sql, [id.as_str(), &key])?;
+        Ok(())
     }
 
     /// Every golden that can be read, least recently used first, and whether something stands on

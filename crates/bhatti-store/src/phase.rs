@@ -35,6 +35,8 @@ pub struct Change {
     pub golden: Option<Option<GoldenId>>,
     /// Newest first, at most two.
     pub generations: Option<Vec<Generation>>,
+    /// The highest number in use, where layers came with numbers from elsewhere.
+    pub serial: Option<u32>,
 }
 
 impl Store {
@@ -64,7 +66,8 @@ impl Store {
                            WHEN :to IN ('stopped', 'cold') THEN NULL
                            ELSE vm END,
                  golden = CASE WHEN :golden_given THEN :golden ELSE golden END,
-                 generations = coalesce(:generations, generations)
+                 generations = coalesce(:generations, generations),
+                 serial = coalesce(:serial, serial)
              WHERE id = :id AND phase IN (SELECT value FROM json_each(:from))",
             rusqlite::named_params! {
                 ":id": id.as_str(),
@@ -78,6 +81,7 @@ impl Store {
                 ":golden_given": golden.is_some(),
                 ":golden": golden.flatten(),
                 ":generations": change.generations.as_ref().map(json),
+                ":serial": change.serial,
             },
         );
         match changed.map_err(|error| StoreError::no_golden(error, change.golden.as_ref()))? {

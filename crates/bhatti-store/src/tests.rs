@@ -1,5 +1,9 @@
 //! The store against a real file.
 
+mod migration;
+mod sleep;
+mod snapshot;
+
 use std::net::Ipv4Addr;
 
 use bhatti_types::{Cpus, Labels, Mib, Phase, UserId};
@@ -25,7 +29,7 @@ fn wanted(owner: &UserId, name: &str) -> NewSandbox {
         cpus: Cpus::ONE,
         memory: Mib(1024),
         disk_size: Mib(0),
-        hugepages: false,
+        hugepages: true,
         keep_hot: false,
         labels: Labels::new(),
         env: [("A".to_owned(), "1".to_owned())].into(),
@@ -94,6 +98,7 @@ fn a_reservation_takes_name_address_and_uid_together() {
     let bob = user(&mut store, "bob", 5);
     let a = reserve(&mut store, &wanted(&alice, "dev"));
     assert_eq!((a.phase, a.ip, a.vmm_uid), (Phase::Creating, Ipv4Addr::new(10, 0, 1, 2), 1000));
+    assert!(a.hugepages && a.changed_at == a.created_at && a.generations.is_empty());
     let again = store.reserve_sandbox(&wanted(&alice, "dev"), lowest).unwrap();
     assert!(matches!(again, Reserved::Existing(row) if row.id == a.id));
     let b = reserve(&mut store, &wanted(&bob, "dev"));

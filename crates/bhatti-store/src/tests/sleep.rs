@@ -1,0 +1,189 @@
+//! Phases with what goes with them, generations, goldens.
+
+use bhatti_types::{GoldenId, Mib, Phase, SandboxId};
+use jiff::Timestamp;
+use serde_json::json;
+
+use super::{open, reserve, user, wanted};
+use crate::{Change, Generation, GoldenRow, SandboxRow, Store, StoreError};
+
+pub(super) fn golden(store: &mut Store, key: &str) -> GoldenRow {
+    let now = Timestamp::now();
+    let row = GoldenRow {
+        id: GoldenId::random(),
+        key: key.to_owned(),
+        image: "minimal".to_owned(),
+        vcpus: 2,
+        memory: Mib(1024),
+        bytes: 85 << 20,
+        disk: json!({"file": "g"}),
+        created_at: now,
+        used_at: now,
+    };
+    store.add_golden(&row).unwrap();
+    row
+}
+
+fn generation(number: u32, golden: Option<&GoldenId>) -> Generation {
+    Generation {
+        number,
+        made_at: "2026-05-01T10:00:00.5Z".parse().unwrap(),
+        golden: golden.cloned(),
+        disk: json!({"file": "/d/7.qcow2", "layers": []}),
+        bytes: 1 << 33,
+        written: 4096,
+    }
+}
+
+fn hot(store: &mut Store) -> SandboxRow {
+    let alice = user(store, "alice", 5);
+    let row = reserve(store, &wanted(&alice, "dev"));
+    let change = Change { vm: Some(Some(json!({"pid": 1}))), ..Change::default() };
+    store.set_phase(&row.id, &[Phase::Creating], Phase::Hot, "created", &change).unwrap();
+    store.sandbox(&row.id).unwrap()
+}
+
+/// Moves, changing nothing else, and reads it back.
+fn moved(store: &mut Store, id: &SandboxId, from: Phase, to: Phase) -> SandboxRow {
+    store.set_phase(id, &[from], to, "because", &Change::default()).unwrap();
+    store.sandbox(id).unwrap()
+}
+
+#[test]
+fn a_freeze_is_one_step_and_a_wake_keeps_it() {
+    let (_dir, mut store) = open();
+    let base = golden(&mut store, "k").id;
+    let row = hot(&mut store);
+    let warm = moved(&mut store, &row.id, Phase::Hot, Phase::Warm);
+    assert!(warm.vm.is_some() && warm.stopped_at.is_none());
+    let generations = vec![generation(2, Some(&base)), generation(1, None)];
+    let change = Change {
+        root_disk: Some(json!({"file": "sealed"})),
+        golden: Some(Some(base.clone())),
+        generations: Some(generations.clone()),
+        ..Change::default()
+    };
+    store.set_phase(&row.id, &[Phase::Warm], Phase::Cold, "idle", &change).unwrap();
+    let cold = store.sandbox(&row.id).unwrap();
+    assert_eq!((cold.phase, &cold.vm, &cold.golden), (Phase::Cold, &None, &Some(base)));
+    assert_eq!((&cold.root_disk, &cold.generations), (&change.root_disk, &generations));
+    assert!(cold.stopped_at.is_some());
+
+    let change = Change { vm: Some(Some(json!({"pid": 2}))), ..Change::default() };
+    store.set_phase(&row.id, &[Phase::Cold], Phase::Hot, "used", &change).unwrap();
+    let woken = store.sandbox(&row.id).unwrap();
+    assert_eq!((&woken.vm, &woken.generations), (&Some(json!({"pid": 2})), &generations));
+    assert_eq!((woken.golden, woken.root_disk), (cold.golden, cold.root_disk));
+    let change = Change { golden: Some(None), vm: Some(None), ..Change::default() };
+    store.set_phase(&row.id, &[Phase::Hot], Phase::Hot, "its own", &change).unwrap();
+    let own = store.sandbox(&row.id).unwrap();
+    assert_eq!((own.golden, own.vm, own.changed_at), (None, None, woken.changed_at));
+}
+
+#[test]
+fn a_refused_move_changes_nothing() {
+    let (_dir, mut store) = open();
+    let row = hot(&mut store);
+    let change = Change {
+        root_disk: Some(json!(1)),
+        vm: Some(None),
+        generations: Some(vec![generation(1, None)]),
+        ..Change::default()
+    };
+    let wrong = store.set_phase(&row.id, &[Phase::Warm], Phase::Cold, "idle", &change);
+    assert!(matches!(wrong, Err(StoreError::NoSandbox(_))), "{wrong:?}");
+    let nowhere = Change { golden: Some(Some(GoldenId::random())), ..change };
+    let wrong = store.set_phase(&row.id, &[Phase::Hot], Phase::Cold, "idle", &nowhere);
+    assert!(matches!(wrong, Err(StoreError::NoGolden(_))), "{wrong:?}");
+    let three = [3, 2, 1].map(|number| generation(number, None));
+    assert!(store.set_generations(&row.id, &three).is_err());
+    assert_eq!(store.sandbox(&row.id).unwrap(), row);
+}
+
+#[test]
+fn times_tell_when_it_changed_and_when_it_stopped() {
+    let (_dir, mut store) = open();
+    let row = hot(&mut store);
+    assert!(row.changed_at > row.created_at);
+    let cold = moved(&mut store, &row.id, Phase::Hot, Phase::Cold);
+    assert!(cold.changed_at > row.changed_at);
+    assert_eq!(cold.stopped_at, Some(cold.changed_at));
+    // It only fell back to its disk; it has stood since it was frozen.
+    let stopped = moved(&mut store, &row.id, Phase::Cold, Phase::Stopped);
+    assert!(stopped.changed_at > cold.changed_at);
+    assert_eq!(stopped.stopped_at, cold.stopped_at);
+    let same = moved(&mut store, &row.id, Phase::Stopped, Phase::Stopped);
+    assert_eq!((same.changed_at, same.reason.as_str()), (stopped.changed_at, "because"));
+    moved(&mut store, &row.id, Phase::Stopped, Phase::Hot);
+    let again = moved(&mut store, &row.id, Phase::Hot, Phase::Stopped);
+    assert!(again.stopped_at > stopped.stopped_at);
+}
+
+#[test]
+fn generation_numbers_are_never_used_again() {
+    let (dir, mut store) = open();
+    let row = hot(&mut store);
+    assert_eq!([(); 3].map(|()| store.next_serial(&row.id).unwrap()), [1, 2, 3]);
+    store.set_generations(&row.id, &[generation(3, None)]).unwrap();
+    store.set_generations(&row.id, &[]).unwrap();
+    drop(store);
+    let mut store = Store::open(&dir.path().join("state.db")).unwrap();
+    assert_eq!(store.next_serial(&row.id).unwrap(), 4);
+    assert_eq!(store.sandbox(&row.id).unwrap().serial, 4);
+    store.connection.execute("UPDATE sandboxes SET serial = 4294967295", []).unwrap();
+    assert!(store.next_serial(&row.id).is_err());
+    let nobody = store.next_serial(&SandboxId::random());
+    assert!(matches!(nobody, Err(StoreError::NoSandbox(_))), "{nobody:?}");
+}
+
+#[test]
+fn goldens_are_found_by_key_and_listed_by_use() {
+    let (_dir, mut store) = open();
+    let (a, b) = (golden(&mut store, "a"), golden(&mut store, "b"));
+    assert_eq!(store.golden_by_key("a").unwrap().as_ref(), Some(&a));
+    assert_eq!(store.golden(&b.id).unwrap().as_ref(), Some(&b));
+    assert_eq!(store.golden_by_key("c").unwrap(), None);
+    let twin = GoldenRow { id: GoldenId::random(), ..a.clone() };
+    assert!(matches!(store.add_golden(&twin), Err(StoreError::GoldenExists(_))));
+    assert_eq!(store.golden(&twin.id).unwrap(), None);
+
+    store.use_golden(&a.id).unwrap();
+    let order = store.goldens().unwrap().into_iter().map(|(row, _)| row.id);
+    assert_eq!(order.collect::<Vec<_>>(), [b.id.clone(), a.id.clone()]);
+    assert!(store.golden(&a.id).unwrap().unwrap().used_at > a.used_at);
+    assert!(matches!(store.use_golden(&twin.id), Err(StoreError::NoGolden(_))));
+
+    store.connection.execute("UPDATE goldens SET used_at = 'x' WHERE key = 'a'", []).unwrap();
+    assert_eq!(store.goldens().unwrap(), [(b.clone(), false)]);
+    let mut kept = store.golden_ids().unwrap();
+    kept.sort();
+    let mut both = [a.id, b.id];
+    both.sort();
+    assert_eq!(kept, both, "what cannot be read is not swept");
+}
+
+#[test]
+fn a_golden_that_something_stands_on_stays() {
+    let (_dir, mut store) = open();
+    let base = golden(&mut store, "k").id;
+    let row = hot(&mut store);
+    let in_use = |store: &Store| store.goldens().unwrap()[0].1;
+    assert!(!in_use(&store));
+
+    store.set_golden(&row.id, Some(&base)).unwrap();
+    assert!(in_use(&store) && !store.remove_golden(&base).unwrap());
+    // The machine has left it; the older of its generations has not.
+    store.set_golden(&row.id, None).unwrap();
+    assert!(!in_use(&store));
+    let generations = [generation(2, None), generation(1, Some(&base))];
+    store.set_generations(&row.id, &generations).unwrap();
+    assert!(in_use(&store) && !store.remove_golden(&base).unwrap());
+    assert!(store.golden(&base).unwrap().is_some());
+
+    store.set_generations(&row.id, &generations[..1]).unwrap();
+    assert!(store.remove_golden(&base).unwrap());
+    assert!(store.remove_golden(&base).unwrap(), "twice is fine");
+    assert_eq!(store.golden(&base).unwrap(), None);
+    let gone = store.set_golden(&row.id, Some(&base));
+    assert!(matches!(gone, Err(StoreError::NoGolden(_))), "{gone:?}");
+}
