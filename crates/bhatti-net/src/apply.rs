@@ -26,7 +26,7 @@ mod tap;
 mod transit;
 
 pub(crate) use firewall::foreign_drops;
-pub(crate) use tap::{LINGER, LINGER_STEP, TUN, open_tap, taps_in};
+pub(crate) use tap::{LINGER, LINGER_STEP, TUN, open_detached_tap, open_tap, taps_in};
 pub(crate) use transit::{choose_transit, release_transit};
 
 /// Where `ip netns` keeps named namespaces.

@@ -183,6 +183,11 @@ impl Networks {
         .await
     }
 
+    /// A TAP that leads nowhere, for a machine that belongs to nobody.
+    pub async fn open_detached_tap(&self) -> Result<OwnedFd, NetError> {
+        apply::open_detached_tap().await
+    }
+
     /// Removes the network of user `index` unless a machine still holds a TAP in it; one that has
     /// just ended gets half a second to let go. Idempotent.
     pub async fn release_user(&self, index: u32) -> Result<Released, NetError> {

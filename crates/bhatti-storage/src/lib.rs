@@ -19,9 +19,11 @@
 mod error;
 mod image;
 mod layout;
+mod seal;
 mod tree;
 
 pub use error::DiskError;
 pub use image::{Found, ImageError, check_image, discover};
 pub use layout::Layout;
+pub use seal::seal_layer;
 pub use tree::{bytes_of, link_tree, sync_tree};

@@ -39,6 +39,33 @@ pub(crate) async fn open_tap(namespace: &str, id: &EngineId) -> Result<OwnedFd, 
     in_namespace(namespace, move || make(&tap)).await
 }
 
+/// Opens a TAP in a namespace that nobody else is in: a machine has the device it must have, and
+/// reaches nothing. Device and namespace vanish with the last descriptor.
+pub(crate) async fn open_detached_tap() -> Result<OwnedFd, NetError> {
+    const NAME: &str = "t00000000";
+    // A thread of its own, because a namespace is a thread's, and this one is not left again.
+    let (reply, made) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let failed =
+            |step: &'static str| move |source| NetError::Tap { step, tap: NAME.to_owned(), source };
+        let make = || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
+                .map_err(|errno| failed("isolate")(errno.into()))?;
+            let file =
+                OpenOptions::new().read(true).write(true).open(TUN).map_err(failed("open"))?;
+            create(&file, NAME).map_err(failed("create"))?;
+            bring_up(NAME).map_err(failed("bring up"))?;
+            Ok(file.into())
+        };
+        // Whoever asked may be gone, and with the descriptor the device.
+        drop(reply.send(make()));
+    });
+    made.await.unwrap_or_else(|_| {
+        let source = io::Error::other("the thread that makes it ended");
+        Err(NetError::Tap { step: "create", tap: NAME.to_owned(), source })
+    })
+}
+
 /// How many TAPs of machines exist in `namespace`.
 pub(crate) async fn taps_in(namespace: &str) -> Result<usize, NetError> {
     in_namespace(namespace, || {
