@@ -177,11 +177,14 @@ impl TestDaemon {
         self.child = Some(child);
         self.log.lock().expect("not poisoned").clear();
         let log = self.log.clone();
+        let whole = std::fs::OpenOptions::new().append(true).create(true).open(self.log_file());
+        let mut whole = whole.expect("the log file opens");
         std::thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
                 if message(&line) == "machine is up" {
                     count_boot(&line);
                 }
+                writeln!(whole, "{line}").expect("the log file takes a line");
                 log.lock().expect("not poisoned").push(line);
             }
         });
@@ -263,6 +266,16 @@ impl TestDaemon {
         Utf8Path::from_path(self.scratch.path()).expect("target/ has a UTF-8 path")
     }
 
+    /// All the daemon ever said, over every restart.
+    pub fn log_file(&self) -> Utf8PathBuf {
+        self.scratch_path().join("daemon.log")
+    }
+
+    /// Whether the scratch directory stays when this goes, for somebody to look into.
+    pub fn keep_scratch(&mut self, keep: bool) {
+        self.scratch.disable_cleanup(keep);
+    }
+
     /// The configuration file.
     pub fn config(&self) -> Utf8PathBuf {
         self.scratch_path().join("config.yaml")
@@ -287,7 +300,13 @@ impl TestDaemon {
 
     /// Whether the daemon's log has a line with `text` since it was started last.
     pub fn logged(&self, text: &str) -> bool {
-        self.log.lock().expect("not poisoned").iter().any(|line| line.contains(text))
+        self.count_logged(text) > 0
+    }
+
+    /// How many lines with `text` the daemon's log has since it was started last.
+    pub fn count_logged(&self, text: &str) -> usize {
+        let log = self.log.lock().expect("not poisoned");
+        log.iter().filter(|line| line.contains(text)).count()
     }
 
     /// Announces that the log will have an ERROR line containing `text`.
@@ -297,10 +316,15 @@ impl TestDaemon {
 
     /// Pids of the machines' processes, from the control group of this daemon.
     pub fn machines(&self) -> Vec<i32> {
+        self.processes_in("")
+    }
+
+    /// Pids in the control group of this daemon, or in one below it.
+    pub(crate) fn processes_in(&self, below: &str) -> Vec<i32> {
         let group = self.prefix.trim_end_matches('-').to_owned();
         let mut pids = Vec::new();
         for root in ["/sys/fs/cgroup", "/sys/fs/cgroup/pids", "/sys/fs/cgroup/memory"] {
-            collect_pids(&PathBuf::from(root).join(&group), &mut pids);
+            collect_pids(&PathBuf::from(root).join(&group).join(below), &mut pids);
         }
         pids.sort_unstable();
         pids.dedup();
@@ -311,8 +335,7 @@ impl TestDaemon {
     #[track_caller]
     pub fn assert_nothing_left(&self) {
         assert_eq!(self.machines(), [0; 0], "machines are left");
-        let dirs = std::fs::read_dir(self.data_dir().join("sandboxes")).expect("it exists");
-        assert_eq!(dirs.count(), 0, "directories are left");
+        assert_eq!(self.leftovers(), Vec::<String>::new(), "files are left");
         let namespaces = ip("netns list");
         assert!(!namespaces.contains(&self.prefix), "namespaces are left: {namespaces}");
         let links = ip("-br link");
@@ -322,6 +345,23 @@ impl TestDaemon {
             .filter(|line| !line.starts_with("lo ") && !line.starts_with("w0@"))
             .collect();
         assert!(ours.is_empty(), "links are left: {ours:?}");
+    }
+}
+
+impl TestDaemon {
+    /// What lies in the directories of the data directory that sandboxes and snapshots fill.
+    fn leftovers(&self) -> Vec<String> {
+        // Whatever else there is, or will be, has to be empty once nothing exists.
+        const STAYS: [&str; 3] = ["kernel", "images", "goldens"];
+        let mut left = Vec::new();
+        for entry in self.data_dir().read_dir_utf8().expect("it exists").flatten() {
+            if !entry.path().is_dir() || STAYS.contains(&entry.file_name()) {
+                continue;
+            }
+            let inside = entry.path().read_dir_utf8().expect("it can be read").flatten();
+            left.extend(inside.map(|inside| inside.path().to_string()));
+        }
+        left
     }
 }
 

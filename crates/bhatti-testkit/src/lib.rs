@@ -11,8 +11,10 @@
 
 mod daemon;
 mod host;
+mod sleep;
 mod wait;
 
 pub use daemon::{Ran, TestDaemon, User};
 pub use host::{WORLD, on_fresh_host};
+pub use sleep::Transition;
 pub use wait::{DEADLINE, wait_for};

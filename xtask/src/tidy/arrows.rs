@@ -100,6 +100,8 @@ const RULES: &[Rule] = &[
         ],
         never: &["bhatti-engine-qemu"],
     },
+    // From outside only: the command, and what the host shows.
+    Rule { name: "bhatti-soak", ours: &["bhatti-testkit"], never: &["bhatti-engine-qemu", "tokio"] },
     Rule { name: "xtask", ours: &[], never: &["tokio"] },
 ];
 
