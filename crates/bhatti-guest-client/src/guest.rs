@@ -4,11 +4,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bhatti_link::{Link, LinkEnd, MessageReader, Mode, Stream, write_message};
 use bhatti_wire::message::{
-    Configure, Hello, HelloReply, Operation, PROTOCOL_VERSION, PowerOff, Reply, Request, WriteFile,
+    Activity as ActivityRequest, ActivityReply, Configure, Hello, HelloReply, Operation,
+    PROTOCOL_VERSION, PowerOff, Quiesce, Reply, Request, WriteFile,
 };
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::GuestError;
 use crate::error::printable;
@@ -25,6 +26,13 @@ const MAX_NAME: usize = 128;
 const HELLO: Duration = Duration::from_secs(20);
 const CONFIGURE: Duration = Duration::from_secs(60);
 const POWER_OFF: Duration = Duration::from_secs(30);
+/// Short: it is asked often, and a guest too busy to answer is not idle.
+const ACTIVITY: Duration = Duration::from_secs(2);
+/// Short too: a clock that is set late is set wrong.
+const SET_CLOCK: Duration = Duration::from_secs(5);
+/// A time that was longer under way is set once more: the guest's clock is behind by about as
+/// much as the message took, and 100 ms are promised.
+const CLOCK_ROUND_TRIP: Duration = Duration::from_millis(20);
 /// For a file: this, and a second for every so many bytes.
 const WRITE_FILE: Duration = Duration::from_secs(60);
 const WRITE_FILE_PACE: u64 = 1 << 20;
@@ -44,6 +52,25 @@ pub struct HelloInfo {
     /// Whether it has been configured since it booted.
     pub configured: bool,
     pub kernel_release: String,
+}
+
+/// What the machine did since it was last asked, or since it booted. All numbers are the
+/// guest's word.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Activity {
+    /// Tasks that run, want to, or wait for a disk.
+    pub runnable: u32,
+    /// CPU time used by everything but the agent.
+    pub busy: Duration,
+    /// How long ago it was last asked, by a clock that stands still with the machine.
+    pub since: Duration,
+    /// Established TCP connections to other machines.
+    pub connections: u32,
+    /// Received and sent over all interfaces but the loopback.
+    pub moved_bytes: u64,
+    /// Commands that still run: the detached ones, and those whose host went away. A command on
+    /// a living link is counted too.
+    pub commands: u32,
 }
 
 impl Guest {
@@ -73,25 +100,16 @@ impl Guest {
     }
 
     /// Greets the agent: it gets the time and fresh randomness, and says who it is.
+    ///
+    /// A guest that has just been restored may be slow to take it; then its clock is set again.
     pub async fn hello(&self, host_version: &str) -> Result<HelloInfo, GuestError> {
         let mut entropy = [0; 64];
         getrandom::fill(&mut entropy)
             .map_err(|error| GuestError::LinkLost(Some(std::io::Error::other(error))))?;
-        let reply: HelloReply = within(HELLO, "greet", async {
-            let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            let hello = Hello {
-                protocol: PROTOCOL_VERSION,
-                host_version: host_version.to_owned(),
-                unix_nanos: u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX),
-                entropy: Bytes::copy_from_slice(&entropy),
-            };
-            let stream = self.request(Operation::Hello(hello)).await?;
-            answer(&stream).await
-        })
-        .await?;
-        if reply.protocol != PROTOCOL_VERSION {
-            let (guest, host) = (reply.protocol, PROTOCOL_VERSION);
-            return Err(GuestError::Incompatible { guest, host });
+        let start = Instant::now();
+        let reply = within(HELLO, "greet", self.greet(host_version, &entropy)).await?;
+        if start.elapsed() > CLOCK_ROUND_TRIP {
+            self.set_clock().await?;
         }
         let features = reply.features.iter().take(MAX_FEATURES);
         Ok(HelloInfo {
@@ -100,6 +118,62 @@ impl Guest {
             configured: reply.configured,
             kernel_release: printable(&reply.kernel_release, MAX_NAME),
         })
+    }
+
+    /// Sets the guest's clock, and nothing else: after a pause. One round trip.
+    pub async fn set_clock(&self) -> Result<(), GuestError> {
+        within(SET_CLOCK, "set its clock", self.greet("", &[])).await.map(drop)
+    }
+
+    async fn greet(&self, host_version: &str, entropy: &[u8]) -> Result<HelloReply, GuestError> {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let hello = Hello {
+            protocol: PROTOCOL_VERSION,
+            host_version: host_version.to_owned(),
+            unix_nanos: u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX),
+            entropy: Bytes::copy_from_slice(entropy),
+        };
+        let stream = self.request(Operation::Hello(hello)).await?;
+        let reply: HelloReply = answer(&stream).await?;
+        if reply.protocol != PROTOCOL_VERSION {
+            let (guest, host) = (reply.protocol, PROTOCOL_VERSION);
+            return Err(GuestError::Incompatible { guest, host });
+        }
+        Ok(reply)
+    }
+
+    /// Asks whether the machine works. Every call begins a new report, so there is one asker.
+    ///
+    /// [`GuestError::Unsupported`] if the agent is from before there was this operation.
+    pub async fn activity(&self) -> Result<Activity, GuestError> {
+        let reply: ActivityReply = within(ACTIVITY, "say whether it works", async {
+            let stream = self.request(Operation::Activity(ActivityRequest {})).await?;
+            answer(&stream).await
+        })
+        .await?;
+        if let Some(failure) = reply.failure {
+            return Err(failure.into());
+        }
+        Ok(Activity {
+            runnable: reply.runnable,
+            busy: Duration::from_millis(reply.busy_millis),
+            since: Duration::from_millis(reply.since_millis),
+            connections: reply.connections,
+            moved_bytes: reply.moved_bytes,
+            commands: reply.commands,
+        })
+    }
+
+    /// Returns when everything that was written to the guest's files is on its disk, or after
+    /// `deadline`: a guest may have a file system that never gets there.
+    ///
+    /// [`GuestError::Unsupported`] if the agent is from before there was this operation.
+    pub async fn quiesce(&self, deadline: Duration) -> Result<(), GuestError> {
+        within(deadline, "write its files to disk", async {
+            let stream = self.request(Operation::Quiesce(Quiesce {})).await?;
+            done(answer(&stream).await?)
+        })
+        .await
     }
 
     /// Makes the machine this sandbox. When it returns, names and network work.

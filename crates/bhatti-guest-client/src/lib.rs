@@ -21,7 +21,7 @@ mod input;
 
 pub use error::GuestError;
 pub use exec::{Detached, ExecEvent, ExecSpec, Running, Stdin};
-pub use guest::{Guest, HelloInfo};
+pub use guest::{Activity, Guest, HelloInfo};
 pub use input::StdinWriter;
 
 pub use bhatti_link::Mode;

@@ -10,6 +10,8 @@
 //! | [`WriteFile`] | exactly `size` raw bytes, then half-close | one [`Reply`] |
 //! | [`Exec`] | any number of [`ExecInput`] | [`ExecOutput`]: `started`, output…, one `exit` or `failed` |
 //! | [`PowerOff`] | nothing | one [`Reply`], then the machine goes away |
+//! | [`Activity`] | nothing | one [`ActivityReply`] |
+//! | [`Quiesce`] | nothing | one [`Reply`] |
 //!
 //! Every message is framed as a big-endian `u32` length and that many bytes, at most
 //! [`MAX_MESSAGE`]. Fields are only ever added: an agent frozen today answers a daemon of next
@@ -30,7 +32,7 @@ pub const MAX_CHUNK: usize = 64 * 1024;
 /// The first message of every stream.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Request {
-    #[prost(oneof = "Operation", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "Operation", tags = "1, 2, 3, 4, 5, 6, 7")]
     pub operation: Option<Operation>,
 }
 
@@ -47,6 +49,10 @@ pub enum Operation {
     Exec(Exec),
     #[prost(message, tag = "5")]
     PowerOff(PowerOff),
+    #[prost(message, tag = "6")]
+    Activity(Activity),
+    #[prost(message, tag = "7")]
+    Quiesce(Quiesce),
 }
 
 /// The first operation on every new link: who is there, what time it is, and randomness.
@@ -61,7 +67,8 @@ pub struct Hello {
     /// Nanoseconds since the Unix epoch, just before sending. The guest sets its clock to it.
     #[prost(uint64, tag = "3")]
     pub unix_nanos: u64,
-    /// 64 fresh random bytes the guest mixes into its kernel's pool and credits.
+    /// 64 fresh random bytes the guest mixes into its kernel's pool and credits. Empty: this
+    /// hello only sets the clock.
     #[prost(bytes = "bytes", tag = "4")]
     pub entropy: bytes::Bytes,
 }
@@ -239,6 +246,44 @@ pub struct ExitStatus {
 /// Asks the machine to sync and power off.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct PowerOff {}
+
+/// Asks whether the machine works. Feature `activity`.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct Activity {}
+
+/// What the machine did since the report before this one, or since it booted.
+///
+/// The agent's own share is not in it. All times are of the guest's clock that stands still with
+/// the machine.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ActivityReply {
+    /// Nothing below means anything. On the tag [`Reply`] has it, because that is what an agent
+    /// without this operation answers.
+    #[prost(message, optional, tag = "1")]
+    pub failure: Option<Failure>,
+    /// Tasks that run, want to, or wait for a disk.
+    #[prost(uint32, tag = "2")]
+    pub runnable: u32,
+    /// CPU time used, kernel threads included.
+    #[prost(uint64, tag = "3")]
+    pub busy_millis: u64,
+    /// How long ago the previous report was.
+    #[prost(uint64, tag = "4")]
+    pub since_millis: u64,
+    /// Established TCP connections whose peer is not this machine.
+    #[prost(uint32, tag = "5")]
+    pub connections: u32,
+    /// Received and sent over all interfaces but the loopback.
+    #[prost(uint64, tag = "6")]
+    pub moved_bytes: u64,
+    /// Commands that still run: the detached ones, and those whose host went away.
+    #[prost(uint32, tag = "7")]
+    pub commands: u32,
+}
+
+/// Asks that everything written to files be on the disk. Feature `quiesce`.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct Quiesce {}
 
 /// An empty message.
 #[derive(Clone, PartialEq, prost::Message)]

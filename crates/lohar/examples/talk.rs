@@ -5,6 +5,9 @@
 //! talk SOCKET configure HOSTNAME [ADDRESS PREFIX GATEWAY MAC]
 //! talk SOCKET write PATH MODE < file
 //! talk SOCKET bench N                                    N times /bin/true: median and worst
+//! talk SOCKET activity N                                 N reports, their times, the last one
+//! talk SOCKET clock N                                    N times the clock alone, and how late
+//! talk SOCKET quiesce
 //! talk SOCKET power-off
 //! ```
 //!
@@ -43,7 +46,7 @@ async fn talk(words: Vec<String>) -> Outcome<u8> {
     eprintln!("{hello:?} after {:?}", start.elapsed());
     match verb.as_str() {
         "exec" => exec(&link, rest).await,
-        "bench" => bench(&link, rest.first().ok_or("how often?")?.parse()?).await,
+        "bench" => bench(&link, count(rest)?).await,
         "configure" => {
             let network = match &rest[1..] {
                 [address, prefix, gateway, mac] => Some(Network {
@@ -56,7 +59,8 @@ async fn talk(words: Vec<String>) -> Outcome<u8> {
                 _ => None,
             };
             let env = [("FROM_SANDBOX".to_owned(), "yes".to_owned())].into();
-            print_reply(
+            let start = Instant::now();
+            let reply = print_reply(
                 ask(
                     &link,
                     Operation::Configure(Configure {
@@ -67,7 +71,9 @@ async fn talk(words: Vec<String>) -> Outcome<u8> {
                     }),
                 )
                 .await?,
-            )
+            );
+            eprintln!("after {:?}", start.elapsed());
+            reply
         }
         "write" => {
             let mut content = Vec::new();
@@ -84,9 +90,52 @@ async fn talk(words: Vec<String>) -> Outcome<u8> {
             stream.shutdown().await?;
             print_reply(read_message(&mut stream).await?.ok_or("no reply")?)
         }
+        "activity" => activity(&link, count(rest)?).await,
+        "clock" => clock(&link, count(rest)?).await,
+        "quiesce" => {
+            let start = Instant::now();
+            let reply = print_reply(ask(&link, Operation::Quiesce(Quiesce {})).await?);
+            eprintln!("after {:?}", start.elapsed());
+            reply
+        }
         "power-off" => print_reply(ask(&link, Operation::PowerOff(PowerOff {})).await?),
         other => Err(format!("no verb {other}").into()),
     }
+}
+
+fn count(words: &[String]) -> Outcome<usize> {
+    Ok(words.first().ok_or("how often?")?.parse::<usize>()?.max(1))
+}
+
+async fn activity(link: &Link, rounds: usize) -> Outcome<u8> {
+    let mut times = Vec::new();
+    for _ in 0..rounds {
+        let start = Instant::now();
+        let reply: ActivityReply = ask(link, Operation::Activity(Activity {})).await?;
+        times.push(start.elapsed());
+        if times.len() == rounds {
+            println!("{reply:?}");
+        }
+    }
+    print_times(times);
+    Ok(0)
+}
+
+async fn clock(link: &Link, rounds: usize) -> Outcome<u8> {
+    let mut times = Vec::new();
+    for _ in 0..rounds {
+        let start = Instant::now();
+        let hello = Hello { entropy: bytes::Bytes::new(), ..hello()? };
+        let _: HelloReply = ask(link, Operation::Hello(hello)).await?;
+        times.push(start.elapsed());
+    }
+    print_times(times);
+    Ok(0)
+}
+
+fn print_times(mut times: Vec<Duration>) {
+    times.sort_unstable();
+    println!("median {:?}, worst {:?}", times[times.len() / 2], times[times.len() - 1]);
 }
 
 fn random<const N: usize>() -> Outcome<[u8; N]> {
@@ -170,7 +219,7 @@ async fn exec(link: &Link, words: &[String]) -> Outcome<u8> {
 
 async fn bench(link: &Link, rounds: usize) -> Outcome<u8> {
     let mut times: Vec<Duration> = Vec::new();
-    for _ in 0..rounds.max(1) {
+    for _ in 0..rounds {
         let start = Instant::now();
         let mut stream = link.open()?;
         let exec = Exec { argv: vec!["/bin/true".to_owned()], ..Exec::default() };
@@ -178,7 +227,6 @@ async fn bench(link: &Link, rounds: usize) -> Outcome<u8> {
         while read_message::<ExecOutput>(&mut stream).await?.is_some() {}
         times.push(start.elapsed());
     }
-    times.sort_unstable();
-    println!("median {:?}, worst {:?}", times[times.len() / 2], times[times.len() - 1]);
+    print_times(times);
     Ok(0)
 }

@@ -10,6 +10,7 @@ use tokio::sync::{Notify, Semaphore};
 use crate::boot::users::groups_of;
 use crate::process::Reaper;
 use crate::replace::read_config;
+use crate::serve::activity::Counters;
 
 /// Who every command runs as.
 pub const UID: u32 = 1000;
@@ -50,6 +51,10 @@ pub struct Guest {
     pub commands: Arc<Semaphore>,
     /// Wakes the main loop to power off.
     pub power_off: Notify,
+    /// What the last activity report counted from.
+    pub counters: Mutex<Counters>,
+    /// The one permit to write all disks out.
+    pub quiesce: Arc<Semaphore>,
     settings: Mutex<Settings>,
 }
 
@@ -73,6 +78,8 @@ impl Guest {
             lang: installed_lang(Path::new("/usr/lib/locale")),
             commands: Arc::new(Semaphore::new(MAX_COMMANDS)),
             power_off: Notify::new(),
+            counters: Mutex::default(),
+            quiesce: Arc::new(Semaphore::new(1)),
             settings: Mutex::default(),
         }
     }

@@ -2,6 +2,8 @@
 //! so no test here may start a process in any other way.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "all/activity.rs"]
+mod activity;
 #[path = "all/exec.rs"]
 mod exec;
 #[path = "all/link.rs"]

@@ -3,9 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bhatti_guest_client::GuestError;
+use std::time::Duration;
+
+use bhatti_guest_client::{Activity, GuestError};
 use bhatti_link::write_message;
-use bhatti_wire::message::{Configure, ErrorKind, HelloReply, Operation, Reply};
+use bhatti_wire::message::{
+    ActivityReply, Configure, ErrorKind, Hello, HelloReply, Operation, PROTOCOL_VERSION, Reply,
+};
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -150,4 +154,101 @@ async fn a_machine_that_vanishes_agreed_to_power_off() {
     fake.link.close();
     let error = soon(fake.guest.power_off()).await.unwrap_err();
     assert!(matches!(error, GuestError::LinkLost(None)), "{error}");
+}
+
+/// Every hello a guest hears; its first answer takes this long.
+async fn hellos(
+    delay: Duration,
+) -> (super::fake::Fake, tokio::sync::mpsc::UnboundedReceiver<Hello>) {
+    let (heard, hearing) = tokio::sync::mpsc::unbounded_channel();
+    let first = Arc::new(AtomicBool::new(true));
+    let fake = fake(move |operation, stream| {
+        let (heard, first) = (heard.clone(), first.clone());
+        async move {
+            let Operation::Hello(hello) = operation else { panic!("{operation:?}") };
+            heard.send(hello).unwrap();
+            if first.swap(false, Ordering::SeqCst) {
+                tokio::time::sleep(delay).await;
+            }
+            let reply = HelloReply { protocol: PROTOCOL_VERSION, ..HelloReply::default() };
+            write_message(&stream, &reply).await.unwrap();
+            half_close(&stream).await;
+        }
+    })
+    .await;
+    (fake, hearing)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_was_set_late_is_set_again() {
+    let (fake, mut hearing) = hellos(Duration::from_millis(21)).await;
+    soon(fake.guest.hello("test")).await.unwrap();
+    let (first, second) = (hearing.recv().await.unwrap(), hearing.recv().await.unwrap());
+    assert_eq!((first.entropy.len(), second.entropy.len()), (64, 0));
+    assert!(second.unix_nanos > first.unix_nanos);
+    assert!(hearing.try_recv().is_err(), "twice is enough");
+
+    let (fake, mut hearing) = hellos(Duration::from_millis(19)).await;
+    soon(fake.guest.hello("test")).await.unwrap();
+    assert_eq!(hearing.recv().await.unwrap().entropy.len(), 64);
+    assert!(hearing.try_recv().is_err(), "once is enough");
+    soon(fake.guest.set_clock()).await.unwrap();
+    assert!(hearing.recv().await.unwrap().entropy.is_empty());
+}
+
+#[tokio::test]
+async fn a_report_is_passed_on() {
+    let fake = fake(|operation, stream| async move {
+        assert!(matches!(operation, Operation::Activity(_)), "{operation:?}");
+        let reply = ActivityReply {
+            failure: None,
+            runnable: 1,
+            busy_millis: 2,
+            since_millis: 3,
+            connections: 4,
+            moved_bytes: 5,
+            commands: 6,
+        };
+        write_message(&stream, &reply).await.unwrap();
+        half_close(&stream).await;
+    })
+    .await;
+    let expected = Activity {
+        runnable: 1,
+        busy: Duration::from_millis(2),
+        since: Duration::from_millis(3),
+        connections: 4,
+        moved_bytes: 5,
+        commands: 6,
+    };
+    assert_eq!(soon(fake.guest.activity()).await.unwrap(), expected);
+}
+
+#[tokio::test]
+async fn an_agent_from_before_an_operation_says_so() {
+    let fake = fake(|_, stream| async move {
+        let failure = Some(failure(ErrorKind::Unsupported, "agent 0.1.0"));
+        write_message(&stream, &Reply { failure }).await.unwrap();
+        half_close(&stream).await;
+    })
+    .await;
+    let error = soon(fake.guest.activity()).await.unwrap_err();
+    assert!(matches!(error, GuestError::Unsupported(_)), "{error}");
+    let error = soon(fake.guest.quiesce(Duration::from_secs(1))).await.unwrap_err();
+    assert!(matches!(error, GuestError::Unsupported(_)), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stuck_guest_is_not_waited_for() {
+    let fake = fake(|_, stream| async move {
+        std::future::pending::<()>().await;
+        drop(stream);
+    })
+    .await;
+    let before = tokio::time::Instant::now();
+    let error = soon(fake.guest.activity()).await.unwrap_err();
+    assert!(matches!(error, GuestError::Deadline { seconds: 2, .. }), "{error}");
+    let error = soon(fake.guest.quiesce(Duration::from_secs(7))).await.unwrap_err();
+    assert!(matches!(error, GuestError::Deadline { seconds: 7, .. }), "{error}");
+    assert_eq!(before.elapsed().as_secs(), 9);
 }

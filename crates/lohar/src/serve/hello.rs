@@ -24,7 +24,8 @@ const CLOCK_TOLERANCE: Duration = Duration::from_millis(1);
 const MAX_ENTROPY: usize = 512;
 
 /// Optional operations of this agent.
-const FEATURES: &[&str] = &["exec", "exec-detach", "write-file", "configure", "power-off"];
+const FEATURES: &[&str] =
+    &["exec", "exec-detach", "write-file", "configure", "power-off", "activity", "quiesce"];
 
 /// The kernel was not given the host's randomness.
 #[derive(Debug, thiserror::Error)]

@@ -1,16 +1,18 @@
 //! Answers the host: one task a stream, one file an operation.
 //!
 //! ```text
-//!  port ─▶ greet ─▶ link ─▶ stream ─▶ Request ─▶ hello | configure | write_file | exec | power
+//!  port ─▶ greet ─▶ link ─▶ stream ─▶ Request ─▶ one of the modules here
 //!    ▲                │
 //!    └── host gone ───┘     streams end, commands go on
 //! ```
 
+pub mod activity;
 pub mod carrier;
 pub mod configure;
 pub mod exec;
 pub mod hello;
 pub mod power;
+pub mod quiesce;
 pub mod write_file;
 
 use std::error::Error;
@@ -131,6 +133,12 @@ where
             // The host hangs up when it has the answer; then nothing of it is lost with us.
             timeout(FAREWELL, tokio::io::copy(&mut stream, &mut tokio::io::sink())).await.ok();
             return guest.power_off.notify_one();
+        }
+        Some(Operation::Activity(_)) => {
+            return send_last(&mut stream, &activity::activity(guest)).await;
+        }
+        Some(Operation::Quiesce(_)) => {
+            reply(quiesce::quiesce(guest).await.map_err(|error| error.failure()))
         }
         None => reply(Err(Failure {
             kind: ErrorKind::Unsupported.into(),
