@@ -148,6 +148,26 @@ impl Life {
         }
     }
 
+    /// What it has to hold, in a few lines.
+    pub(crate) fn summary(&self) -> String {
+        let cells = |name: char, cells: &[Cell]| {
+            let written = cells.iter().enumerate().filter(|(_, cell)| cell.durable != [0]);
+            let shown = written.map(|(number, Cell { may, durable })| {
+                format!("  {name}{number}: generation {may:?}, after a crash {durable:?}\n")
+            });
+            shown.collect::<String>()
+        };
+        let Self { disk_label, memory_label, blocks, disk, memory, ticks, .. } = self;
+        format!(
+            "files of {disk_label}, memory of {memory_label} in {} blocks, at least {ticks} ticks, \
+             generation 0 but for\n{}{}{}",
+            blocks.len(),
+            cells('b', blocks),
+            cells('d', disk),
+            cells('t', memory)
+        )
+    }
+
     /// Everything that is not as it has to be, one sentence each; what was in doubt is settled.
     pub(crate) fn judge(&mut self, seen: &Seen) -> Vec<String> {
         let mut wrong = self.judge_disk(seen);

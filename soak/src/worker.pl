@@ -46,7 +46,8 @@ while (1) {
     $ticks++;
     if (!$broken) {
         my $sent = $ticks % 256;
-        my $back = syswrite($peer, chr $sent) && sysread($peer, my $byte, 1) ? ord $byte : -1;
+        my $byte;
+        my $back = syswrite($peer, chr $sent) && sysread($peer, $byte, 1) ? ord $byte : -1;
         if ($back == ($sent + 1) % 256) { $echoes++ } else { $broken = 1 }
     }
     next unless $asked > 0 && accept(my $caller, $door);
