@@ -20,13 +20,13 @@ pub enum DiskError {
         #[source]
         source: std::io::Error,
     },
-    #[error("the file system gives no file more names than what {path} is to be a link to has")]
+    #[error("the file system allows no further link like {path} to its file")]
     TooManyLinks {
         path: Utf8PathBuf,
         #[source]
         source: std::io::Error,
     },
-    #[error("{path} must be on the file system of what it is to be a link to")]
+    #[error("{path} is not on the file system of the file it is to be a link to")]
     OtherFileSystem {
         path: Utf8PathBuf,
         #[source]
@@ -55,5 +55,29 @@ pub(crate) fn file(
         ErrorKind::TooManyLinks => DiskError::TooManyLinks { path, source },
         ErrorKind::CrossesDevices => DiskError::OtherFileSystem { path, source },
         _ => DiskError::File { action, path, source },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error;
+
+    use super::*;
+
+    #[test]
+    fn each_error_is_one_sentence_and_its_cause_another() {
+        for (errno, text) in [
+            (28, "no space left on the file system of /d/x"),
+            (122, "no space left on the file system of /d/x"),
+            (31, "the file system allows no further link like /d/x to its file"),
+            (18, "/d/x is not on the file system of the file it is to be a link to"),
+            (13, "failed to make a link at /d/x"),
+        ] {
+            let cause = std::io::Error::from_raw_os_error(errno);
+            let cause_text = cause.to_string();
+            let error = file("make a link at", Utf8Path::new("/d/x"))(cause);
+            assert_eq!(error.to_string(), text);
+            assert_eq!(error.source().unwrap().to_string(), cause_text);
+        }
     }
 }

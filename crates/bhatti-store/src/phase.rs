@@ -35,7 +35,8 @@ pub struct Change {
     pub golden: Option<Option<GoldenId>>,
     /// Newest first, at most two.
     pub generations: Option<Vec<Generation>>,
-    /// The highest number in use, where layers came with numbers from elsewhere.
+    /// The highest number in use, where layers came with numbers from elsewhere. Takes back
+    /// none that was given out.
     pub serial: Option<u32>,
 }
 
@@ -67,7 +68,7 @@ impl Store {
                            ELSE vm END,
                  golden = CASE WHEN :golden_given THEN :golden ELSE golden END,
                  generations = coalesce(:generations, generations),
-                 serial = coalesce(:serial, serial)
+                 serial = max(serial, coalesce(:serial, 0))
              WHERE id = :id AND phase IN (SELECT value FROM json_each(:from))",
             rusqlite::named_params! {
                 ":id": id.as_str(),

@@ -129,7 +129,11 @@ fn generation_numbers_are_never_used_again() {
     drop(store);
     let mut store = Store::open(&dir.path().join("state.db")).unwrap();
     assert_eq!(store.next_serial(&row.id).unwrap(), 4);
-    assert_eq!(store.sandbox(&row.id).unwrap().serial, 4);
+    for (named, serial) in [(9, 9), (2, 9)] {
+        let change = Change { serial: Some(named), ..Change::default() };
+        store.set_phase(&row.id, &[Phase::Hot], Phase::Hot, "layers came", &change).unwrap();
+        assert_eq!(store.sandbox(&row.id).unwrap().serial, serial);
+    }
     store.connection.execute("UPDATE sandboxes SET serial = 4294967295", []).unwrap();
     assert!(store.next_serial(&row.id).is_err());
     let nobody = store.next_serial(&SandboxId::random());
@@ -160,6 +164,21 @@ fn goldens_are_found_by_key_and_listed_by_use() {
     let mut both = [a.id, b.id];
     both.sort();
     assert_eq!(kept, both, "what cannot be read is not swept");
+}
+
+#[test]
+fn a_retired_golden_makes_room_for_another() {
+    let (_dir, mut store) = open();
+    let row = hot(&mut store);
+    let old = golden(&mut store, "k");
+    store.set_golden(&row.id, Some(&old.id)).unwrap();
+    store.retire_golden(&old.id).unwrap();
+    assert_eq!(store.golden_by_key("k").unwrap(), None);
+    let new = golden(&mut store, "k");
+    store.retire_golden(&new.id).unwrap();
+    let (kept, in_use) = store.goldens().unwrap().swap_remove(0);
+    assert!(kept.id == old.id && kept.is_retired() && in_use && !old.is_retired());
+    assert!(!store.remove_golden(&old.id).unwrap() && store.remove_golden(&new.id).unwrap());
 }
 
 #[test]

@@ -45,7 +45,7 @@ fn a_snapshot_is_seen_when_it_is_complete() {
     assert_eq!(row.state, SnapshotState::Creating);
     assert_eq!(store.find_snapshot(&alice, "v1").unwrap(), None);
     assert!(store.snapshots_of(&alice).unwrap().is_empty());
-    assert_eq!(store.all_snapshots().unwrap(), [row.clone()]);
+    assert_eq!(store.all_snapshots().unwrap(), std::slice::from_ref(&row));
 
     let disk = json!({"file": "d"});
     let nowhere = store.finish_snapshot(&row.id, Some(&GoldenId::random()), &disk, 1);
