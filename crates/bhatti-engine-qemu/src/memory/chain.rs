@@ -19,13 +19,12 @@ use std::io;
 
 use bhatti_engine::Saved;
 use camino::{Utf8Path, Utf8PathBuf};
-use xxhash_rust::xxh3::xxh3_128;
 
+use super::MemoryError;
 use super::layer::{Content, Entry, Layer, Place, Writer};
 use super::mapping::{Ground, Mapping};
-use super::pages::{PAGE, PageSet, ZERO};
+use super::pages::{PAGE, Run};
 use super::template::Template;
-use super::MemoryError;
 
 /// More layers make a load seek and a save compare more.
 pub(crate) const MOST_LAYERS: usize = 8;
@@ -33,24 +32,24 @@ pub(crate) const MOST_LAYERS: usize = 8;
 /// these (16 MiB).
 const FREE_DEAD_PAGES: u64 = 4096;
 /// Pages that are read, hashed and written at once: 1 MiB.
-const BATCH: u32 = 256;
+const BATCH: usize = 256;
 
 const TOP: &str = "mem-top";
+static ZEROS: [u8; BATCH * PAGE] = [0; BATCH * PAGE];
 
 /// The memory of one snapshot. Its index is in memory, its pages are not.
 #[derive(Debug)]
 pub(super) struct Chain {
-    /// The lowest first; never empty.
+    dir: Utf8PathBuf,
+    /// The lowest first; never empty once opened, maybe empty once cut.
     layers: Vec<Layer>,
 }
 
-/// What a chain says about one page, and where.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Located {
-    pub(super) page: u32,
-    pub(super) content: Content,
-    layer: u8,
-    slot: u32,
+/// What a chain says about one page, and which of its layers says so.
+#[derive(Clone, Copy, Debug)]
+struct Located<'a> {
+    layer: &'a Layer,
+    entry: &'a Entry,
 }
 
 /// Writes the memory of a paused machine into the directory `into`, where no memory is yet.
@@ -64,7 +63,30 @@ pub(crate) fn save(
     since: Option<&Utf8Path>,
     base: Option<&Utf8Path>,
 ) -> Result<Saved, MemoryError> {
-    todo!()
+    check_ground(mapping, base.is_some())?;
+    let base = base.map(identity).transpose()?.unwrap_or(0);
+    let kept = Chain::kept(since, mapping, base, into);
+    let place = Place {
+        pages: mapping.pages(),
+        ordinal: kept.layers.len() as u32,
+        id: random_id()?,
+        below: kept.layers.last().map_or(0, |layer| layer.place.id),
+        base,
+    };
+    let mut writer = Writer::create(&into.join(TOP), place)?;
+    write_differences(mapping, &kept, &mut writer)?;
+    let linked = kept.layers.iter().map(Layer::bytes).sum::<u64>();
+    if writer.is_empty()
+        && let Some(newest) = kept.layers.len().checked_sub(1)
+    {
+        // Nothing is new, so the newest of the linked ones is the newest of all.
+        let path = into.join(TOP);
+        std::fs::rename(into.join(name(newest)), &path)
+            .map_err(MemoryError::file("rename", &path))?;
+        return Ok(Saved { written: 0, total: linked });
+    }
+    let written = writer.finish()?;
+    Ok(Saved { written, total: linked + written })
 }
 
 /// Writes what the snapshot in `dir` holds into the memory of a machine that has never run.
@@ -76,5 +98,273 @@ pub(crate) fn load(
     base: Option<&Template>,
     mapping: &Mapping,
 ) -> Result<(), MemoryError> {
-    todo!()
+    check_ground(mapping, base.is_some())?;
+    let identity = identity(dir)?;
+    // What a VMM has written by itself before it was given its memory: nothing, as far as is
+    // known, but whatever it is, it was not saved.
+    let mut strays = mapping.changed()?;
+    if base.is_none_or(|base| base.id() != identity) {
+        let chain = Chain::open(dir)?;
+        chain.check(mapping.pages(), base.map_or(0, Template::id))?;
+        chain.each_piece(|first, count, content| {
+            match (content, base) {
+                (Some(content), _) => mapping.write(first, content)?,
+                (None, Some(_)) => mapping.write(first, &ZEROS[..count as usize * PAGE])?,
+                // Zero over zero.
+                (None, None) => return Ok(()),
+            }
+            (first..first + count).for_each(|page| strays.remove(page));
+            Ok(())
+        })?;
+    }
+    let mut page = vec![0; PAGE];
+    for stray in strays.iter() {
+        if let Some(base) = base {
+            base.read(stray, &mut page)?;
+        }
+        mapping.write(stray, &page)?;
+    }
+    Ok(())
+}
+
+/// What identifies the memory of a snapshot.
+pub(super) fn identity(dir: &Utf8Path) -> Result<u128, MemoryError> {
+    Ok(Place::read(&dir.join(TOP))?.id)
+}
+
+/// A machine stands on a template exactly if there is a base.
+fn check_ground(mapping: &Mapping, has_base: bool) -> Result<(), MemoryError> {
+    if (mapping.ground() == Ground::Template) == has_base {
+        return Ok(());
+    }
+    let why = format!("it is over {:?}, base: {has_base}", mapping.ground());
+    Err(MemoryError::NoMapping { why })
+}
+
+/// Appends what differs from what is kept.
+fn write_differences(
+    mapping: &Mapping,
+    kept: &Chain,
+    writer: &mut Writer,
+) -> Result<(), MemoryError> {
+    let former = kept.located();
+    let mut candidates = mapping.changed()?;
+    former.iter().for_each(|located| candidates.insert(located.entry.page));
+    let mut former = former.iter().map(|located| located.entry).peekable();
+
+    let mut candidates = candidates.iter();
+    let mut buffer = vec![0; BATCH * PAGE];
+    let mut new = Vec::with_capacity(BATCH);
+    loop {
+        let batch: Vec<u32> = candidates.by_ref().take(BATCH).collect();
+        if batch.is_empty() {
+            return Ok(());
+        }
+        read_pages(mapping, &batch, &mut buffer)?;
+        new.clear();
+        let mut end = 0;
+        for (index, &page) in batch.iter().enumerate() {
+            let at = index * PAGE;
+            let content = Content::of(&buffer[at..at + PAGE]);
+            let was = former.next_if(|entry| entry.page == page).map(|entry| entry.content);
+            // Where nothing is said, a page is what the mapping started with.
+            let silent = (mapping.ground() != Ground::Template).then_some(Content::ZERO);
+            if was.or(silent) == Some(content) {
+                continue;
+            }
+            new.push((page, content));
+            if content != Content::ZERO {
+                if end != at {
+                    buffer.copy_within(at..at + PAGE, end);
+                }
+                end += PAGE;
+            }
+        }
+        writer.append(&new, &buffer[..end])?;
+    }
+}
+
+/// Reads pages, which ascend, one behind the other into `buffer`.
+fn read_pages(mapping: &Mapping, pages: &[u32], buffer: &mut [u8]) -> Result<(), MemoryError> {
+    let mut rest = buffer;
+    for run in pages.chunk_by(|a, b| a + 1 == *b) {
+        let (now, later) = rest.split_at_mut(run.len() * PAGE);
+        mapping.read(Run { first: run[0], count: run.len() as u32 }, now)?;
+        rest = later;
+    }
+    Ok(())
+}
+
+impl Chain {
+    /// Opens the memory of a snapshot and checks all of it but the pages.
+    pub(super) fn open(dir: &Utf8Path) -> Result<Self, MemoryError> {
+        let top = Layer::open(&dir.join(TOP))?;
+        let below = top.place.ordinal as usize;
+        if below >= MOST_LAYERS {
+            return Err(damaged(dir, "it has too many layers"));
+        }
+        let mut layers = Vec::with_capacity(below + 1);
+        for ordinal in 0..below {
+            layers.push(Layer::open(&dir.join(name(ordinal)))?);
+        }
+        layers.push(top);
+        let mut expected = 0;
+        for (layer, ordinal) in layers.iter().zip(0..) {
+            let place = Place { ordinal, below: expected, id: layer.place.id, ..layers[0].place };
+            if layer.place != place {
+                return Err(damaged(dir, &format!("layer {ordinal} does not belong there")));
+            }
+            expected = layer.place.id;
+        }
+        Ok(Self { dir: dir.to_owned(), layers })
+    }
+
+    /// What identifies it; zero if it is empty.
+    pub(super) fn id(&self) -> u128 {
+        self.layers.last().map_or(0, |layer| layer.place.id)
+    }
+
+    /// Refuses the memory of a machine of another size or over another base.
+    pub(super) fn check(&self, pages: u32, base: u128) -> Result<(), MemoryError> {
+        let Some(Layer { place, .. }) = self.layers.last() else { return Ok(()) };
+        if place.pages != pages {
+            let why = format!("it has {} pages, the machine {pages}", place.pages);
+            return Err(damaged(&self.dir, &why));
+        }
+        if place.base != base {
+            return Err(damaged(&self.dir, "it stands on another base"));
+        }
+        Ok(())
+    }
+
+    /// The part of a former snapshot that a new one in `into` stands on, linked there; nothing if
+    /// it cannot be used, which costs space and time but no memory of the guest.
+    fn kept(since: Option<&Utf8Path>, mapping: &Mapping, base: u128, into: &Utf8Path) -> Self {
+        let nothing = Self { dir: into.to_owned(), layers: Vec::new() };
+        let Some(since) = since else { return nothing };
+        let opened =
+            Self::open(since).and_then(|chain| chain.check(mapping.pages(), base).map(|()| chain));
+        match opened.and_then(|chain| chain.cut_and_link(into)) {
+            Ok(chain) => chain,
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                tracing::warn!(error, %since, "a former snapshot cannot be built upon");
+                nothing
+            }
+        }
+    }
+
+    /// Leaves the layers that are worth keeping and gives them names in `into`: all or none.
+    fn cut_and_link(mut self, into: &Utf8Path) -> Result<Self, MemoryError> {
+        let sizes: Vec<u32> = self.layers.iter().map(|layer| layer.data_pages).collect();
+        let live = self.located().iter().filter(|at| at.entry.slot().is_some()).count();
+        self.layers.truncate(worth_keeping(&sizes, live as u64));
+        for (ordinal, layer) in self.layers.iter().enumerate() {
+            let path = into.join(name(ordinal));
+            if let Err(error) = layer.link(&path) {
+                for made in 0..ordinal {
+                    let made = into.join(name(made));
+                    std::fs::remove_file(&made).map_err(MemoryError::file("remove", &made))?;
+                }
+                return Err(MemoryError::file("link", &path)(error));
+            }
+        }
+        Ok(self)
+    }
+
+    /// Calls `with` for all it says: the first page, how many, and what they hold, checked; `None`
+    /// means zero. Ascending, at most [`BATCH`] pages at a time.
+    pub(super) fn each_piece(
+        &self,
+        mut with: impl FnMut(u32, u32, Option<&[u8]>) -> Result<(), MemoryError>,
+    ) -> Result<(), MemoryError> {
+        self.layers.iter().for_each(Layer::will_be_read);
+        let mut buffer = vec![0; BATCH * PAGE];
+        for run in self.located().chunk_by(Located::goes_on_with) {
+            for piece in run.chunks(BATCH) {
+                let Located { layer, entry } = piece[0];
+                let buffer = &mut buffer[..piece.len() * PAGE];
+                let content = match entry.slot() {
+                    Some(slot) => {
+                        layer.read(slot, piece.iter().map(|located| located.entry), buffer)?;
+                        Some(&*buffer)
+                    }
+                    None => None,
+                };
+                with(entry.page, piece.len() as u32, content)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What it says about each page it mentions, ascending; the newest layer wins.
+    fn located(&self) -> Vec<Located<'_>> {
+        self.layers.iter().fold(Vec::new(), |older, layer| {
+            let mut newer = layer.entries.iter().map(|entry| Located { layer, entry }).peekable();
+            let mut merged = Vec::with_capacity(older.len().max(layer.entries.len()));
+            for old in older {
+                while let Some(new) = newer.next_if(|new| new.entry.page < old.entry.page) {
+                    merged.push(new);
+                }
+                let same = newer.next_if(|new| new.entry.page == old.entry.page);
+                merged.push(same.unwrap_or(old));
+            }
+            merged.extend(newer);
+            merged
+        })
+    }
+}
+
+impl Located<'_> {
+    /// Whether the next page can be read together with this one.
+    fn goes_on_with(&self, next: &Self) -> bool {
+        self.entry.page + 1 == next.entry.page
+            && match (self.entry.slot(), next.entry.slot()) {
+                (Some(slot), Some(next_slot)) => {
+                    std::ptr::eq(self.layer, next.layer) && slot + 1 == next_slot
+                }
+                (None, None) => true,
+                _ => false,
+            }
+    }
+}
+
+/// How many layers, from the lowest, the next snapshot should stand on, given how many pages of
+/// data each has and how many of those no newer layer hides.
+///
+/// What is not kept is written again, so that has to be rare for what is large. A full chain gives
+/// up the uppermost layers, as many as are together smaller than the one below them: after that
+/// the sizes fall towards the top, and a layer is rewritten when about as much has come on top of
+/// it. When more is hidden than counts, everything is written anew, and nothing is hidden.
+fn worth_keeping(sizes: &[u32], live: u64) -> usize {
+    let sum = |sizes: &[u32]| sizes.iter().map(|&size| u64::from(size)).sum::<u64>();
+    if sum(sizes) - live.min(sum(sizes)) > live + FREE_DEAD_PAGES {
+        return 0;
+    }
+    if sizes.len() < MOST_LAYERS {
+        return sizes.len();
+    }
+    (1..sizes.len())
+        .rev()
+        .find(|&keep| u64::from(sizes[keep - 1]) > sum(&sizes[keep..]))
+        .unwrap_or(0)
+}
+
+fn name(ordinal: usize) -> String {
+    format!("mem-{ordinal:03}")
+}
+
+/// Never zero, which means "none".
+fn random_id() -> Result<u128, MemoryError> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|error| MemoryError::File {
+        action: "read randomness for",
+        path: TOP.into(),
+        source: io::Error::from_raw_os_error(error.raw_os_error().unwrap_or(libc::EIO)),
+    })?;
+    Ok(u128::from_le_bytes(bytes) | 1)
+}
+
+fn damaged(dir: &Utf8Path, why: &str) -> MemoryError {
+    MemoryError::damaged(format!("the memory in {dir} is damaged: {why}"))
 }

@@ -19,7 +19,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::MemoryError;
-use super::pages::{MOST_PAGES, PAGE};
+use super::pages::{MOST_PAGES, PAGE, ZERO};
 
 const MAGIC: [u8; 8] = *b"bhattiML";
 const VERSION: u32 = 1;
@@ -29,19 +29,38 @@ const ENTRY: usize = 24;
 /// In the place of a slot: the page is zero and has no data.
 const NO_SLOT: u32 = u32::MAX;
 
-/// What a page holds: enough to say whether two hold the same.
+/// What a page holds, or rather enough to say whether two hold the same: its hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Content {
-    Zero,
-    /// The hash of what it holds.
-    Data(u128),
+pub(super) struct Content([u64; 2]);
+
+impl Content {
+    /// Of a page of zeros. No data has this hash: that is as unlikely as any collision, and would
+    /// be found as damage when it is loaded.
+    pub(super) const ZERO: Self = Self([0; 2]);
+
+    pub(super) fn of(page: &[u8]) -> Self {
+        if page == ZERO { Self::ZERO } else { Self::from_hash(xxh3_128(page)) }
+    }
+
+    fn from_hash(hash: u128) -> Self {
+        Self([hash as u64, (hash >> 64) as u64])
+    }
 }
 
 /// What a layer says about one page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) page: u32,
+    /// Which of the layer's pages of data it is; none if it is zero.
+    slot: u32,
     pub(super) content: Content,
+}
+
+impl Entry {
+    /// Where its data is; `None` if it is zero.
+    pub(super) fn slot(&self) -> Option<u32> {
+        (self.slot != NO_SLOT).then_some(self.slot)
+    }
 }
 
 /// What a layer is part of.
@@ -99,14 +118,26 @@ impl Layer {
         offset_of(self.data_pages) + (self.entries.len() * ENTRY) as u64
     }
 
-    /// Reads page data as it is on disk, unchecked, from a slot on.
-    pub(super) fn read(&self, slot: u32, buffer: &mut [u8]) -> Result<(), MemoryError> {
-        read_at(&self.file, &self.path, buffer, offset_of(slot))
+    /// Reads the data of pages that lie one behind the other from `slot` on, and checks it.
+    pub(super) fn read<'a>(
+        &self,
+        slot: u32,
+        entries: impl Iterator<Item = &'a Entry>,
+        buffer: &mut [u8],
+    ) -> Result<(), MemoryError> {
+        read_at(&self.file, &self.path, buffer, offset_of(slot))?;
+        for (entry, page) in entries.zip(buffer.chunks_exact(PAGE)) {
+            if Content::of(page) != entry.content {
+                let why = format!("page {} does not match its hash", entry.page);
+                return Err(damaged(&self.path, &why));
+            }
+        }
+        Ok(())
     }
 
-    /// Says that a page is not what it was.
-    pub(super) fn bad_page(&self, page: u32) -> MemoryError {
-        damaged(&self.path, &format!("page {page} does not match its hash"))
+    /// Gives the file a second name.
+    pub(super) fn link(&self, path: &Utf8Path) -> io::Result<()> {
+        std::fs::hard_link(&self.path, path)
     }
 
     /// Tells the kernel that all of it will be read, soon and in order.
@@ -141,31 +172,34 @@ impl Writer {
         Ok(Self { file, path: path.to_owned(), place, entries: Vec::new(), data_pages: 0 })
     }
 
-    /// Appends pages, higher than all before, and the data of those that have some.
-    pub(super) fn append(&mut self, entries: &[Entry], data: &[u8]) -> Result<(), MemoryError> {
-        debug_assert_eq!(
-            entries.iter().filter(|entry| entry.content != Content::Zero).count() * PAGE,
-            data.len()
-        );
-        self.file.write_all(data).map_err(MemoryError::file("write", &self.path))?;
-        self.entries.extend_from_slice(entries);
-        self.data_pages += (data.len() / PAGE) as u32;
-        Ok(())
+    /// Appends pages, higher than all before, and the data of those that are not zero.
+    pub(super) fn append(
+        &mut self,
+        pages: &[(u32, Content)],
+        data: &[u8],
+    ) -> Result<(), MemoryError> {
+        for &(page, content) in pages {
+            let slot = if content == Content::ZERO { NO_SLOT } else { self.data_pages };
+            self.data_pages += u32::from(slot != NO_SLOT);
+            self.entries.push(Entry { page, slot, content });
+        }
+        self.file.write_all(data).map_err(MemoryError::file("write", &self.path))
+    }
+
+    /// Whether nothing was appended.
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
     }
 
     /// Writes what makes it a layer. The answer is its length.
     pub(super) fn finish(mut self) -> Result<u64, MemoryError> {
         let mut index = Vec::with_capacity(self.entries.len() * ENTRY);
-        let mut next_slot = 0;
         for entry in &self.entries {
-            let (slot, hash) = match entry.content {
-                Content::Zero => (NO_SLOT, 0),
-                Content::Data(hash) => (next_slot, hash),
-            };
-            next_slot += u32::from(slot != NO_SLOT);
             index.extend_from_slice(&entry.page.to_le_bytes());
-            index.extend_from_slice(&slot.to_le_bytes());
-            index.extend_from_slice(&hash.to_le_bytes());
+            index.extend_from_slice(&entry.slot.to_le_bytes());
+            let Content([low, high]) = entry.content;
+            index.extend_from_slice(&low.to_le_bytes());
+            index.extend_from_slice(&high.to_le_bytes());
         }
         let header = Header {
             place: self.place,
@@ -268,13 +302,14 @@ fn parse_index(index: &[u8], header: &Header) -> Result<Vec<Entry>, &'static str
         if page >= header.place.pages || entries.last().is_some_and(|last| last.page >= page) {
             return Err("its index is not in order");
         }
-        let content = match slot {
-            NO_SLOT => Content::Zero,
-            slot if slot == next_slot => Content::Data(u128::from_le_bytes(array(bytes, 8))),
-            _ => return Err("its index points to the wrong places"),
-        };
-        next_slot += u32::from(content != Content::Zero);
-        entries.push(Entry { page, content });
+        let content = Content::from_hash(u128::from_le_bytes(array(bytes, 8)));
+        // Data lies in the order of pages, so there is only one right place.
+        let right = if content == Content::ZERO { NO_SLOT } else { next_slot };
+        if slot != right {
+            return Err("its index points to the wrong places");
+        }
+        next_slot += u32::from(slot != NO_SLOT);
+        entries.push(Entry { page, slot, content });
     }
     if next_slot != header.data_pages {
         return Err("its index does not account for its data");

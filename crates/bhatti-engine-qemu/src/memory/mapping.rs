@@ -15,7 +15,7 @@ use std::os::unix::fs::FileExt;
 use camino::Utf8PathBuf;
 
 use super::MemoryError;
-use super::pages::{MOST_PAGES, PAGE, PageSet, Run};
+use super::pages::{PAGE, PageSet, Run, pages_in};
 
 /// The name a template's memfd has, and so a clone's memory in `/proc/PID/maps`.
 pub(crate) const TEMPLATE_NAME: &str = "bhatti-memory";
@@ -58,19 +58,16 @@ impl Mapping {
     /// after this has returned, that it still lives: then these descriptors are that process's,
     /// for ever.
     pub(crate) fn find(pid: i32, bytes: u64) -> Result<Self, MemoryError> {
-        let pages = u32::try_from(bytes / PAGE as u64).ok().filter(|&pages| pages <= MOST_PAGES);
-        let pages = pages.filter(|_| bytes != 0 && bytes.is_multiple_of(PAGE as u64));
-        let pages =
-            pages.ok_or_else(|| no_mapping(format!("no machine has {bytes} bytes of memory")))?;
+        let Some(pages) = pages_in(bytes) else {
+            return Err(no_mapping(format!("no machine has {bytes} bytes of memory")));
+        };
         let mem = open(pid, "mem", OpenFor::ReadAndWrite)?;
         let pagemap = open(pid, "pagemap", OpenFor::Read)?;
         let maps = open(pid, "maps", OpenFor::Read)?;
         let (start, ground) = guest_memory(maps, bytes).map_err(|error| match error {
-            NotFound::Io(source) => MemoryError::File {
-                action: "read",
-                path: path(pid, "maps"),
-                source,
-            },
+            NotFound::Io(source) => {
+                MemoryError::File { action: "read", path: path(pid, "maps"), source }
+            }
             NotFound::Why(why) => no_mapping(why),
         })?;
         Ok(Self { pid, mem, pagemap, start, pages, ground })

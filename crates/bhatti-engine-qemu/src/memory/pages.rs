@@ -9,6 +9,12 @@ pub(super) const ZERO: [u8; PAGE] = [0; PAGE];
 /// More memory than any machine has (4 TiB), in pages.
 pub(super) const MOST_PAGES: u32 = 1 << 30;
 
+/// How many pages a memory of that many bytes has; `None` if no machine has such.
+pub(super) fn pages_in(bytes: u64) -> Option<u32> {
+    let pages = u32::try_from(bytes / PAGE as u64).ok()?;
+    (bytes.is_multiple_of(PAGE as u64) && (1..=MOST_PAGES).contains(&pages)).then_some(pages)
+}
+
 /// A set of a machine's pages: one bit each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PageSet {
