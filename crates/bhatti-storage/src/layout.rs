@@ -60,6 +60,7 @@ impl Layout {
             std::fs::set_permissions(&dir, Permissions::from_mode(mode))
                 .map_err(file("set the mode of", &dir))?;
         }
+        tree::sync(root)?;
         let path = root.join("lock");
         // Private: whoever can open it can hold its lock, and a VMM may pass through here.
         let lock = std::fs::OpenOptions::new()

@@ -30,11 +30,12 @@ pub struct GoldenRow {
 }
 
 /// True of a row of `goldens` that something stands on. The foreign keys know of the columns, not
-/// of what is in the JSON.
-const IN_USE: &str = "(EXISTS (SELECT 1 FROM sandboxes WHERE golden = goldens.id)
-    OR EXISTS (SELECT 1 FROM snapshots WHERE golden = goldens.id)
-    OR EXISTS (SELECT 1 FROM sandboxes, json_each(sandboxes.generations) AS generation
-               WHERE json_extract(generation.value, '$.golden') = goldens.id))";
+/// of what is in the JSON. Looks at everything once, however many goldens are asked about.
+const IN_USE: &str = "goldens.id IN (
+    SELECT golden FROM sandboxes WHERE golden IS NOT NULL
+    UNION ALL SELECT golden FROM snapshots WHERE golden IS NOT NULL
+    UNION ALL SELECT json_extract(value, '$.golden') FROM sandboxes, json_each(generations)
+              WHERE json_extract(value, '$.golden') IS NOT NULL)";
 
 fn read(row: &Row<'_>) -> Result<GoldenRow, StoreError> {
     let r = Reader { row, table: "goldens", key: row.get("id").unwrap_or_default() };
