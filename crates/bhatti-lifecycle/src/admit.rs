@@ -7,6 +7,10 @@ use bhatti_types::Phase;
 pub enum Op {
     /// Make it usable: the guest answers afterwards.
     Use,
+    /// Freeze it, whoever uses it.
+    Stop,
+    /// Save it as it is, without waking it.
+    Checkpoint,
     /// Change its record: name, labels, flags.
     Edit,
     /// Remove it.
@@ -43,10 +47,17 @@ pub fn admit(phase: Phase, op: Op) -> Result<Verdict, Denied> {
             Phase::Hot | Phase::Warm | Phase::Cold | Phase::Stopped | Phase::Unknown,
             Op::Edit | Op::Destroy,
         ) => Ok(Verdict::Do),
+        (Phase::Hot | Phase::Warm, Op::Stop) => Ok(Verdict::Do),
+        (Phase::Cold | Phase::Stopped, Op::Stop) => Ok(Verdict::AlreadyDone),
+        (Phase::Hot | Phase::Warm | Phase::Cold | Phase::Stopped, Op::Checkpoint) => {
+            Ok(Verdict::Do)
+        }
         (Phase::Destroying, Op::Destroy) => Ok(Verdict::AlreadyDone),
-        (Phase::Unknown, Op::Use) => Err(Denied::Unknown),
-        (Phase::Creating, Op::Use | Op::Edit | Op::Destroy) => Err(Denied::StillCreating),
-        (Phase::Destroying, Op::Use | Op::Edit) => Err(Denied::BeingDestroyed),
+        (Phase::Unknown, Op::Use | Op::Stop | Op::Checkpoint) => Err(Denied::Unknown),
+        (Phase::Creating, _) => Err(Denied::StillCreating),
+        (Phase::Destroying, Op::Use | Op::Stop | Op::Checkpoint | Op::Edit) => {
+            Err(Denied::BeingDestroyed)
+        }
     }
 }
 

@@ -25,6 +25,15 @@ pub enum ServiceError {
     Exists(String),
     #[error("name {0:?} is already in use")]
     NameTaken(String),
+    #[error("snapshot {0:?} not found")]
+    NoSnapshot(String),
+    #[error("snapshot {0:?} already exists — delete first")]
+    SnapshotExists(String),
+    #[error("snapshot limit reached ({used}/{max})")]
+    SnapshotQuota { used: u32, max: u32 },
+    /// There is nothing to save: it does not run, and was not frozen.
+    #[error("sandbox {0:?} is not running")]
+    NotRunning(String),
     #[error("sandbox limit reached ({used}/{max})")]
     Quota { used: u32, max: u32 },
     #[error("IP pool exhausted (253 VMs per user)")]
@@ -98,6 +107,15 @@ pub enum WakeError {
     /// The actor is gone: the sandbox was destroyed meanwhile.
     #[error("sandbox is gone")]
     Gone,
+    /// It stays as it is, with all it could wake from. The cause says what is wrong.
+    #[error(
+        "sandbox {name:?} could not be woken as it was: {} — use 'bhatti start --force' to start \
+         it from its disk or from an older state", .cause.public()
+    )]
+    NotAsItWas { name: bhatti_types::Name, cause: Box<WakeError> },
+    /// A snapshot was asked of what has no memory.
+    #[error("sandbox is not running, and was not frozen: there is no memory to save")]
+    NothingToSave,
     #[error("an internal record is unreadable: {0}")]
     Record(String),
 }
@@ -113,7 +131,10 @@ impl WakeError {
 
     /// True if the guest, not the host, is why it failed: nothing for an operator to look at.
     pub fn is_the_guests(&self) -> bool {
-        matches!(self, Self::Guest(_) | Self::Died { .. } | Self::Silent { .. })
+        match self {
+            Self::NotAsItWas { cause, .. } => cause.is_the_guests(),
+            other => matches!(other, Self::Guest(_) | Self::Died { .. } | Self::Silent { .. }),
+        }
     }
 
     /// The sentence a client may read: what failed, without the paths and system errors below.

@@ -86,11 +86,13 @@ fn machine_id(id: &EngineId) -> String {
     digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Gives the machine its identity: host name, environment, address.
+/// Gives the machine its identity: host name, environment, address. `root_bytes`: how large its
+/// disk is, where that may be news to the guest.
 pub(crate) async fn configure(
     world: &World,
     row: &SandboxRow,
     guest: &Guest,
+    root_bytes: Option<u64>,
 ) -> Result<(), WakeError> {
     let [a, b, c, _] = row.ip.octets();
     let network = Network {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bhatti_engine::{
-    Below, BootSpec, Engine, EngineError, Nic, Private, RootDisk, Shape, Vm, VmRecord,
+    BootSpec, Engine, EngineError, Nic, Private, RestoreSpec, RootDisk, Shape, Vm, VmRecord,
 };
 use bhatti_guest_client::{Guest, Mode};
 use bhatti_storage::Layout;
@@ -15,7 +15,9 @@ use bhatti_types::EngineId;
 use camino::Utf8PathBuf;
 use tokio_util::sync::CancellationToken;
 
+use crate::golden::{GoldenLimits, Goldens};
 use crate::guest;
+use crate::idle::Thermal;
 use crate::{Tasks, WakeError};
 
 /// What the daemon was configured with, as far as sandboxes care.
@@ -33,6 +35,10 @@ pub struct Settings {
     pub nameservers: Vec<String>,
     /// Told to every guest.
     pub version: String,
+    /// When sandboxes fall asleep.
+    pub thermal: Thermal,
+    /// How many golden snapshots may be kept.
+    pub goldens: GoldenLimits,
 }
 
 /// Gives machines their network device. Implemented by [`bhatti_net::Networks`]; tests of the
@@ -44,6 +50,11 @@ pub trait Taps: Send + Sync {
         &self,
         subnet: u32,
         id: &EngineId,
+    ) -> Result<Option<OwnedFd>, Box<dyn std::error::Error + Send + Sync>>;
+
+    /// A TAP that leads nowhere, for a machine that belongs to nobody.
+    async fn open_detached(
+        &self,
     ) -> Result<Option<OwnedFd>, Box<dyn std::error::Error + Send + Sync>>;
 
     /// The user has no sandbox left: their network may go.
@@ -58,6 +69,12 @@ impl Taps for bhatti_net::Networks {
         id: &EngineId,
     ) -> Result<Option<OwnedFd>, Box<dyn std::error::Error + Send + Sync>> {
         Ok(Some(bhatti_net::Networks::open_tap(self, subnet, id).await?))
+    }
+
+    async fn open_detached(
+        &self,
+    ) -> Result<Option<OwnedFd>, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(Some(self.open_detached_tap().await?))
     }
 
     async fn release(&self, subnet: u32) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
@@ -79,6 +96,7 @@ pub(crate) struct World {
     pub(crate) db: Db,
     pub(crate) settings: Settings,
     pub(crate) tasks: Tasks,
+    pub(crate) goldens: Goldens,
     /// Opening a TAP reads, removing a user's network writes: so a network never goes while a
     /// new sandbox of the same user is about to use it.
     pub(crate) networks: tokio::sync::RwLock<()>,
@@ -101,6 +119,25 @@ impl Machine {
         let guest = guest::reach(world, &self.vm, Mode::Reconnect, RECONNECT_TIMEOUT).await?;
         Ok(self.guest.insert(guest).clone())
     }
+
+    /// Lets a paused machine run on, with the right time. The guest answers afterwards.
+    pub(crate) async fn continue_now(&mut self, world: &World) -> Result<Guest, WakeError> {
+        self.vm.resume().await.map_err(WakeError::Engine)?;
+        if let Some(guest) = &self.guest
+            && !guest.is_gone()
+            && guest.set_clock().await.is_ok()
+        {
+            return Ok(guest.clone());
+        }
+        // The greeting of a new link sets the clock too.
+        self.guest = None;
+        self.guest(world).await
+    }
+
+    /// The record of its process, as the store keeps it.
+    pub(crate) fn to_json(&self) -> Result<serde_json::Value, WakeError> {
+        to_json("vm", &self.vm.record())
+    }
 }
 
 /// How long a guest may take to answer a new link. It is running already, so this is only
@@ -120,98 +157,141 @@ fn record<T: serde::de::DeserializeOwned>(
         .map_err(|error| WakeError::Record(format!("{what}: {error}")))
 }
 
+/// A value as the store keeps it.
+pub(crate) fn to_json<T: serde::Serialize>(
+    what: &str,
+    value: &T,
+) -> Result<serde_json::Value, WakeError> {
+    serde_json::to_value(value).map_err(|error| WakeError::Record(format!("{what}: {error}")))
+}
+
 /// The machine the row says was running, if it says so.
 pub(crate) fn vm_record(row: &SandboxRow) -> Result<Option<VmRecord>, WakeError> {
     row.vm.as_ref().map(|value| record("vm", value)).transpose()
 }
 
-/// Boots the machine of `row` from its root disk (made now if it is not there) and waits for
-/// its guest. The row's `vm` is recorded as soon as there is a process, so that a crash from
-/// then on finds it. On failure, or when `stop` fires, no process is left; the directory and the
-/// row are the caller's. Not to be dropped half-way: `stop` is how to end it early.
-pub(crate) async fn boot(
+/// A disk as the store keeps it.
+pub(crate) fn disk_record(value: &serde_json::Value) -> Result<RootDisk, WakeError> {
+    record("root disk", value)
+}
+
+/// What the machine of `row` is, over that disk.
+async fn spec(
     world: &World,
     row: &SandboxRow,
     subnet: u32,
-    stop: &CancellationToken,
-) -> Result<Machine, WakeError> {
-    let root = root_disk(world, row).await?;
+    root: RootDisk,
+) -> Result<BootSpec, WakeError> {
     let tap = {
         let _staying = world.networks.read().await;
         world.taps.open_tap(subnet, &row.engine_id).await.map_err(WakeError::Network)?
     };
-    let nic = tap.map(|tap| Nic { mac: bhatti_net::guest_mac(&row.engine_id), tap });
-    let spec = BootSpec {
+    Ok(BootSpec {
         id: row.engine_id.clone(),
         dir: world.layout.sandbox(&row.engine_id),
         shape: Shape { milli_cpus: row.cpus.milli(), memory: row.memory },
         kernel: world.settings.kernel.clone(),
         initramfs: world.settings.initramfs.clone(),
         root,
-        nic,
+        nic: tap.map(|tap| Nic { mac: bhatti_net::guest_mac(&row.engine_id), tap }),
         owner: owner_of(row),
-        hugepages: false,
-    };
+        hugepages: row.hugepages,
+    })
+}
+
+/// Boots the machine of `row` from `root` and waits for its guest, which has the sandbox's
+/// identity afterwards. The row's `vm` is recorded as soon as there is a process, so that a
+/// crash from then on finds it. On failure, or when `stop` fires, no process is left; the
+/// directory and the row are the caller's. Not to be dropped half-way: `stop` is how to end it
+/// early.
+pub(crate) async fn boot(
+    world: &World,
+    row: &SandboxRow,
+    subnet: u32,
+    root: RootDisk,
+    stop: &CancellationToken,
+) -> Result<Machine, WakeError> {
+    let spec = spec(world, row, subnet, root).await?;
     let vm = world.engine.boot(spec).await.map_err(WakeError::Engine)?;
+    let settle = async {
+        let id = row.id.clone();
+        let value = to_json("vm", &vm.record())?;
+        world.db.call(move |store| store.set_vm(&id, &value)).await?;
+        let guest = guest::reach(world, &vm, Mode::FirstBoot, world.settings.boot_timeout).await?;
+        guest::configure(world, row, &guest, None).await?;
+        Ok(guest)
+    };
+    let machine = settled(&vm, stop, settle).await?;
+    tracing::info!(pid = machine.vm.record().pid, "machine is up");
+    Ok(machine)
+}
+
+/// Where a machine continues from.
+pub(crate) struct Frozen {
+    /// The snapshot's directory.
+    pub(crate) snapshot: Utf8PathBuf,
+    /// The golden snapshot its memory stands on, and is shared with.
+    pub(crate) base: Option<Utf8PathBuf>,
+    /// Whether what continues is to become another sandbox, with an identity of its own.
+    pub(crate) clone: bool,
+}
+
+/// Continues the machine of `row` from a snapshot over `root`, and waits for its guest, which
+/// has fresh randomness and the right time before anything is asked of it; a clone also has the
+/// identity of `row`. The row's `vm` is the caller's to record: until then a crash leaves a
+/// machine that nobody knows, which the next start ends. Otherwise like [`boot`].
+pub(crate) async fn restore(
+    world: &World,
+    row: &SandboxRow,
+    subnet: u32,
+    root: RootDisk,
+    frozen: Frozen,
+    stop: &CancellationToken,
+) -> Result<Machine, WakeError> {
+    let bytes = root.bytes;
+    let machine = spec(world, row, subnet, root).await?;
+    let Frozen { snapshot, base, clone } = frozen;
+    let spec = RestoreSpec { machine, snapshot, base };
+    let vm = world.engine.restore(spec).await.map_err(WakeError::Engine)?;
+    let settle = async {
+        vm.resume().await.map_err(WakeError::Engine)?;
+        let guest = guest::reach(world, &vm, Mode::Reconnect, world.settings.boot_timeout).await?;
+        if clone {
+            guest::configure(world, row, &guest, bytes).await?;
+        }
+        Ok(guest)
+    };
+    let machine = settled(&vm, stop, settle).await?;
+    tracing::info!(pid = machine.vm.record().pid, clone, "machine is restored");
+    Ok(machine)
+}
+
+/// The machine with its guest, or no machine.
+async fn settled(
+    vm: &Arc<dyn Vm>,
+    stop: &CancellationToken,
+    settle: impl Future<Output = Result<Guest, WakeError>>,
+) -> Result<Machine, WakeError> {
     let settled = tokio::select! {
         biased;
         () = stop.cancelled() => Err(WakeError::ShuttingDown),
-        settled = settle(world, row, &vm) => settled,
+        settled = settle => settled,
     };
     match settled {
-        Ok(guest) => {
-            tracing::info!(pid = vm.record().pid, "machine is up");
-            Ok(Machine { vm, guest: Some(guest) })
-        }
+        Ok(guest) => Ok(Machine { vm: vm.clone(), guest: Some(guest) }),
         Err(error) => {
-            if let Err(kill) = vm.kill().await {
-                tracing::error!(
-                    error = crate::chain(&kill),
-                    "failed to end a machine that did not come up"
-                );
-            }
+            end(vm).await;
             Err(error)
         }
     }
 }
 
-async fn settle(world: &World, row: &SandboxRow, vm: &Arc<dyn Vm>) -> Result<Guest, WakeError> {
-    let id = row.id.clone();
-    let value = serde_json::to_value(vm.record())
-        .map_err(|error| WakeError::Record(format!("vm: {error}")))?;
-    world.db.call(move |store| store.set_vm(&id, &value)).await?;
-    let guest = guest::reach(world, vm, Mode::FirstBoot, world.settings.boot_timeout).await?;
-    guest::configure(world, row, &guest).await?;
-    Ok(guest)
-}
-
-async fn root_disk(world: &World, row: &SandboxRow) -> Result<RootDisk, WakeError> {
-    if let Some(value) = &row.root_disk {
-        return record("root disk", value);
+/// Ends a machine that is not wanted. One that does not end is nobody's, and the next start of
+/// the daemon ends it.
+pub(crate) async fn end(vm: &Arc<dyn Vm>) {
+    if let Err(error) = vm.kill().await {
+        tracing::error!(error = crate::chain(&error), "failed to end an unwanted machine");
     }
-    let (owner, name) = (row.owner.clone(), row.image.clone());
-    let image = world
-        .db
-        .call(move |store| store.image_for(&owner, &name))
-        .await?
-        .ok_or_else(|| WakeError::NoImage(row.image.clone()))?;
-    bhatti_storage::check_image(&image.file)
-        .map_err(|source| WakeError::Image { name: row.image.clone(), source })?;
-    // A former try may have been cut short before it was recorded.
-    world.layout.remove_sandbox(&row.engine_id)?;
-    let dir = world.layout.make_sandbox(&row.engine_id, row.vmm_uid)?;
-    let base = world.layout.pin_image(&row.engine_id, &image.file)?;
-    let size = (row.disk_size.0 > 0).then_some(row.disk_size);
-    let disk = world
-        .engine
-        .create_root(Below { base, layers: Vec::new() }, &dir, size, owner_of(row))
-        .await
-        .map_err(WakeError::Engine)?;
-    let value = serde_json::to_value(&disk)
-        .map_err(|error| WakeError::Record(format!("root disk: {error}")))?;
-    let id = row.id.clone();
-    world.db.call(move |store| store.set_root_disk(&id, &value)).await?;
-    Ok(disk)
 }
 
 /// Takes away everything a sandbox has on this host, then its row. Idempotent: a step that
@@ -260,6 +340,7 @@ pub(crate) fn as_request_error(error: &EngineError) -> Option<crate::ServiceErro
         EngineError::DiskTooSmall { asked_mib, image_mib } => Some(crate::ServiceError::Invalid(
             format!("disk_size_mb {asked_mib} is smaller than the image ({image_mib} MB)"),
         )),
+        EngineError::NoHugepages { .. } => Some(crate::ServiceError::Invalid(error.to_string())),
         EngineError::NoSpace { needed_mib, free_mib } => {
             Some(crate::ServiceError::HostFull { needed_mib: *needed_mib, free_mib: *free_mib })
         }

@@ -10,6 +10,8 @@ pub(crate) enum Plan {
     Undo,
     /// It should run: find its machine and take it over; without one it is stopped.
     Adopt,
+    /// It was frozen: what is left of its machine goes.
+    Finish,
     /// Nothing should run; it boots when it is used.
     Keep,
 }
@@ -20,7 +22,8 @@ pub(crate) fn plan(row: &SandboxRow) -> Plan {
         Phase::Creating | Phase::Destroying => Plan::Undo,
         // What could not be told last time may be clear now.
         Phase::Hot | Phase::Warm | Phase::Unknown => Plan::Adopt,
-        Phase::Cold | Phase::Stopped => Plan::Keep,
+        Phase::Cold => Plan::Finish,
+        Phase::Stopped => Plan::Keep,
     }
 }
 

@@ -5,11 +5,15 @@ use std::sync::{Arc, Mutex};
 
 use bhatti_engine::Engine;
 use bhatti_storage::Layout;
-use bhatti_store::{Db, PatchRow, Reserved, SandboxRow, StoreError, Unreadable, UserRow};
+use bhatti_store::{Change, Db, PatchRow, Reserved, SandboxRow, StoreError, Unreadable, UserRow};
 use bhatti_types::{EngineId, Phase, SandboxId};
+use camino::Utf8PathBuf;
+use futures_util::StreamExt;
 use tokio::sync::oneshot;
 
-use crate::actor::{self, Handle, Start};
+use crate::actor::{self, Handle, Origin, Start};
+use crate::disk;
+use crate::golden::Goldens;
 use crate::machine::{self, Machine, World, as_request_error};
 use crate::recover::{FOUND, LOST, Plan, plan};
 use crate::spec::{CreateSpec, PatchSpec};
@@ -39,6 +43,10 @@ enum Found {
     Nothing,
     Machine(Machine),
     Lost,
+    /// A generation. `kept`: its former machine could not be ended and must be left alone.
+    Frozen {
+        kept: bool,
+    },
     /// It cannot be told; the reason.
     Doubt(String),
 }
@@ -46,15 +54,15 @@ enum Found {
 /// The sandboxes. Cheap to clone.
 #[derive(Clone)]
 pub struct Sandboxes {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
-struct Inner {
-    world: Arc<World>,
+pub(crate) struct Inner {
+    pub(crate) world: Arc<World>,
     handles: Mutex<HashMap<SandboxId, Handle>>,
     /// Held from reserving a row to starting its actor, so that whoever finds a row in phase
     /// `creating` finds its actor too.
-    reserving: tokio::sync::Mutex<()>,
+    pub(crate) reserving: tokio::sync::Mutex<()>,
 }
 
 impl Sandboxes {
@@ -63,7 +71,9 @@ impl Sandboxes {
     pub async fn recover(deps: Deps) -> Result<Self, ServiceError> {
         let Deps { engine, taps, layout, db, settings, tasks } = deps;
         let networks = tokio::sync::RwLock::new(());
-        let world = Arc::new(World { engine, taps, layout, db, settings, tasks, networks });
+        let goldens = Goldens::default();
+        let world =
+            Arc::new(World { engine, taps, layout, db, settings, tasks, goldens, networks });
         let sandboxes = Self {
             inner: Arc::new(Inner {
                 world: world.clone(),
@@ -83,6 +93,7 @@ impl Sandboxes {
         for row in rows {
             keep.extend(sandboxes.recover_one(row).await?);
         }
+        sandboxes.undo_snapshots().await?;
         let ended = world.engine.sweep(&keep).await.map_err(ServiceError::Engine)?;
         let (rows, _) = world.db.call(|store| store.all_sandboxes()).await?;
         let known = rows.into_iter().map(|row| row.engine_id);
@@ -98,6 +109,7 @@ impl Sandboxes {
             directories_removed = removed.len(),
             "recovered"
         );
+        sandboxes.wake_kept_hot();
         Ok(sandboxes)
     }
 
@@ -117,13 +129,14 @@ impl Sandboxes {
                 return Ok(None);
             }
             Plan::Keep => Found::Nothing,
+            Plan::Finish => self.finish_freeze(&row).await,
             Plan::Adopt => self.adopt(&row).await,
         };
         let id = row.id.clone();
         let (machine, leave_alone) = match found {
             Found::Nothing => (None, false),
             Found::Machine(machine) => {
-                if row.phase != Phase::Hot {
+                if row.phase == Phase::Unknown {
                     self.record(&row.id, Phase::Hot, FOUND.to_owned()).await?;
                 }
                 (Some(machine), true)
@@ -138,23 +151,21 @@ impl Sandboxes {
                 self.record(&row.id, Phase::Unknown, why).await?;
                 (None, true)
             }
+            Found::Frozen { kept } => (None, kept),
         };
         // The phase may have changed: an actor starts from what is recorded.
         let row = world.db.call(move |store| store.sandbox(&id)).await?;
-        self.start(row, owner, Start::Found { machine });
+        self.start_actor(row, owner, Start::Found { machine });
         Ok(leave_alone.then_some(engine_id))
     }
 
     async fn record(&self, id: &SandboxId, to: Phase, why: String) -> Result<(), ServiceError> {
         let id = id.clone();
+        // What was frozen is older than the disk: waking from it would take files back.
+        let generations = (to == Phase::Stopped).then(Vec::new);
+        let change = Change { generations, ..Change::default() };
         let moved = move |store: &mut bhatti_store::Store| {
-            store.set_phase(
-                &id,
-                &[Phase::Hot, Phase::Unknown],
-                to,
-                &why,
-                &bhatti_store::Change::default(),
-            )
+            store.set_phase(&id, &[Phase::Hot, Phase::Warm, Phase::Unknown], to, &why, &change)
         };
         Ok(self.inner.world.db.call(moved).await?)
     }
@@ -168,10 +179,78 @@ impl Sandboxes {
         match found {
             Ok(Some(vm)) => {
                 tracing::info!(sandbox = %row.id, name = %row.name, "adopted a running machine");
+                // The former daemon may have died in the middle of a pause or a freeze.
+                let settled =
+                    if row.phase == Phase::Warm { vm.pause().await } else { vm.resume().await };
+                if let Err(error) = settled {
+                    tracing::warn!(sandbox = %row.id, error = crate::chain(&error),
+                        "an adopted machine does not do as it is told");
+                }
                 Found::Machine(Machine { vm, guest: None })
             }
             Ok(None) => Found::Lost,
             Err(error) => Found::Doubt(crate::chain(&error)),
+        }
+    }
+
+    /// Ends what is left of the machine of a sandbox that was being frozen, and seals its disk.
+    async fn finish_freeze(&self, row: &SandboxRow) -> Found {
+        let world = &self.inner.world;
+        let finished = async {
+            if let Some(record) = machine::vm_record(row)? {
+                world.engine.end(&record).await.map_err(WakeError::Engine)?;
+            }
+            if let Some(newest) = row.generations.first() {
+                let row = disk::seal(world, row.clone(), newest).await?;
+                disk::tidy(world, &row).await;
+            }
+            Ok::<_, WakeError>(())
+        };
+        match finished.await {
+            Ok(()) => Found::Frozen { kept: false },
+            Err(error) => {
+                // The next wake tries again.
+                tracing::error!(sandbox = %row.id, name = %row.name,
+                    error = crate::chain(&error), "failed to finish a freeze");
+                Found::Frozen { kept: true }
+            }
+        }
+    }
+
+    /// Wakes what is to be hot always. One after the other, in the background: nobody waits.
+    fn wake_kept_hot(&self) {
+        let this = self.clone();
+        self.inner.world.tasks.spawn("keep hot", |stop| async move {
+            let rows = this.inner.world.db.call(|store| store.all_sandboxes()).await;
+            let rows = rows.map(|(rows, _)| rows).unwrap_or_default();
+            for row in rows.into_iter().filter(|row| row.keep_hot && row.phase.wire().is_some()) {
+                let Some(handle) = this.inner.handles().get(&row.id).cloned() else { continue };
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    woken = handle.start(false) => if let Err(error) = woken {
+                        tracing::warn!(sandbox = %row.id, name = %row.name,
+                            error = crate::chain(&error), "could not wake what is to be kept hot");
+                    }
+                }
+            }
+        });
+    }
+
+    /// Freezes every machine. For a daemon that is to leave none behind.
+    pub async fn freeze_all(&self) {
+        /// At once; each reads its memory and writes it.
+        const AT_ONCE: usize = 4;
+        let handles: Vec<Handle> = self.inner.handles().values().cloned().collect();
+        let freezes = handles.iter().map(|handle| handle.stop("the daemon stopped"));
+        let mut frozen = futures_util::stream::iter(freezes).buffer_unordered(AT_ONCE);
+        while let Some(result) = frozen.next().await {
+            match result {
+                // What is being destroyed or cannot be vouched for is left as it is.
+                Ok(()) | Err(WakeError::Denied(_) | WakeError::Gone) => {}
+                Err(error) => {
+                    tracing::error!(error = crate::chain(&error), "failed to freeze a machine");
+                }
+            }
         }
     }
 
@@ -187,7 +266,7 @@ impl Sandboxes {
         }
     }
 
-    fn start(&self, row: SandboxRow, owner: UserRow, start: Start) -> Handle {
+    pub(crate) fn start_actor(&self, row: SandboxRow, owner: UserRow, start: Start) -> Handle {
         let id = row.id.clone();
         let registry = Arc::downgrade(&self.inner);
         let on_gone = Box::new(move |id: &SandboxId| {
@@ -226,7 +305,7 @@ impl Sandboxes {
         spec: CreateSpec,
     ) -> Result<Created, ServiceError> {
         loop {
-            self.check_image(caller, &spec).await?;
+            let image = self.check_image(caller, &spec).await?;
             let reserving = self.inner.reserving.lock().await;
             let row = match self.reserve(caller, &spec).await? {
                 Reserved::Quota { used, max } => return Err(ServiceError::Quota { used, max }),
@@ -234,8 +313,9 @@ impl Sandboxes {
                 Reserved::New(row) => {
                     let id = row.id.clone();
                     let (reply, answer) = oneshot::channel();
-                    let start = Start::Create { files: spec.files, reply };
-                    self.start(*row, caller.clone(), start);
+                    let origin = Origin::Image { file: image };
+                    let start = Start::Create { origin, files: spec.files, reply };
+                    self.start_actor(*row, caller.clone(), start);
                     drop(reserving);
                     return self.made(id, answer).await;
                 }
@@ -254,7 +334,7 @@ impl Sandboxes {
     async fn reserve(&self, caller: &UserRow, spec: &CreateSpec) -> Result<Reserved, ServiceError> {
         let world = &self.inner.world;
         let settings = &world.settings;
-        let new = spec.to_row(caller, &settings.default_image, settings.uids);
+        let new = spec.to_row(caller, &settings.default_image, self.inner.uids());
         let subnet = caller.subnet_index;
         let pick = move |used: &[_]| bhatti_net::lowest_free(subnet, used).ok();
         Ok(world.db.call(move |store| store.reserve_sandbox(&new, pick)).await?)
@@ -278,7 +358,12 @@ impl Sandboxes {
     }
 
     /// Refuses a create whose image cannot be used, before anything is taken for it.
-    async fn check_image(&self, caller: &UserRow, spec: &CreateSpec) -> Result<(), ServiceError> {
+    /// Returns its file.
+    async fn check_image(
+        &self,
+        caller: &UserRow,
+        spec: &CreateSpec,
+    ) -> Result<Utf8PathBuf, ServiceError> {
         let world = &self.inner.world;
         let name = spec.image.clone().unwrap_or_else(|| world.settings.default_image.clone());
         let user = caller.id.clone();
@@ -287,13 +372,14 @@ impl Sandboxes {
             let available = images.into_iter().map(|image| image.name).collect();
             return Err(ServiceError::NoImage { name, available });
         };
-        bhatti_storage::check_image(&image.file)
-            .map(drop)
-            .map_err(|source| ServiceError::BadImage { name, source })
+        match bhatti_storage::check_image(&image.file) {
+            Ok(_) => Ok(image.file.clone()),
+            Err(source) => Err(ServiceError::BadImage { name, source }),
+        }
     }
 
     /// Waits for the actor of a new sandbox to finish its creation.
-    async fn made(
+    pub(crate) async fn made(
         &self,
         id: SandboxId,
         answer: oneshot::Receiver<Result<(), WakeError>>,
@@ -317,6 +403,9 @@ impl Sandboxes {
     pub async fn list(&self, caller: &UserRow) -> Result<Vec<SandboxRow>, ServiceError> {
         let user = caller.id.clone();
         let mut rows = self.inner.world.db.call(move |store| store.sandboxes_of(&user)).await?;
+        for row in &mut rows {
+            self.inner.up_to_date(row);
+        }
         rows.retain(|row| row.phase.wire().is_some());
         Ok(rows)
     }
@@ -332,7 +421,10 @@ impl Sandboxes {
         key: &str,
         visible: impl FnOnce(Phase) -> bool,
     ) -> Result<SandboxRow, ServiceError> {
-        let row = self.inner.world.db.read(|store| store.find_sandbox(&caller.id, key))?;
+        let mut row = self.inner.world.db.read(|store| store.find_sandbox(&caller.id, key))?;
+        if let Some(row) = &mut row {
+            self.inner.up_to_date(row);
+        }
         row.filter(|row| visible(row.phase)).ok_or_else(|| ServiceError::NoSandbox(key.to_owned()))
     }
 
@@ -350,11 +442,34 @@ impl Sandboxes {
         let patch = PatchRow { name, labels_add, labels_remove, keep_hot };
         let patched =
             self.inner.world.db.call(move |store| store.patch_sandbox(&row.id, &patch)).await?;
-        if keep_hot == Some(true) && patched.phase != Phase::Hot {
-            self.lease(caller, key).await?;
-            return self.get(caller, key).await;
+        let Some(keep) = keep_hot else { return Ok(patched) };
+        let handle = self.handle(&patched)?;
+        handle.keep_hot(keep).await;
+        if keep {
+            handle.start(false).await.map_err(|error| wake_error(&patched, error))?;
         }
-        Ok(patched)
+        self.get(caller, patched.id.as_str()).await
+    }
+
+    /// Makes it hot. `force`: lose what must be lost rather than not start.
+    pub async fn start(
+        &self,
+        caller: &UserRow,
+        key: &str,
+        force: bool,
+    ) -> Result<SandboxRow, ServiceError> {
+        let row = self.get(caller, key).await?;
+        let started = self.handle(&row)?.start(force).await;
+        started.map_err(|error| wake_error(&row, error))?;
+        self.get(caller, row.id.as_str()).await
+    }
+
+    /// Freezes it, whoever uses it; what sleeps or never ran stays as it is.
+    pub async fn stop(&self, caller: &UserRow, key: &str) -> Result<SandboxRow, ServiceError> {
+        let row = self.get(caller, key).await?;
+        let stopped = self.handle(&row)?.stop("stop requested").await;
+        stopped.map_err(|error| wake_error(&row, error))?;
+        self.get(caller, row.id.as_str()).await
     }
 
     /// Removes a sandbox and everything of it. One whose removal failed can be removed again.
@@ -371,21 +486,43 @@ impl Sandboxes {
 
     /// The same for a sandbox that was just looked up.
     pub async fn lease_of(&self, row: &SandboxRow) -> Result<Lease, ServiceError> {
-        self.handle(row)?.lease().await.map_err(|error| match error {
-            WakeError::Gone => ServiceError::NoSandbox(row.name.to_string()),
-            WakeError::ShuttingDown => ServiceError::ShuttingDown,
-            WakeError::Denied(denied) => ServiceError::Denied(denied),
-            other => ServiceError::Wake(other),
-        })
+        self.handle(row)?.lease().await.map_err(|error| wake_error(row, error))
     }
 
-    fn handle(&self, row: &SandboxRow) -> Result<Handle, ServiceError> {
+    pub(crate) fn handle(&self, row: &SandboxRow) -> Result<Handle, ServiceError> {
         let handle = self.inner.handles().get(&row.id).cloned();
         handle.ok_or_else(|| ServiceError::NoSandbox(row.name.to_string()))
     }
 }
 
+/// What a caller is told when the guest of `row` could not be had.
+pub(crate) fn wake_error(row: &SandboxRow, error: WakeError) -> ServiceError {
+    match error {
+        WakeError::Gone => ServiceError::NoSandbox(row.name.to_string()),
+        WakeError::ShuttingDown => ServiceError::ShuttingDown,
+        WakeError::Denied(denied) => ServiceError::Denied(denied),
+        WakeError::NothingToSave => ServiceError::NotRunning(row.name.to_string()),
+        WakeError::Engine(engine) => {
+            as_request_error(&engine).unwrap_or(ServiceError::Wake(WakeError::Engine(engine)))
+        }
+        other => ServiceError::Wake(other),
+    }
+}
+
 impl Inner {
+    /// The uids sandboxes may have: the last one belongs to the machines of golden snapshots.
+    pub(crate) fn uids(&self) -> (u32, u32) {
+        let (first, count) = self.world.settings.uids;
+        (first, count - 1)
+    }
+
+    /// The actor knows first: it answers before it writes.
+    fn up_to_date(&self, row: &mut SandboxRow) {
+        if let Some(handle) = self.handles().get(&row.id) {
+            row.phase = handle.phase();
+        }
+    }
+
     fn handles(&self) -> std::sync::MutexGuard<'_, HashMap<SandboxId, Handle>> {
         // Nothing panics while holding it; the map is whole even if something did.
         self.handles.lock().unwrap_or_else(std::sync::PoisonError::into_inner)

@@ -11,14 +11,15 @@ use bhatti_storage::Layout;
 use bhatti_store::{Db, ImageRow, NewUser, Store, UserRow};
 use bhatti_types::{EngineId, ImageId, Mib, Phase};
 use bhatti_wire::message::{
-    Configure, ErrorKind, Failure, HelloReply, Operation, PROTOCOL_VERSION, Reply, Request,
+    ActivityReply, Configure, ErrorKind, Failure, HelloReply, Operation, PROTOCOL_VERSION, Reply,
+    Request,
 };
 use camino::Utf8PathBuf;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 use crate::{
-    CreateSpec, Created, Deps, FileContent, PatchSpec, Sandboxes, ServiceError, Settings, Taps,
-    Tasks,
+    CreateSpec, Created, Deps, FileContent, GoldenLimits, PatchSpec, Sandboxes, ServiceError,
+    Settings, Taps, Tasks, Thermal,
 };
 
 /// What the pretended agents were told, and how they are to behave.
@@ -66,6 +67,12 @@ impl Agents {
             Operation::PowerOff(_) => {
                 self.host.get()?.power_off(id);
             }
+            Operation::Activity(_) => {
+                let reply = ActivityReply { since_millis: 10_000, ..ActivityReply::default() };
+                bhatti_link::write_message(&mut stream, &reply).await.ok()?;
+                return stream.shutdown().await.ok();
+            }
+            Operation::Quiesce(_) => {}
             Operation::Exec(_) => return None,
         }
         bhatti_link::write_message(&mut stream, &reply).await.ok()?;
@@ -88,6 +95,12 @@ impl Taps for NoNetwork {
         _id: &EngineId,
     ) -> Result<Option<OwnedFd>, Box<dyn std::error::Error + Send + Sync>> {
         if *self.broken.lock().unwrap() { Err("no bridge".into()) } else { Ok(None) }
+    }
+
+    async fn open_detached(
+        &self,
+    ) -> Result<Option<OwnedFd>, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(None)
     }
 
     async fn release(&self, _subnet: u32) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
@@ -162,6 +175,8 @@ impl House {
                 boot_timeout: Duration::from_secs(10),
                 nameservers: Vec::new(),
                 version: "test".to_owned(),
+                thermal: Thermal::default(),
+                goldens: GoldenLimits { count: 0, bytes: 0 },
             },
             tasks: tasks.clone(),
         })

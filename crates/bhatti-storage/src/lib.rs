@@ -26,4 +26,4 @@ pub use error::DiskError;
 pub use image::{Found, ImageError, check_image, discover};
 pub use layout::Layout;
 pub use seal::seal_layer;
-pub use tree::{bytes_of, link_tree, sync_tree};
+pub use tree::{bytes_of, link_file, link_tree, sync_tree};

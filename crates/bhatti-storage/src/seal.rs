@@ -3,10 +3,10 @@
 
 use std::fs::{File, Permissions};
 use std::io::{Error, ErrorKind};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 
-use bhatti_types::EngineId;
-use camino::Utf8Path;
+use bhatti_types::{EngineId, SnapshotId};
+use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::error::{DiskError, file};
 use crate::layout::Layout;
@@ -44,10 +44,30 @@ pub fn seal_layer(top: &Utf8Path, sealed: &Utf8Path) -> Result<(), DiskError> {
         }
     }
     opened.sync_all().map_err(file("sync", sealed))?;
-    sealed.parent().map_or(Ok(()), sync)
+    // The directory it is in may have been made just now.
+    sealed.ancestors().skip(1).take(2).try_for_each(sync)
 }
 
 impl Layout {
+    /// Where a named snapshot's memory is: what an engine saved, and nothing else.
+    pub fn snapshot_memory(&self, id: &SnapshotId) -> Utf8PathBuf {
+        self.snapshot(id).join("memory")
+    }
+
+    /// Where its disk is.
+    pub fn snapshot_disk(&self, id: &SnapshotId) -> Utf8PathBuf {
+        self.snapshot(id).join("disk")
+    }
+
+    /// Makes both, empty, replacing leftovers.
+    pub fn make_snapshot_parts(&self, id: &SnapshotId) -> Result<(), DiskError> {
+        self.make_snapshot(id)?;
+        for dir in [self.snapshot_memory(id), self.snapshot_disk(id)] {
+            std::fs::DirBuilder::new().mode(0o700).create(&dir).map_err(file("create", &dir))?;
+        }
+        Ok(())
+    }
+
     /// Removes everything in the directory of a machine that has ended, and leaves the directory.
     pub fn clear_sandbox(&self, id: &EngineId) -> Result<(), DiskError> {
         let dir = self.sandbox(id);

@@ -21,13 +21,18 @@ pub fn link_tree(from: &Utf8Path, to: &Utf8Path) -> Result<u64, DiskError> {
     Ok(bytes)
 }
 
-/// Returns when every file in `dir`, their names, and the name of `dir` itself are on the medium.
+/// Gives one file a second name.
+pub fn link_file(from: &Utf8Path, to: &Utf8Path) -> Result<(), DiskError> {
+    std::fs::hard_link(from, to).map_err(file("make a link at", to))
+}
+
+/// Returns when every file in `dir`, their names, and the name of `dir` itself are on the medium;
+/// also that of the directory it is in, which may have been made with it.
 pub fn sync_tree(dir: &Utf8Path) -> Result<(), DiskError> {
     for (path, _) in plain_files(dir)? {
         sync(&path)?;
     }
-    sync(dir)?;
-    dir.parent().map_or(Ok(()), sync)
+    dir.ancestors().take(3).try_for_each(sync)
 }
 
 /// The size of every file in `dir` together, whoever else has a link to it.

@@ -1,0 +1,148 @@
+//! The layers of a sandbox's disk: put together, sealed, and put right after a crash.
+//!
+//! ```text
+//!   image      raw, shared by all          bases/<id>
+//!   0, 1, 2 …  sealed, nobody writes them  layers/<id>/<number>.qcow2
+//!   top        the machine writes it       sandboxes/<id>/…
+//! ```
+//!
+//! A generation of a sandbox is a snapshot of its memory and the layers that were sealed with it.
+//! Each wake writes into a new top, so a generation stays whole while the machine runs on.
+
+use bhatti_engine::{Below, RootDisk};
+use bhatti_store::{Change, Generation, SandboxRow};
+use bhatti_types::Phase;
+use camino::Utf8PathBuf;
+
+use crate::WakeError;
+use crate::machine::{World, disk_record, owner_of, to_json};
+
+/// Runs what touches many files away from the event loop.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, bhatti_storage::DiskError> + Send + 'static,
+) -> Result<T, WakeError> {
+    let done = tokio::task::spawn_blocking(work).await.map_err(|_| WakeError::ShuttingDown)?;
+    Ok(done?)
+}
+
+/// The root disk of a new sandbox, in a directory made now, over an image or over the disk of a
+/// snapshot, whose files the sandbox gets names of its own for.
+pub(crate) async fn first(
+    world: &World,
+    row: &SandboxRow,
+    image: Utf8PathBuf,
+    sealed: Vec<Utf8PathBuf>,
+) -> Result<RootDisk, WakeError> {
+    let (layout, id, uid) = (world.layout.clone(), row.engine_id.clone(), row.vmm_uid);
+    let (dir, below) = blocking(move || {
+        // A former try may have been cut short.
+        layout.remove_sandbox(&id)?;
+        let dir = layout.make_sandbox(&id, uid)?;
+        let base = layout.pin_image(&id, &image)?;
+        let link = |(number, layer): (u32, &Utf8PathBuf)| layout.link_layer(&id, number, layer);
+        let layers = (0..).zip(&sealed).map(link).collect::<Result<_, _>>()?;
+        Ok((dir, Below { base, layers }))
+    })
+    .await?;
+    let size = (row.disk_size.0 > 0).then_some(row.disk_size);
+    let made = world.engine.create_root(below, &dir, size, owner_of(row)).await;
+    made.map_err(WakeError::Engine)
+}
+
+/// All layers of a disk, the lowest first.
+pub(crate) fn layers_of(disk: &RootDisk) -> Vec<Utf8PathBuf> {
+    disk.layers.iter().cloned().chain([disk.file.clone()]).collect()
+}
+
+/// The disk that `disk` is once its top has been sealed under that number.
+pub(crate) fn sealed_as(world: &World, row: &SandboxRow, disk: &RootDisk, number: u32) -> RootDisk {
+    RootDisk { file: world.layout.layer(&row.engine_id, number), ..disk.clone() }
+}
+
+/// A new top over a sealed disk.
+pub(crate) async fn new_top(
+    world: &World,
+    row: &SandboxRow,
+    sealed: &RootDisk,
+) -> Result<RootDisk, WakeError> {
+    let base = sealed.base.clone().ok_or_else(|| {
+        WakeError::Record("root disk: it stands on no image, so nothing can stand on it".to_owned())
+    })?;
+    let below = Below { base, layers: layers_of(sealed) };
+    let dir = world.layout.sandbox(&row.engine_id);
+    let made = world.engine.create_root(below, &dir, None, owner_of(row)).await;
+    made.map_err(WakeError::Engine)
+}
+
+/// Seals the top of a sandbox that has just been frozen as `generation`, or was and nobody came
+/// to it; afterwards its machine's directory holds nothing that counts. Its process has ended.
+/// Idempotent. Returns the row as it is then.
+pub(crate) async fn seal(
+    world: &World,
+    row: SandboxRow,
+    generation: &Generation,
+) -> Result<SandboxRow, WakeError> {
+    let wanted = disk_record(&generation.disk)?;
+    let present = current(&row)?;
+    let (layout, id) = (world.layout.clone(), row.engine_id.clone());
+    let (top, sealed) = (present.file.clone(), wanted.file.clone());
+    let is_sealed = present.file == wanted.file;
+    blocking(move || {
+        if !is_sealed {
+            bhatti_storage::seal_layer(&top, &sealed)?;
+        }
+        // What a wake that came to nothing has left.
+        layout.clear_sandbox(&id)
+    })
+    .await?;
+    if is_sealed && row.vm.is_none() {
+        return Ok(row);
+    }
+    let id = row.id.clone();
+    let disk = to_json("root disk", &wanted)?;
+    let change = Change { root_disk: Some(disk), vm: Some(None), ..Change::default() };
+    let moved = move |store: &mut bhatti_store::Store| {
+        store.set_phase(&id, &[Phase::Cold], Phase::Cold, &row.reason, &change)?;
+        store.sandbox(&id)
+    };
+    Ok(world.db.call(moved).await?)
+}
+
+/// The disk of a row that has one.
+pub(crate) fn current(row: &SandboxRow) -> Result<RootDisk, WakeError> {
+    let missing = || WakeError::Record("root disk: there is none".to_owned());
+    disk_record(row.root_disk.as_ref().ok_or_else(missing)?)
+}
+
+/// Removes what neither the disk of `row` nor one of its generations needs. Best effort: what
+/// stays is removed at the next start.
+pub(crate) async fn tidy(world: &World, row: &SandboxRow) {
+    let Some(needed) = needed(row) else { return };
+    let (layout, id) = (world.layout.clone(), row.engine_id.clone());
+    let numbers: Vec<u32> = row.generations.iter().map(|generation| generation.number).collect();
+    let tidied = blocking(move || {
+        layout.sweep_frozen(&id, &numbers)?;
+        layout.sweep_layers(&id, &needed)
+    });
+    if let Err(error) = tidied.await {
+        tracing::warn!(error = crate::chain(&error), "failed to remove an old generation");
+    }
+}
+
+/// Every layer that is still needed; `None` if that cannot be told.
+fn needed(row: &SandboxRow) -> Option<Vec<Utf8PathBuf>> {
+    let mut needed = Vec::new();
+    let disks = row.generations.iter().map(|generation| &generation.disk);
+    for disk in disks.chain(&row.root_disk) {
+        needed.extend(layers_of(&disk_record(disk).ok()?));
+    }
+    Some(needed)
+}
+
+/// The directory of the base a generation or machine stands on.
+pub(crate) fn base_dir(
+    world: &World,
+    golden: Option<&bhatti_types::GoldenId>,
+) -> Option<Utf8PathBuf> {
+    golden.map(|id| world.layout.golden(id))
+}
