@@ -12,14 +12,19 @@
 //! - `norandmaps`: QEMU 7.2 keys translated code by address; a fixed layout makes `exec` 4x
 //!   faster. Only under TCG: with KVM the guest keeps its address randomisation and mitigations.
 //! - `-no-shutdown`: a machine that ends stays until somebody has read its console.
+//! - `memory-backend-file` on `/dev/zero`: anonymous memory, under a name by which [`crate::memory`]
+//!   finds it in the process (ADR 0010).
+//! - `suppress-vmdesc`: a saved device state here has no description, and none is expected.
+//! - the two `migration` properties: a saved device state names neither machine type nor run state;
+//!   the fingerprint says the first, and a restored machine stands in any case (`-S`).
 
 use std::ffi::OsString;
 
 use bhatti_engine::{Accel, Shape};
 use serde_json::json;
 
-use crate::disk::OVERLAY;
-use crate::jail::{FIRMWARE, INITRAMFS, KERNEL};
+use crate::disk::TopName;
+use crate::jail::{DESCRIPTORS, FIRMWARE, INITRAMFS, KERNEL};
 
 /// Bytes of guest console QEMU keeps for us. A power of two, as QEMU demands.
 pub(crate) const CONSOLE_BYTES: usize = 64 * 1024;
@@ -33,12 +38,37 @@ pub(crate) struct Machine {
     /// How instructions are executed.
     pub accel: Acceleration,
     pub shape: Shape,
+    pub start: Start,
+    pub memory: Memory,
+    /// The disk's top layer, in the working directory.
+    pub top: TopName,
     /// Descriptor numbers as the VMM sees them.
     pub fds: Fds,
     /// MAC address, if there is a network device.
     pub mac: Option<String>,
     /// Whether this QEMU was built with seccomp.
     pub seccomp: Seccomp,
+}
+
+/// How the machine comes to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// From its kernel, at once.
+    Boot,
+    /// It waits for a device state, and then for the order to go on.
+    Restore,
+}
+
+/// What the guest's memory is made of. Always a private mapping: nothing the guest writes is seen
+/// by anybody else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Memory {
+    /// Zero until written.
+    Zero,
+    /// What the sealed file at this descriptor holds, until written.
+    Template(i32),
+    /// Zero until written, in pages of 2 MiB.
+    Hugepages,
 }
 
 /// [`Accel`] with what only one of the two needs.
@@ -69,14 +99,24 @@ pub(crate) enum Seccomp {
 }
 
 /// Numbers of the inherited descriptors.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Fds {
     /// Bound, not yet listening.
     pub qmp: i32,
     /// Bound, not yet listening.
     pub agent: i32,
     pub base: Option<i32>,
+    /// Sealed layers over the base, the lowest first.
+    pub layers: Vec<i32>,
     pub tap: Option<i32>,
+}
+
+impl Fds {
+    /// All of them.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = i32> {
+        let given = [self.qmp, self.agent].into_iter().chain(self.base).chain(self.tap);
+        given.chain(self.layers.iter().copied())
+    }
 }
 
 impl Machine {
@@ -84,10 +124,11 @@ impl Machine {
     pub(crate) fn arguments(&self) -> Vec<OsString> {
         let mut line = Line::default();
         self.board(&mut line);
+        self.memory(&mut line);
         self.control(&mut line);
         self.disk(&mut line);
         self.network(&mut line);
-        line.option("-append", self.kernel_line());
+        self.start(&mut line);
         line.0
     }
 
@@ -116,9 +157,38 @@ impl Machine {
             line.option("-sandbox", SANDBOX);
         }
         line.option("-bios", FIRMWARE);
-        line.option("-kernel", KERNEL);
-        line.option("-initrd", INITRAMFS);
         line.option("-device", "virtio-rng-device");
+    }
+
+    fn memory(&self, line: &mut Line) {
+        let size = format!("id={MEMORY},size={}M,share=off", self.shape.memory.0);
+        let backend = match self.memory {
+            Memory::Zero => format!("memory-backend-file,{size},mem-path=/dev/zero"),
+            Memory::Template(fd) => {
+                format!("memory-backend-file,{size},mem-path={DESCRIPTORS}/{fd}")
+            }
+            Memory::Hugepages => {
+                format!("memory-backend-memfd,{size},hugetlb=on,hugetlbsize=2M")
+            }
+        };
+        line.option("-object", backend);
+    }
+
+    fn start(&self, line: &mut Line) {
+        for property in ["send-configuration", "store-global-state"] {
+            line.option("-global", format!("migration.{property}=off"));
+        }
+        match self.start {
+            Start::Boot => {
+                line.option("-kernel", KERNEL);
+                line.option("-initrd", INITRAMFS);
+                line.option("-append", self.kernel_line());
+            }
+            Start::Restore => {
+                line.option("-incoming", "defer");
+                line.flag("-S");
+            }
+        }
     }
 
     fn control(&self, line: &mut Line) {
@@ -133,14 +203,7 @@ impl Machine {
     }
 
     fn disk(&self, line: &mut Line) {
-        let mut root = json!({
-            "driver": "qcow2",
-            "node-name": "root",
-            "discard": "unmap",
-            // In the working directory.
-            "file": { "driver": "file", "filename": OVERLAY, "discard": "unmap" },
-            "backing": null,
-        });
+        let mut below: Option<String> = None;
         if let Some(fd) = self.fds.base {
             line.option("-add-fd", format!("fd={fd},set=1,opaque=base"));
             line.json(
@@ -152,10 +215,28 @@ impl Machine {
                     "file": { "driver": "file", "filename": "/dev/fdset/1", "read-only": true },
                 }),
             );
-            root["backing"] = json!("base");
+            below = Some("base".to_owned());
         }
-        line.json("-blockdev", &root);
-        line.option("-device", "virtio-blk-device,drive=root");
+        for (number, fd) in self.fds.layers.iter().enumerate() {
+            let (set, node) = (number + 2, format!("layer-{number}"));
+            line.option("-add-fd", format!("fd={fd},set={set},opaque={node}"));
+            let file = format!("/dev/fdset/{set}");
+            line.json(
+                "-blockdev",
+                &json!({
+                    "driver": "qcow2",
+                    "node-name": node,
+                    "read-only": true,
+                    "file": { "driver": "file", "filename": file, "read-only": true },
+                    "backing": below,
+                }),
+            );
+            below = Some(node);
+        }
+        let mut top = overlay(&self.top);
+        top["backing"] = json!(below);
+        line.json("-blockdev", &top);
+        line.option("-device", format!("virtio-blk-device,drive={}", self.top.node()));
     }
 
     fn network(&self, line: &mut Line) {
@@ -175,9 +256,24 @@ impl Machine {
     }
 }
 
+/// The block node of a disk's top layer, over nothing. It is the file of that name in the working
+/// directory.
+pub(crate) fn overlay(top: &TopName) -> serde_json::Value {
+    json!({
+        "driver": "qcow2",
+        "node-name": top.node(),
+        "discard": "unmap",
+        "file": { "driver": "file", "filename": top.file(), "discard": "unmap" },
+        "backing": null,
+    })
+}
+
 /// Everything off that a sandbox does not use; the serial port stays for the console.
 const MACHINE: &str = "microvm,acpi=on,pit=off,pic=off,rtc=on,isa-serial=on,\
-    x-option-roms=off,auto-kernel-cmdline=off";
+    x-option-roms=off,auto-kernel-cmdline=off,suppress-vmdesc=on,memory-backend=ram";
+
+/// Name of the memory's object.
+const MEMORY: &str = "ram";
 
 /// The filter: no new processes, no new privileges, no scheduling tricks.
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
@@ -221,7 +317,10 @@ mod tests {
         Machine {
             accel,
             shape: Shape { milli_cpus, memory: Mib(256) },
-            fds: Fds { qmp: 13, agent: 14, base: Some(15), tap: None },
+            start: Start::Boot,
+            memory: Memory::Zero,
+            top: TopName::first(),
+            fds: Fds { qmp: 13, agent: 14, base: Some(15), layers: Vec::new(), tap: None },
             mac: None,
             seccomp: Seccomp::On,
         }
@@ -267,6 +366,24 @@ mod tests {
         machine.mac = Some("02:00:00:00:00:07".to_owned());
         machine.fds.tap = Some(16);
         machine.seccomp = Seccomp::NotBuiltIn;
+        insta::assert_snapshot!(text(&machine));
+    }
+
+    #[test]
+    fn tcg_clone_over_two_layers() {
+        let mut machine = machine(Acceleration::Tcg { tsc_khz: 2_445_434 }, 1000);
+        machine.start = Start::Restore;
+        machine.memory = Memory::Template(19);
+        machine.top = TopName::first().next();
+        machine.fds.layers = vec![17, 18];
+        insta::assert_snapshot!(text(&machine));
+    }
+
+    #[test]
+    fn kvm_restored_alone_on_hugepages() {
+        let mut machine = machine(Acceleration::Kvm, 1000);
+        machine.start = Start::Restore;
+        machine.memory = Memory::Hugepages;
         insta::assert_snapshot!(text(&machine));
     }
 }

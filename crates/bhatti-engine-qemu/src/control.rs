@@ -123,7 +123,7 @@ impl Control {
         self.state = State::Down(Box::pin(async move {
             sleep(pause).await;
             let mut qmp = connect(&dir, owner, TRY_DEADLINE).await?;
-            let missed = qmp.missed().await?;
+            let missed = qmp.standing().await?.event();
             Ok((qmp, missed))
         }));
     }

@@ -1,5 +1,9 @@
 //! Root disks: a qcow2 overlay over a read-only raw image, written without starting a program.
 //!
+//! Between the two may lie sealed layers: overlays of former times, which nobody writes any more.
+//! The one on top is called `root.qcow2`; when it is sealed the next is `root-1.qcow2`, and so on
+//! ([`TopName`]). No name is used twice while a VMM lives, because it opens files by name.
+//!
 //! ```text
 //! cluster  0       1               2                3 …
 //!          header  refcount table  refcount block   L1 table (all zero: nothing written yet)
@@ -14,12 +18,13 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 
-use bhatti_engine::{EngineError, Private, RootDisk};
+use bhatti_engine::{Below, EngineError, Private, RootDisk};
 use bhatti_types::Mib;
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 
-/// The overlay's name in the machine's directory.
-pub(crate) const OVERLAY: &str = "root.qcow2";
+/// Sealed layers below one disk. Each costs a VMM two of the descriptors it may have, and each
+/// read of an untouched block a look.
+pub(crate) const MAX_LAYERS: usize = 32;
 
 const CLUSTER_BITS: u32 = 16;
 const CLUSTER: u64 = 1 << CLUSTER_BITS;
@@ -29,15 +34,66 @@ const SECTOR: u64 = 512;
 /// Below this a new sandbox could not even write its logs.
 const HOPELESS: Mib = Mib(64);
 
+/// What the top layer is called: the file in the machine's directory and the node in the VMM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TopName(u32);
+
+impl TopName {
+    /// Of a new disk.
+    pub(crate) fn first() -> Self {
+        Self(0)
+    }
+
+    /// Of the layer that comes on top of this one.
+    pub(crate) fn next(&self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+
+    /// Out of a file's name; `None` if we never gave that.
+    pub(crate) fn of(file: &Utf8Path) -> Option<Self> {
+        let number = match file.file_name()?.strip_prefix("root")?.strip_suffix(".qcow2")? {
+            "" => 0,
+            rest => rest.strip_prefix('-')?.parse().ok()?,
+        };
+        // "root-01" and "root-0" are names we do not give.
+        let name = Self(number);
+        (file.file_name() == Some(&name.file())).then_some(name)
+    }
+
+    pub(crate) fn file(&self) -> String {
+        format!("{}.qcow2", self.node())
+    }
+
+    pub(crate) fn node(&self) -> String {
+        match self.0 {
+            0 => "root".to_owned(),
+            number => format!("root-{number}"),
+        }
+    }
+}
+
 /// Makes the overlay in `dir`, owned by `owner`. On failure nothing is left.
 pub(crate) fn create(
-    base: &Utf8Path,
+    below: Below,
     dir: &Utf8Path,
     size: Option<Mib>,
     owner: Private,
 ) -> Result<RootDisk, EngineError> {
-    let image_bytes = image_size(base)?;
-    let bytes = virtual_size(image_bytes, size)?;
+    let Below { base, layers } = below;
+    let mut below_bytes = image_size(&base)?;
+    for layer in &layers {
+        // A layer may be larger than what it lies on, never smaller: it was made that way.
+        below_bytes = open_layer(layer)?.1;
+    }
+    if layers.len() > MAX_LAYERS {
+        let why = format!("more than {MAX_LAYERS} layers");
+        return Err(EngineError::File {
+            action: "put another layer on",
+            path: layers.last().unwrap_or(&base).clone(),
+            source: io::Error::new(io::ErrorKind::InvalidInput, why),
+        });
+    }
+    let bytes = virtual_size(below_bytes, size)?;
     let free = free_space(dir)?;
     if free < HOPELESS {
         return Err(EngineError::NoSpace {
@@ -45,7 +101,18 @@ pub(crate) fn create(
             free_mib: u64::from(free.0),
         });
     }
-    let path = dir.join(OVERLAY);
+    let file = create_overlay(dir, &TopName::first(), bytes, owner)?;
+    Ok(RootDisk { file, base: Some(base), layers, bytes: Some(bytes) })
+}
+
+/// Makes an empty overlay of that name. On failure nothing is left.
+pub(crate) fn create_overlay(
+    dir: &Utf8Path,
+    name: &TopName,
+    bytes: u64,
+    owner: Private,
+) -> Result<Utf8PathBuf, EngineError> {
+    let path = dir.join(name.file());
     let file = File::options()
         .write(true)
         .create_new(true)
@@ -61,7 +128,18 @@ pub(crate) fn create(
         }
         return Err(EngineError::File { action: "write", path, source });
     }
-    Ok(RootDisk { file: path, base: Some(base.to_owned()), layers: Vec::new(), bytes: Some(bytes) })
+    Ok(path)
+}
+
+/// Opens a sealed layer; also gives the size of its device.
+pub(crate) fn open_layer(path: &Utf8Path) -> Result<(File, u64), EngineError> {
+    let opened = File::options().read(true).custom_flags(libc::O_NOFOLLOW).open(path);
+    let checked = opened.and_then(|file| Ok((check_overlay(&file, None)?, file)));
+    checked.map(|(bytes, file)| (file, bytes)).map_err(|source| EngineError::File {
+        action: "use disk layer",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Bytes in the image, which must look like a disk.
@@ -191,6 +269,10 @@ mod tests {
         (dir, path)
     }
 
+    fn over(base: Utf8PathBuf) -> Below {
+        Below { base, layers: Vec::new() }
+    }
+
     fn me() -> Private {
         Private { uid: nix::unistd::getuid().as_raw(), gid: nix::unistd::getgid().as_raw() }
     }
@@ -216,7 +298,7 @@ mod tests {
             (1 << 20, Some(Mib(6 << 20)), 6 << 40),
         ] {
             let (_keep, dir) = scratch(image);
-            let disk = create(&dir.join("base"), &dir, asked, me()).unwrap();
+            let disk = create(over(dir.join("base")), &dir, asked, me()).unwrap();
             let check = judge("check", &disk.file);
             assert_eq!(check["check-errors"], 0, "{check}");
             assert!(check.get("leaks").is_none() && check.get("corruptions").is_none(), "{check}");
@@ -229,7 +311,7 @@ mod tests {
     #[test]
     fn a_rewritten_header_is_refused() {
         let (_keep, dir) = scratch(1 << 20);
-        let disk = create(&dir.join("base"), &dir, Some(Mib(2)), me()).unwrap();
+        let disk = create(over(dir.join("base")), &dir, Some(Mib(2)), me()).unwrap();
         let file = File::options().read(true).write(true).open(&disk.file).unwrap();
         let check = || check_overlay(&file, disk.bytes);
         assert_eq!((check().unwrap(), disk.bytes), (2 << 20, Some(2 << 20)));
@@ -271,31 +353,31 @@ mod tests {
     #[test]
     fn asking_less_than_the_image_is_refused() {
         let (_keep, dir) = scratch((2 << 20) + 512);
-        let error = create(&dir.join("base"), &dir, Some(Mib(2)), me()).unwrap_err();
+        let error = create(over(dir.join("base")), &dir, Some(Mib(2)), me()).unwrap_err();
         assert!(
             matches!(error, EngineError::DiskTooSmall { asked_mib: 2, image_mib: 3 }),
             "{error}"
         );
-        assert!(!dir.join(OVERLAY).exists());
+        assert!(!dir.join("root.qcow2").exists());
     }
 
     #[test]
     fn what_is_not_a_disk_is_refused() {
         for bytes in [0, 100, 513] {
             let (_keep, dir) = scratch(bytes);
-            assert!(create(&dir.join("base"), &dir, None, me()).is_err(), "{bytes}");
-            assert!(!dir.join(OVERLAY).exists());
+            assert!(create(over(dir.join("base")), &dir, None, me()).is_err(), "{bytes}");
+            assert!(!dir.join("root.qcow2").exists());
         }
         let (_keep, dir) = scratch(512);
-        assert!(create(&dir, &dir, None, me()).is_err(), "a directory");
-        assert!(create(&dir.join("absent"), &dir, None, me()).is_err());
+        assert!(create(over(dir.clone()), &dir, None, me()).is_err(), "a directory");
+        assert!(create(over(dir.join("absent")), &dir, None, me()).is_err());
     }
 
     #[test]
     fn an_existing_disk_is_never_overwritten() {
         let (_keep, dir) = scratch(1 << 20);
-        std::fs::write(dir.join(OVERLAY), "precious").unwrap();
-        assert!(create(&dir.join("base"), &dir, None, me()).is_err());
-        assert_eq!(std::fs::read_to_string(dir.join(OVERLAY)).unwrap(), "precious");
+        std::fs::write(dir.join("root.qcow2"), "precious").unwrap();
+        assert!(create(over(dir.join("base")), &dir, None, me()).is_err());
+        assert_eq!(std::fs::read_to_string(dir.join("root.qcow2")).unwrap(), "precious");
     }
 }

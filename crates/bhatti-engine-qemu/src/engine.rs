@@ -4,11 +4,7 @@
 //! runs in a task of its own, so a caller that goes away in the middle does not leave half a
 //! machine: the task finishes, finds nobody waiting, and ends what it started.
 
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,24 +16,27 @@ use bhatti_types::{EngineId, Mib};
 use camino::{Utf8Path, Utf8PathBuf};
 use tokio::time::timeout;
 
-use crate::cgroup::{Cgroups, Claim, Cleared, Group, Limits};
-use crate::cmdline::{Acceleration, Fds, Machine, Seccomp};
-use crate::confine::{self, Confinement};
+use crate::cgroup::{Cgroups, Claim, Cleared};
+use crate::cmdline::{Acceleration, Seccomp};
+use crate::confine;
 use crate::control;
-use crate::disk::{self, OVERLAY};
+use crate::disk;
+use crate::fingerprint::Host;
 use crate::jail::Jail;
-use crate::machine_dir::{AGENT_SOCKET, MachineDir, QMP_SOCKET};
+use crate::launch::Origin;
+use crate::machine_dir::MachineDir;
+use crate::memory::Templates;
 use crate::probe::{self, AccelChoice, Program};
 use crate::process::{self, Process};
 use crate::qmp::Qmp;
 use crate::vm::{Parts, QemuVm};
 use crate::vmm_log::VmmLog;
 
-/// How long QEMU may take from its start to its greeting; 40 ms on an idle machine.
-const GREETING_DEADLINE: Duration = Duration::from_secs(10);
 /// How long an adopted VMM may take to answer before it is taken as it is. Short, because a
 /// daemon that starts waits for it, and the other end may be silent on purpose.
 const ADOPTION_PATIENCE: Duration = Duration::from_secs(1);
+/// Memory of snapshots that no machine uses just now and the next clone finds loaded.
+const IDLE_TEMPLATES: usize = 2;
 /// How long the kernel may take to end a process that was killed.
 const DEATH_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -71,13 +70,17 @@ pub struct QemuEngine {
     inner: Arc<Inner>,
 }
 
-struct Inner {
+/// What all handles share.
+pub(crate) struct Inner {
     info: EngineInfo,
-    program: Program,
-    jail: Jail,
-    acceleration: Acceleration,
-    cgroups: Cgroups,
-    host_boot_id: String,
+    pub program: Program,
+    pub jail: Jail,
+    pub acceleration: Acceleration,
+    pub cgroups: Cgroups,
+    pub host_boot_id: String,
+    /// What snapshots made here depend on.
+    pub host: Arc<Host>,
+    pub templates: Templates,
 }
 
 impl QemuEngine {
@@ -112,8 +115,11 @@ impl QemuEngine {
         let host_boot_id = process::host_boot_id().map_err(file_error("read", path))?;
         let version = program.version.clone();
         let accel = acceleration.accel();
+        let host = Arc::new(Host::observe(&version, acceleration));
         let info = EngineInfo { name: "qemu", version, accel, why, warnings };
-        let inner = Inner { info, program, jail, acceleration, cgroups, host_boot_id };
+        let templates = Templates::new(IDLE_TEMPLATES);
+        let inner =
+            Inner { info, program, jail, acceleration, cgroups, host_boot_id, host, templates };
         Ok(Self { inner: Arc::new(inner) })
     }
 }
@@ -131,34 +137,25 @@ impl Engine for QemuEngine {
         size: Option<Mib>,
         owner: Private,
     ) -> Result<RootDisk, EngineError> {
-        let (base, dir) = (below.base, dir.to_owned());
-        blocking(move || disk::create(&base, &dir, size, owner)).await
+        let dir = dir.to_owned();
+        blocking(move || disk::create(below, &dir, size, owner)).await
     }
 
     async fn boot(&self, spec: BootSpec) -> Result<Arc<dyn Vm>, EngineError> {
         let inner = Arc::clone(&self.inner);
-        let (reply, booted) = tokio::sync::oneshot::channel();
-        tokio::spawn(async move {
-            if let Err(Ok(unwanted)) = reply.send(inner.boot(spec).await) {
-                let id = unwanted.record().id;
-                tracing::info!(%id, "nobody waits for this machine any more, ending it");
-                if let Err(error) = unwanted.kill().await {
-                    tracing::error!(%id, %error, "cannot end it");
-                }
-            }
-        });
-        match booted.await {
-            Ok(result) => result.map(|vm| vm as Arc<dyn Vm>),
-            Err(_) => Err(EngineError::Gone), // the runtime is going down
-        }
+        to_its_end(async move {
+            let started = inner.start(spec, Origin::Kernel).await?;
+            Ok(started.watch(&inner))
+        })
+        .await
     }
 
     fn fingerprint(&self) -> &str {
-        ""
+        &self.inner.host.fingerprint
     }
 
-    async fn restore(&self, _spec: RestoreSpec) -> Result<Arc<dyn Vm>, EngineError> {
-        Err(EngineError::Unusable { why: "not built yet".to_owned() })
+    async fn restore(&self, spec: RestoreSpec) -> Result<Arc<dyn Vm>, EngineError> {
+        to_its_end(Arc::clone(&self.inner).restore(spec)).await
     }
 
     async fn adopt(&self, record: &VmRecord) -> Result<Option<Arc<dyn Vm>>, EngineError> {
@@ -177,123 +174,7 @@ impl Engine for QemuEngine {
     }
 }
 
-/// The machine's files, open, before anything has been started.
-struct Opened {
-    base: Option<File>,
-    qmp: OwnedFd,
-    agent: OwnedFd,
-    working_dir: OwnedFd,
-    disk_bytes: u64,
-}
-
 impl Inner {
-    async fn boot(self: Arc<Self>, spec: BootSpec) -> Result<Arc<QemuVm>, EngineError> {
-        let dir = MachineDir::open(&spec.dir).map_err(file_error("open", &spec.dir))?;
-        let (id, owner, memory) = (spec.id.clone(), spec.owner, spec.shape.memory);
-
-        let this = Arc::clone(&self);
-        let (dir, group, log, pid) = blocking(move || {
-            // First, because it claims the id: from here on everything in it is this boot's.
-            let limits = Limits::of(spec.shape, this.acceleration.accel());
-            let (group, joins) = this.cgroups.create(&spec.id, limits)?;
-            match this.launch(&spec, &dir, joins) {
-                Ok((log, pid)) => Ok((dir, group, log, pid)),
-                Err(error) => Err(undo(&dir, &group, error)),
-            }
-        })
-        .await?;
-
-        match self.until_greeting(&dir, owner, &log, pid).await {
-            Ok((process, qmp)) => {
-                let record = VmRecord {
-                    id,
-                    dir: dir.path().to_owned(),
-                    pid,
-                    start_ticks: process.start_ticks(),
-                    host_boot_id: self.host_boot_id.clone(),
-                    cgroups: group.paths(),
-                    memory: Some(memory),
-                };
-                let (qmp, log) = (Some(qmp), Some(log));
-                Ok(QemuVm::watch(Parts { record, owner, dir, process, group, qmp, log }))
-            }
-            Err(error) => {
-                let end = move || {
-                    let error = undo(&dir, &group, error);
-                    collect(pid);
-                    Err(error)
-                };
-                blocking(end).await
-            }
-        }
-    }
-
-    /// Starts the process in the group it is given. On failure the caller undoes.
-    fn launch(
-        &self,
-        spec: &BootSpec,
-        dir: &MachineDir,
-        cgroups: Vec<OwnedFd>,
-    ) -> Result<(VmmLog, i32), EngineError> {
-        let opened = open_files(spec, dir)?;
-        let fds = Fds {
-            qmp: opened.qmp.as_raw_fd(),
-            agent: opened.agent.as_raw_fd(),
-            base: opened.base.as_ref().map(AsRawFd::as_raw_fd),
-            tap: spec.nic.as_ref().map(|nic| nic.tap.as_raw_fd()),
-        };
-        let machine = Machine {
-            accel: self.acceleration,
-            shape: spec.shape,
-            fds,
-            mac: spec.nic.as_ref().map(|nic| nic.mac.clone()),
-            seccomp: self.program.seccomp,
-        };
-        let accel = self.acceleration.accel();
-        let jail = self.jail.for_machine(&spec.kernel, &spec.initramfs, accel, spec.owner);
-        let confinement = Confinement {
-            cgroups,
-            inherit: [fds.qmp, fds.agent].into_iter().chain(fds.base).chain(fds.tap).collect(),
-            working_dir: opened.working_dir,
-            jail: jail.map_err(file_error("find the kernel", &spec.kernel))?,
-            file_size: disk::largest_file(opened.disk_bytes),
-            owner: spec.owner,
-        };
-        let log = VmmLog::create().map_err(|e| dir.error("make a log for", "", e))?;
-        let mut command = Command::new(&self.program.path);
-        command.args(machine.arguments());
-        let child = confine::spawn(command, confinement, &log)?;
-        // A pid is positive and fits.
-        Ok((log, i32::try_from(child.id()).unwrap_or(i32::MAX)))
-    }
-
-    /// Waits until QEMU answers on its control socket.
-    async fn until_greeting(
-        &self,
-        dir: &MachineDir,
-        owner: Private,
-        log: &VmmLog,
-        pid: i32,
-    ) -> Result<(Process, Qmp), EngineError> {
-        let program = self.program.path.to_string();
-        let process =
-            Process::child(pid).map_err(|source| EngineError::Spawn { program, source })?;
-        let qmp = tokio::select! {
-            biased;
-            qmp = control::connect(dir, owner, GREETING_DEADLINE) => qmp,
-            _ = process.wait_readable() => Err(EngineError::DiedEarly { log: log.tail() }),
-        };
-        match qmp {
-            Ok(qmp) => Ok((process, qmp)),
-            // A dying QEMU closes the socket a moment before it is dead.
-            Err(EngineError::Control { .. }) => {
-                process.kill();
-                Err(EngineError::DiedEarly { log: log.tail() })
-            }
-            Err(error) => Err(error),
-        }
-    }
-
     async fn adopt(&self, record: &VmRecord) -> Result<Option<Arc<QemuVm>>, EngineError> {
         let Some(process) = self.recorded(record)? else {
             self.remove_traces(record).await?;
@@ -319,7 +200,10 @@ impl Inner {
             tracing::warn!(id = %record.id, %error, "adopted a VMM that does not answer");
         });
         let qmp = qmp.ok();
-        Ok(Some(QemuVm::watch(Parts { record, owner, dir, process, group, qmp, log })))
+        // Its template, if it stands on one, is kept by its own mapping of it.
+        let (host, template) = (Arc::clone(&self.host), None);
+        let parts = Parts { record, owner, dir, process, group, qmp, log, host, template };
+        Ok(Some(QemuVm::watch(parts)))
     }
 
     async fn end(&self, record: &VmRecord) -> Result<(), EngineError> {
@@ -369,6 +253,26 @@ impl Inner {
     }
 }
 
+/// Starts a machine in a task of its own, which ends what it started if nobody waits any more.
+async fn to_its_end(
+    start: impl Future<Output = Result<Arc<QemuVm>, EngineError>> + Send + 'static,
+) -> Result<Arc<dyn Vm>, EngineError> {
+    let (reply, started) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        if let Err(Ok(unwanted)) = reply.send(start.await) {
+            let id = unwanted.record().id;
+            tracing::info!(%id, "nobody waits for this machine any more, ending it");
+            if let Err(error) = unwanted.kill().await {
+                tracing::error!(%id, %error, "cannot end it");
+            }
+        }
+    });
+    match started.await {
+        Ok(result) => result.map(|vm| vm as Arc<dyn Vm>),
+        Err(_) => Err(EngineError::Gone), // the runtime is going down
+    }
+}
+
 /// Gets in touch with a process that is beyond doubt the recorded machine.
 async fn greeted_soon(dir: &MachineDir, process: &Process) -> Result<Qmp, EngineError> {
     let owner = dir.owner().map_err(file_error("read", dir.path()))?;
@@ -387,77 +291,20 @@ async fn has_ended_within(process: &Process, patience: Duration) -> bool {
     timeout(patience, process.ended()).await.is_ok()
 }
 
-fn open_files(spec: &BootSpec, dir: &MachineDir) -> Result<Opened, EngineError> {
-    check_shared(&spec.kernel)?;
-    check_shared(&spec.initramfs)?;
-    let disk = &spec.root.file;
-    // The VMM is told a name in its own directory and sees no other.
-    if disk.parent() != Some(spec.dir.as_path()) || disk.file_name() != Some(OVERLAY) {
-        let why = io::Error::new(io::ErrorKind::InvalidInput, "not the machine's own disk");
-        return Err(file_error("use", disk)(why));
-    }
-    let overlay = dir.open_file(OVERLAY).map_err(file_error("open", disk))?;
-    let socket = |name| dir.bind(name, spec.owner).map_err(|e| dir.error("make", name, e));
-    Ok(Opened {
-        base: spec.root.base.as_deref().map(open_base).transpose()?,
-        disk_bytes: disk::check_overlay(&overlay, spec.root.bytes)
-            .map_err(file_error("use", disk))?,
-        qmp: socket(QMP_SOCKET)?,
-        agent: socket(AGENT_SOCKET)?,
-        working_dir: dir.descriptor().map_err(|e| dir.error("hold", ".", e))?,
-    })
-}
-
-/// Whether this is a file every machine may read. It is shown to the VMM under a name of its own
-/// ([`crate::jail`]), which skips the directories above but not the permission of the file.
-fn check_shared(path: &Utf8Path) -> Result<(), EngineError> {
-    let metadata = std::fs::metadata(path).map_err(file_error("open", path))?;
-    if !metadata.is_file() {
-        return Err(file_error("use", path)(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "not a regular file",
-        )));
-    }
-    if metadata.mode() & 0o004 == 0 {
-        let why = "it is not readable by everyone, so not by the VMM's user";
-        return Err(file_error("use", path)(io::Error::new(io::ErrorKind::PermissionDenied, why)));
-    }
-    Ok(())
-}
-
-/// Opens an image. QEMU uses this very descriptor, so the file may be private to the daemon.
-fn open_base(path: &Utf8Path) -> Result<File, EngineError> {
-    let file = File::open(path).map_err(file_error("open", path))?;
-    disk::check_image(&file).map_err(file_error("use image", path))?;
-    Ok(file)
-}
-
-/// Removes what a failed start has made; gives its cause back.
-fn undo(dir: &MachineDir, group: &Group, cause: EngineError) -> EngineError {
-    if let Err(error) = group.clear() {
-        tracing::error!(%error, dir = %dir.path(), "cannot remove a control group");
-    }
-    dir.remove_sockets();
-    cause
-}
-
-/// Collects a child that has been killed, so that no zombie stays.
-fn collect(pid: i32) {
-    let pid = nix::unistd::Pid::from_raw(pid);
-    // ECHILD: it was collected already.
-    nix::sys::wait::waitpid(pid, None).ok();
-}
-
 fn cannot_clear(source: io::Error) -> EngineError {
     EngineError::Confine { what: "cannot empty a control group".to_owned(), source }
 }
 
-fn file_error(action: &'static str, path: &Utf8Path) -> impl Fn(io::Error) -> EngineError {
+/// For `map_err`, on an operation on `path`.
+pub(crate) fn file_error(
+    action: &'static str,
+    path: &Utf8Path,
+) -> impl Fn(io::Error) -> EngineError {
     move |source| EngineError::File { action, path: path.to_owned(), source }
 }
 
 /// Runs what blocks for longer than a moment away from the event loop.
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, EngineError> + Send + 'static,
 ) -> Result<T, EngineError> {
     match tokio::task::spawn_blocking(work).await {

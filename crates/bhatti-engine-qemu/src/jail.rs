@@ -4,7 +4,8 @@
 //!  /            a tmpfs, read-only, no set-user-id, nothing executable
 //!  ├─ machine   the machine's own directory: the one place it can write, and where it works
 //!  ├─ kernel, initramfs, firmware                     one file each, read-only
-//!  ├─ dev       null, urandom, and kvm if it is used; fresh nodes, not the host's
+//!  ├─ fd        in a clone: its own open descriptors, one of which is its memory's template
+//!  ├─ dev       null, zero, urandom, and kvm if it is used; fresh nodes, not the host's
 //!  ├─ etc/ld.so.cache                                 so that the loader finds libraries
 //!  └─ usr/bin/qemu…, lib/…, usr/lib/…                 the program and its libraries' directories
 //! ```
@@ -29,6 +30,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 pub(crate) const KERNEL: &str = "/kernel";
 pub(crate) const INITRAMFS: &str = "/initramfs";
 pub(crate) const FIRMWARE: &str = "/firmware";
+/// The VMM's own descriptors, by number.
+pub(crate) const DESCRIPTORS: &str = "/fd";
 const MACHINE: &CStr = c"/machine";
 
 /// Where the new root is put together. Any directory would do that every host has and that
@@ -76,7 +79,7 @@ impl Jail {
         let mut jail = Self { steps: Vec::new(), made: BTreeSet::new() };
         jail.directory("/machine".into());
         jail.directory("/dev".into());
-        for (name, minor) in [("/dev/null", 3), ("/dev/urandom", 9)] {
+        for (name, minor) in [("/dev/null", 3), ("/dev/zero", 5), ("/dev/urandom", 9)] {
             jail.device(name, libc::makedev(1, minor), None);
         }
         let libraries = library_directories(program)?;
@@ -97,23 +100,35 @@ impl Jail {
     }
 
     /// The root of one machine.
-    pub(crate) fn for_machine(
-        &self,
-        kernel: &Utf8Path,
-        initramfs: &Utf8Path,
-        accel: Accel,
-        owner: Private,
-    ) -> io::Result<Self> {
+    pub(crate) fn for_machine(&self, accel: Accel, owner: Private) -> Self {
         let mut jail = self.clone();
-        for (source, target) in [(kernel, KERNEL), (initramfs, INITRAMFS)] {
-            let source = source.canonicalize_utf8()?;
-            jail.file(&source, target.into(), READ_ONLY | libc::MS_NOEXEC);
-        }
         if accel == Accel::Kvm {
             // A node of its own, so that it needs no group on the host.
             jail.device("/dev/kvm", libc::makedev(10, 232), Some(owner));
         }
-        Ok(jail)
+        jail
+    }
+
+    /// With what a machine boots from.
+    pub(crate) fn with_kernel(
+        mut self,
+        kernel: &Utf8Path,
+        initramfs: &Utf8Path,
+    ) -> io::Result<Self> {
+        for (source, target) in [(kernel, KERNEL), (initramfs, INITRAMFS)] {
+            let source = source.canonicalize_utf8()?;
+            self.file(&source, target.into(), READ_ONLY | libc::MS_NOEXEC);
+        }
+        Ok(self)
+    }
+
+    /// With the process's own descriptors, by which QEMU opens a file that has no name. Nothing
+    /// becomes reachable that it does not hold already.
+    pub(crate) fn with_descriptors(mut self) -> Self {
+        self.directory(DESCRIPTORS.into());
+        // Taken in the child, so "self" is the VMM to be; an `exec` does not change that.
+        self.show("/proc/self/fd".into(), DESCRIPTORS.into(), READ_ONLY | libc::MS_NOEXEC);
+        self
     }
 
     /// Makes a directory and those above it, once.

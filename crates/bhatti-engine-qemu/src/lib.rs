@@ -29,15 +29,22 @@ mod confine;
 mod control;
 mod disk;
 mod engine;
+mod fingerprint;
 mod jail;
+mod launch;
+mod link;
 mod machine_dir;
-#[cfg_attr(not(test), expect(dead_code, reason = "the engine begins to call it in the next commits"))]
+mod manifest;
 mod memory;
 mod probe;
 mod process;
 mod qmp;
+mod restore;
+mod saving;
+mod sealing;
 mod vm;
 mod vmm_log;
+mod watcher;
 
 pub use cgroup::Claim;
 pub use engine::{QemuConfig, QemuEngine};

@@ -151,8 +151,23 @@ impl MachineDir {
         Ok(content)
     }
 
+    /// All of a regular file of at most `most` bytes, which is removed.
+    pub(crate) fn take(&self, name: &str, most: u64) -> io::Result<Vec<u8>> {
+        let file = self.open_file(name)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "not a regular file"));
+        }
+        let mut content = Vec::new();
+        file.take(most + 1).read_to_end(&mut content)?;
+        self.remove(name)?;
+        if content.len() as u64 > most {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "longer than it can be"));
+        }
+        Ok(content)
+    }
+
     /// Removes a file if it is there.
-    fn remove(&self, name: &str) -> io::Result<()> {
+    pub(crate) fn remove(&self, name: &str) -> io::Result<()> {
         match std::fs::remove_file(self.short(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
@@ -191,6 +206,14 @@ mod tests {
         assert!(dir.tail("link", 100).is_err());
         assert!(dir.tail("pipe", 100).is_err(), "a pipe must neither block nor be read");
         assert!(dir.tail("/etc/passwd", 100).is_err());
+
+        for name in ["link", "pipe", "/etc/passwd"] {
+            assert!(dir.take(name, 100_000).is_err(), "{name}");
+        }
+        assert!(dir.take("long", 4999).is_err());
+        std::fs::write(scratch.path().join("long"), vec![b'x'; 5000]).unwrap();
+        assert_eq!(dir.take("long", 5000).unwrap().len(), 5000);
+        assert!(dir.take("long", 5000).is_err(), "it is gone");
     }
 
     #[test]

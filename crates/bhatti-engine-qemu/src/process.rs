@@ -77,6 +77,14 @@ impl Process {
         }
     }
 
+    /// Whether it has ended by now.
+    pub(crate) fn has_ended(&self) -> bool {
+        let mut poll =
+            libc::pollfd { fd: self.pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: `poll` is one valid element for the time of the call, which does not wait.
+        unsafe { libc::poll(&raw mut poll, 1, 0) != 0 }
+    }
+
     /// Waits for the end and collects the child, if it was one. Cancel-safe.
     pub(crate) async fn ended(&self) -> io::Result<Status> {
         self.wait_readable().await?;

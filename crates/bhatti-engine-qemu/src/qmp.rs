@@ -4,24 +4,34 @@
 //! every command has a deadline, and nothing it says is believed beyond its own machine.
 
 use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 use base64::Engine as _;
 use bhatti_engine::EngineError;
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::cmdline::{CONSOLE, CONSOLE_BYTES};
+use crate::cmdline::{CONSOLE, CONSOLE_BYTES, overlay};
+use crate::disk::TopName;
 
 /// The longest line: a full console in base64 and its frame, twice over.
 const MAX_LINE: u64 = 256 * 1024;
 /// Events that came while we waited for an answer; a guest can cause some at will.
 const MAX_EVENTS: usize = 64;
 /// For a command that only reads or sets something.
-pub(crate) const COMMAND_DEADLINE: Duration = Duration::from_secs(5);
+const COMMAND_DEADLINE: Duration = Duration::from_secs(5);
+/// For a command that writes out what the guest has written, or waits until that is done.
+const FLUSH_DEADLINE: Duration = Duration::from_secs(60);
+/// Between two looks at whether a device state has been loaded, which takes 4 ms.
+const LOAD_POLL: Duration = Duration::from_millis(1);
+/// How long that may take on a busy host.
+const LOAD_DEADLINE: Duration = Duration::from_secs(20);
 
 /// A connection that has been through the greeting.
 pub(crate) struct Qmp {
@@ -30,6 +40,43 @@ pub(crate) struct Qmp {
     /// What has been read of a line whose reader was cancelled.
     partial: Vec<u8>,
     events: VecDeque<Event>,
+    /// The other end has broken the rules or our patience: nothing it says later can be told
+    /// from an answer to an earlier question.
+    broken: bool,
+}
+
+/// How a machine stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// Its virtual CPUs run, or will without anybody's help.
+    Running,
+    /// Somebody stopped it.
+    Paused,
+    /// It stopped itself for ever.
+    GuestEnded,
+    /// It stopped itself until there is room on the host's disk.
+    DiskFull,
+}
+
+impl Standing {
+    /// The event that led to it.
+    pub(crate) fn event(self) -> Option<Event> {
+        match self {
+            Self::Running => None,
+            Self::Paused => Some(Event::Paused),
+            Self::GuestEnded => Some(Event::GuestEnded),
+            Self::DiskFull => Some(Event::DiskFull),
+        }
+    }
+}
+
+/// What a VMM says of its root disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Disk {
+    /// Its top layer.
+    pub node: String,
+    /// Of the device.
+    pub bytes: u64,
 }
 
 /// The events anybody here cares about.
@@ -40,6 +87,8 @@ pub(crate) enum Event {
     /// The host's disk is full: QEMU has stopped the machine in the middle of a write, which it
     /// tries again when it is told to go on. Nothing is lost meanwhile.
     DiskFull,
+    /// Only told after an outage: somebody had stopped the machine.
+    Paused,
     /// Of no interest, such as QEMU itself being told to end.
     Other,
 }
@@ -49,7 +98,8 @@ impl Qmp {
     pub(crate) async fn greet(stream: UnixStream, deadline: Instant) -> Result<Self, EngineError> {
         let (reader, writer) = stream.into_split();
         let reader = BufReader::new(reader);
-        let mut qmp = Self { reader, writer, partial: Vec::new(), events: VecDeque::new() };
+        let (partial, events) = (Vec::new(), VecDeque::new());
+        let mut qmp = Self { reader, writer, partial, events, broken: false };
         let greeting = timeout_at(deadline, qmp.line())
             .await
             .map_err(|_| EngineError::Timeout { action: "greet", seconds: 10 })??;
@@ -60,40 +110,69 @@ impl Qmp {
         Ok(qmp)
     }
 
+    /// Whether this connection is of no further use.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.broken
+    }
+
     /// Runs one command and returns what it returned. After an error of transport or time the
-    /// connection is of no further use.
-    pub(crate) async fn execute(
+    /// connection [`Self::is_broken`]; after a refusal it is as good as before.
+    async fn execute(&mut self, command: &'static str, arguments: Value) -> Answer {
+        self.execute_within(COMMAND_DEADLINE, command, arguments).await
+    }
+
+    async fn execute_within(
         &mut self,
+        patience: Duration,
         command: &'static str,
         arguments: Value,
-    ) -> Result<Value, EngineError> {
-        let deadline = Instant::now() + COMMAND_DEADLINE;
+    ) -> Answer {
+        let line = command_line(command, &arguments);
         let run = async {
-            let mut line = json!({ "execute": command, "arguments": arguments }).to_string();
-            line.push('\n');
-            self.writer
-                .write_all(line.as_bytes())
-                .await
-                .map_err(|error| broken(command, &error.to_string()))?;
-            loop {
-                let mut reply = self.line().await?;
-                if let Some(event) = event(&reply) {
-                    if self.events.len() == MAX_EVENTS {
-                        self.events.pop_front();
-                    }
-                    self.events.push_back(event);
-                } else if let Some(result) = reply.get_mut("return") {
-                    return Ok(result.take());
-                } else {
-                    let text = reply["error"]["desc"].as_str().unwrap_or("no reason given");
-                    return Err(broken(command, text));
-                }
+            let sent = self.writer.write_all(line.as_bytes()).await;
+            match sent {
+                Ok(()) => self.answer(command).await,
+                Err(error) => Err(self.break_off(command, &error)),
             }
         };
-        timeout_at(deadline, run).await.map_err(|_| EngineError::Timeout {
-            action: "answer a command",
-            seconds: COMMAND_DEADLINE.as_secs(),
-        })?
+        let deadline = Instant::now() + patience;
+        match timeout_at(deadline, run).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                self.broken = true;
+                let seconds = patience.as_secs();
+                Err(EngineError::Timeout { action: "answer a command", seconds })
+            }
+        }
+    }
+
+    /// The answer to the command that was just sent.
+    async fn answer(&mut self, command: &'static str) -> Answer {
+        loop {
+            let mut reply = match self.line().await {
+                Ok(reply) => reply,
+                Err(error) => {
+                    self.broken = true;
+                    return Err(error);
+                }
+            };
+            if let Some(event) = event(&reply) {
+                if self.events.len() == MAX_EVENTS {
+                    self.events.pop_front();
+                }
+                self.events.push_back(event);
+            } else if let Some(result) = reply.get_mut("return") {
+                return Ok(result.take());
+            } else {
+                let text = reply["error"]["desc"].as_str().unwrap_or("no reason given");
+                return Err(broken(command, text));
+            }
+        }
+    }
+
+    fn break_off(&mut self, command: &str, error: &io::Error) -> EngineError {
+        self.broken = true;
+        broken(command, &error.to_string())
     }
 
     /// The next event. Cancel-safe. An error means that the connection is over.
@@ -130,14 +209,130 @@ impl Qmp {
         self.execute("cont", json!({})).await.map(drop)
     }
 
-    /// What happened while nobody listened, if the machine still stands at it.
-    pub(crate) async fn missed(&mut self) -> Result<Option<Event>, EngineError> {
+    /// Stops the virtual CPUs and has everything written out that the guest has written.
+    pub(crate) async fn stop(&mut self) -> Result<(), EngineError> {
+        self.execute_within(FLUSH_DEADLINE, "stop", json!({})).await.map(drop)
+    }
+
+    /// How the machine stands now.
+    pub(crate) async fn standing(&mut self) -> Result<Standing, EngineError> {
         let status = self.execute("query-status", json!({})).await?;
         Ok(match status["status"].as_str() {
-            Some("shutdown" | "guest-panicked") => Some(Event::GuestEnded),
-            Some("io-error") => Some(Event::DiskFull),
-            _ => None,
+            Some("shutdown" | "guest-panicked") => Standing::GuestEnded,
+            Some("io-error") => Standing::DiskFull,
+            Some("paused") => Standing::Paused,
+            _ => Standing::Running,
         })
+    }
+
+    /// How many virtual CPUs there are.
+    pub(crate) async fn vcpus(&mut self) -> Result<u32, EngineError> {
+        const QUERY: &str = "query-cpus-fast";
+        let cpus = self.execute(QUERY, json!({})).await?;
+        let count = cpus.as_array().and_then(|cpus| u32::try_from(cpus.len()).ok());
+        count.ok_or_else(|| broken(QUERY, "no list"))
+    }
+
+    /// The root disk, as it is now.
+    pub(crate) async fn disk(&mut self) -> Result<Disk, EngineError> {
+        const QUERY: &str = "query-block";
+        let devices = self.execute(QUERY, json!({})).await?;
+        // There is one block device, the root disk.
+        let inserted = &devices[0]["inserted"];
+        let node = inserted["node-name"].as_str();
+        let bytes = inserted["image"]["virtual-size"].as_u64();
+        match (node, bytes) {
+            (Some(node), Some(bytes)) => Ok(Disk { node: node.to_owned(), bytes }),
+            _ => Err(broken(QUERY, "no disk")),
+        }
+    }
+
+    /// Writes the state of all devices, without memory, into a file of the working directory.
+    pub(crate) async fn save_devices(&mut self, file: &str) -> Result<(), EngineError> {
+        // Not "live": that would have QEMU let go of the disk, as at the end of a migration.
+        let arguments = json!({ "filename": file, "live": false });
+        self.execute_within(FLUSH_DEADLINE, "xen-save-devices-state", arguments).await.map(drop)
+    }
+
+    /// Loads what [`Self::save_devices`] wrote, and waits until the machine stands. QEMU ends
+    /// if it cannot use it.
+    pub(crate) async fn load_devices(&mut self, state: &impl AsFd) -> Result<(), EngineError> {
+        const LOAD: &str = "migrate-incoming";
+        self.hand_over("state", state).await?;
+        self.execute(LOAD, json!({ "uri": "fd:state" })).await?;
+        let deadline = Instant::now() + LOAD_DEADLINE;
+        loop {
+            let status = self.execute("query-status", json!({})).await?;
+            match status["status"].as_str() {
+                Some("inmigrate") if Instant::now() < deadline => sleep(LOAD_POLL).await,
+                Some("inmigrate") => {
+                    let seconds = LOAD_DEADLINE.as_secs();
+                    return Err(EngineError::Timeout { action: "load a device state", seconds });
+                }
+                Some("paused") => return Ok(()),
+                _ => return Err(broken(LOAD, "the machine is in another state than it should be")),
+            }
+        }
+    }
+
+    /// Gives QEMU an open file, under a name it uses once.
+    async fn hand_over(&mut self, name: &str, file: &impl AsFd) -> Result<(), EngineError> {
+        const GETFD: &str = "getfd";
+        let line = command_line(GETFD, &json!({ "fdname": name }));
+        let fds = [file.as_fd().as_raw_fd()];
+        let send = || {
+            let content = [IoSlice::new(line.as_bytes())];
+            let control = [ControlMessage::ScmRights(&fds)];
+            let socket = self.writer.as_ref().as_raw_fd();
+            // The line is far shorter than what a socket takes at once.
+            Ok(sendmsg::<()>(socket, &content, &control, MsgFlags::empty(), None)?)
+        };
+        let sent = self.writer.as_ref().async_io(Interest::WRITABLE, send);
+        match timeout_at(Instant::now() + COMMAND_DEADLINE, sent).await {
+            Ok(Ok(count)) if count == line.len() => {}
+            Ok(Err(error)) => return Err(self.break_off(GETFD, &error)),
+            Ok(Ok(_)) | Err(_) => {
+                self.broken = true;
+                return Err(broken(GETFD, "it does not listen"));
+            }
+        }
+        match timeout_at(Instant::now() + COMMAND_DEADLINE, self.answer(GETFD)).await {
+            Ok(answer) => answer.map(drop),
+            Err(_) => {
+                self.broken = true;
+                let seconds = COMMAND_DEADLINE.as_secs();
+                Err(EngineError::Timeout { action: "answer a command", seconds })
+            }
+        }
+    }
+
+    /// Makes the device as large as its file says, and tells the guest.
+    pub(crate) async fn resize(&mut self, node: &str, bytes: u64) -> Result<(), EngineError> {
+        let arguments = json!({ "node-name": node, "size": bytes });
+        self.execute_within(FLUSH_DEADLINE, "block_resize", arguments).await.map(drop)
+    }
+
+    /// Puts `new` on top of `old`; from then on only `new` is written.
+    pub(crate) async fn put_on_top(
+        &mut self,
+        new: &TopName,
+        old: &TopName,
+    ) -> Result<(), EngineError> {
+        let (new_node, old_node) = (new.node(), old.node());
+        // Left of an attempt that nobody heard the end of; usually there is none.
+        let left = self.execute("blockdev-del", json!({ "node-name": new_node })).await;
+        if self.broken {
+            return left.map(drop);
+        }
+        self.execute_within(FLUSH_DEADLINE, "blockdev-add", overlay(new)).await?;
+        let arguments = json!({ "node": old_node, "overlay": new_node });
+        let switched =
+            self.execute_within(FLUSH_DEADLINE, "blockdev-snapshot", arguments).await.map(drop);
+        if switched.is_err() && !self.broken {
+            // Refused, so it is not in use.
+            self.execute("blockdev-del", json!({ "node-name": new_node })).await?;
+        }
+        switched
     }
 
     /// One line as JSON, bounded. Cancel-safe: what was read stays in `partial`.
@@ -153,6 +348,13 @@ impl Qmp {
         let line = std::mem::take(&mut self.partial);
         serde_json::from_slice(&line).map_err(|error| broken("read", &error.to_string()))
     }
+}
+
+/// What a command gives.
+type Answer = Result<Value, EngineError>;
+
+fn command_line(command: &str, arguments: &Value) -> String {
+    format!("{}\n", json!({ "execute": command, "arguments": arguments }))
 }
 
 fn event(line: &Value) -> Option<Event> {
@@ -188,7 +390,7 @@ mod tests {
     async fn events_between_command_and_answer_are_kept() {
         let script = b"{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": true}}\n{\"return\": {\"status\": \"shutdown\"}}\n";
         let (mut qmp, _peer) = client(script).await;
-        assert_eq!(qmp.missed().await.unwrap(), Some(Event::GuestEnded));
+        assert_eq!(qmp.standing().await.unwrap(), Standing::GuestEnded);
         assert_eq!(qmp.event().await.unwrap(), Event::GuestEnded);
     }
 
@@ -200,8 +402,8 @@ mod tests {
         let (mut qmp, _peer) = client(script).await;
         assert_eq!(qmp.event().await.unwrap(), Event::Other, "the guest was told");
         assert_eq!(qmp.event().await.unwrap(), Event::DiskFull);
-        assert_eq!(qmp.missed().await.unwrap(), Some(Event::DiskFull));
-        assert_eq!(qmp.missed().await.unwrap(), None);
+        assert_eq!(qmp.standing().await.unwrap(), Standing::DiskFull);
+        assert_eq!(qmp.standing().await.unwrap(), Standing::Running);
     }
 
     #[tokio::test]

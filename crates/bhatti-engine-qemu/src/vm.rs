@@ -6,58 +6,66 @@
 //!     └──── exit, console ─┘          lost and found again: `control`
 //! ```
 //!
-//! The watcher alone speaks QMP and alone declares the machine ended, after its process has been
-//! collected and its traces removed: who sees [`Vm::exited`] resolve finds nothing left. Dropping
-//! the handle stops the watching, not the machine.
+//! The watcher ([`crate::watcher`]) alone speaks QMP and alone declares the machine ended, after
+//! its process has been collected and its traces removed: who sees [`Vm::exited`] resolve finds
+//! nothing left. Dropping the handle stops the watching, not the machine.
+//!
+//! Pausing, resuming, saving and sealing happen one at a time and to their end; a caller that
+//! goes away loses the answer only.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::pin::Pin;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bhatti_engine::{Carrier, EngineError, Exit, Private, RootDisk, Save, Saved, Vm, VmRecord};
 use camino::Utf8Path;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use crate::cgroup::Group;
 use crate::cmdline::CONSOLE_BYTES;
 use crate::control::Control;
+use crate::fingerprint::Host;
+use crate::link::{Link, close_both};
 use crate::machine_dir::{AGENT_SOCKET, CONSOLE_LOG, MachineDir};
-use crate::process::{Process, Status};
-use crate::qmp::{Event, Qmp};
+use crate::memory::template::InUse;
+use crate::process::Process;
+use crate::qmp::Qmp;
 use crate::vmm_log::VmmLog;
+use crate::watcher::{Command, Reply, Watched, Watcher};
+use crate::{saving, sealing};
 
-/// How long a kill waits for the console before it does without.
-const LAST_WORDS: Duration = Duration::from_millis(250);
-/// How long the VMM may take to close its disk after the guest has ended.
-const QUIT_DEADLINE: Duration = Duration::from_secs(5);
-/// Between two tries of a write that found the host's disk full.
-const DISK_FULL_PAUSE: Duration = Duration::from_secs(2);
+/// How long a kill waits for the watcher, which may be busy, before it goes past him.
+const KILL_PATIENCE: Duration = Duration::from_secs(1);
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The handle of a machine.
 pub(crate) struct QemuVm {
-    record: VmRecord,
-    owner: Private,
-    dir: Arc<MachineDir>,
+    machine: Arc<Shared>,
     console: Arc<Mutex<Vec<u8>>>,
-    commands: mpsc::Sender<Command>,
-    exit: watch::Receiver<Option<Exit>>,
     watcher: JoinHandle<()>,
     /// The socket of the link given out last.
     link: tokio::sync::Mutex<Option<OwnedFd>>,
+    killed: Arc<AtomicBool>,
+    /// Held for as long as the machine lives.
+    _template: Option<Arc<InUse>>,
 }
 
-enum Command {
-    Kill,
-    /// Fetch what the guest has printed; answered when it is in the shared buffer.
-    Console(oneshot::Sender<()>),
+/// What an operation holds on to that runs to its end whether or not anybody waits for it.
+pub(crate) struct Shared {
+    pub record: VmRecord,
+    pub owner: Private,
+    pub dir: Arc<MachineDir>,
+    pub process: Arc<Process>,
+    pub host: Arc<Host>,
+    commands: mpsc::Sender<Command>,
+    exit: watch::Receiver<Option<Exit>>,
+    /// Who changes whether the machine stands, or depends on it, does it alone: a save that
+    /// nobody waits for any more still keeps the machine from going on under it.
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// What a machine is made of once it runs.
@@ -72,36 +80,82 @@ pub(crate) struct Parts {
     pub qmp: Option<Qmp>,
     /// `None` if it cannot be had any more.
     pub log: Option<VmmLog>,
+    pub host: Arc<Host>,
+    pub template: Option<Arc<InUse>>,
 }
 
 impl QemuVm {
     /// Starts watching.
     pub(crate) fn watch(parts: Parts) -> Arc<Self> {
-        let Parts { record, owner, dir, process, group, qmp, log } = parts;
-        let dir = Arc::new(dir);
+        let Parts { record, owner, dir, process, group, qmp, log, host, template } = parts;
+        let (dir, process) = (Arc::new(dir), Arc::new(process));
         // A former daemon may have taken some of it out of the VMM already.
         let saved = dir.tail(CONSOLE_LOG, CONSOLE_BYTES).unwrap_or_default();
         let console = Arc::new(Mutex::new(saved));
+        let killed = Arc::new(AtomicBool::new(false));
         let (commands, inbox) = mpsc::channel(8);
         let (exit_sender, exit) = watch::channel(None);
-        let watcher = Watcher {
-            process,
+        let watcher = Watcher::new(Watched {
+            process: Arc::clone(&process),
             control: Control::new(Arc::clone(&dir), owner, qmp),
             group,
             log,
             dir: Arc::clone(&dir),
             console: Arc::clone(&console),
             inbox,
-            ending: Ending::Unexpected,
-            go_on_at: None,
-        };
+            killed: Arc::clone(&killed),
+        });
         let watcher = tokio::spawn(watcher.run(exit_sender));
         let link = tokio::sync::Mutex::new(None);
-        Arc::new(Self { record, owner, dir, console, commands, exit, watcher, link })
+        let turn = Arc::default();
+        let machine = Shared { record, owner, dir, process, host, commands, exit, turn };
+        let machine = Arc::new(machine);
+        Arc::new(Self { machine, console, watcher, link, killed, _template: template })
     }
 
     fn has_ended(&self) -> bool {
-        self.exit.borrow().is_some()
+        self.machine.exit.borrow().is_some()
+    }
+}
+
+impl Shared {
+    /// Asks the watcher, and waits for his answer or the machine's end.
+    pub(crate) async fn ask<T>(
+        &self,
+        command: impl FnOnce(Reply<T>) -> Command,
+    ) -> Result<T, EngineError> {
+        let (reply, answer) = oneshot::channel();
+        if self.commands.send(command(reply)).await.is_err() {
+            return Err(EngineError::Gone);
+        }
+        // Not the answer alone: a command sent just as the watcher leaves stays in the channel,
+        // and with it the sender of the answer, for as long as we hold our end.
+        let mut exit = self.exit.clone();
+        tokio::select! {
+            biased;
+            answer = answer => answer.unwrap_or(Err(EngineError::Gone)),
+            _ = exit.wait_for(Option::is_some) => Err(EngineError::Gone),
+        }
+    }
+
+    /// Does something that must not be left half done, when it is its turn.
+    async fn to_its_end<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl Future<Output = Result<T, EngineError>> + Send + 'static,
+    ) -> Result<T, EngineError> {
+        let turn = Arc::clone(&self.turn).lock_owned().await;
+        let task = tokio::spawn(async move {
+            let result = work.await;
+            drop(turn);
+            result
+        });
+        match task.await {
+            Ok(result) => result,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => Err(EngineError::Gone), // the runtime is going down
+            },
+        }
     }
 }
 
@@ -115,7 +169,7 @@ impl Drop for QemuVm {
 #[async_trait]
 impl Vm for QemuVm {
     fn record(&self) -> VmRecord {
-        self.record.clone()
+        self.machine.record.clone()
     }
 
     async fn open_link(&self) -> Result<Carrier, EngineError> {
@@ -127,55 +181,65 @@ impl Vm for QemuVm {
         if let Some(former) = current.take() {
             close_both(&former);
         }
-        let connect = self.dir.connect(AGENT_SOCKET, self.owner);
+        let connect = self.machine.dir.connect(AGENT_SOCKET, self.machine.owner);
         let stream = match timeout(CONNECT_DEADLINE, connect).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(_)) if self.has_ended() => return Err(EngineError::Gone),
-            Ok(Err(source)) => return Err(self.dir.error("connect to", AGENT_SOCKET, source)),
+            Ok(Err(source)) => {
+                return Err(self.machine.dir.error("connect to", AGENT_SOCKET, source));
+            }
             Err(_) => {
                 let seconds = CONNECT_DEADLINE.as_secs();
                 return Err(EngineError::Timeout { action: "accept a link", seconds });
             }
         };
         let handle = stream.as_fd().try_clone_to_owned();
-        *current = Some(handle.map_err(|e| self.dir.error("hold", AGENT_SOCKET, e))?);
+        *current = Some(handle.map_err(|e| self.machine.dir.error("hold", AGENT_SOCKET, e))?);
         Ok(Carrier::Single(Box::new(Link(stream))))
     }
 
     async fn pause(&self) -> Result<(), EngineError> {
-        Err(not_built("pause"))
+        let machine = Arc::clone(&self.machine);
+        self.machine.to_its_end(async move { machine.ask(Command::Pause).await }).await
     }
 
     async fn resume(&self) -> Result<(), EngineError> {
-        Err(not_built("resume"))
+        let machine = Arc::clone(&self.machine);
+        self.machine.to_its_end(async move { machine.ask(Command::Resume).await }).await
     }
 
-    async fn save(&self, _save: Save) -> Result<Saved, EngineError> {
-        Err(not_built("save"))
+    async fn save(&self, save: Save) -> Result<Saved, EngineError> {
+        self.machine.to_its_end(saving::save(Arc::clone(&self.machine), save)).await
     }
 
-    async fn seal_disk(
-        &self,
-        _disk: &RootDisk,
-        _sealed: &Utf8Path,
-    ) -> Result<RootDisk, EngineError> {
-        Err(not_built("seal_disk"))
+    async fn seal_disk(&self, disk: &RootDisk, sealed: &Utf8Path) -> Result<RootDisk, EngineError> {
+        let (machine, disk, sealed) = (Arc::clone(&self.machine), disk.clone(), sealed.to_owned());
+        self.machine.to_its_end(sealing::seal(machine, disk, sealed)).await
     }
 
     async fn kill(&self) -> Result<(), EngineError> {
         // A closed channel means that the watcher is done, and so is the machine.
-        drop(self.commands.send(Command::Kill).await);
-        match self.exit.clone().wait_for(Option::is_some).await {
-            Ok(_) => Ok(()),
-            Err(_) => Err(EngineError::Control {
-                command: "kill".to_owned(),
-                message: "nobody watches this machine any more".to_owned(),
-            }),
-        }
+        let mut exit = self.machine.exit.clone();
+        let asked = async {
+            drop(self.machine.commands.send(Command::Kill).await);
+            exit.wait_for(Option::is_some).await.map(drop)
+        };
+        let ended = match timeout(KILL_PATIENCE, asked).await {
+            Ok(ended) => ended,
+            Err(_) => {
+                self.killed.store(true, Ordering::Release);
+                self.machine.process.kill();
+                self.machine.exit.clone().wait_for(Option::is_some).await.map(drop)
+            }
+        };
+        ended.map_err(|_| EngineError::Control {
+            command: "kill".to_owned(),
+            message: "nobody watches this machine any more".to_owned(),
+        })
     }
 
     async fn exited(&self) -> Exit {
-        let mut exit = self.exit.clone();
+        let mut exit = self.machine.exit.clone();
         let seen = exit.wait_for(Option::is_some).await.map(|exit| exit.clone());
         seen.ok().flatten().unwrap_or_else(|| Exit::Died {
             detail: "nobody watches this machine any more".to_owned(),
@@ -183,7 +247,7 @@ impl Vm for QemuVm {
     }
 
     async fn console(&self) -> Vec<u8> {
-        refresh_console(&self.commands, self.exit.clone()).await;
+        refresh_console(&self.machine.commands, self.machine.exit.clone()).await;
         self.console.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -202,242 +266,6 @@ async fn refresh_console(
     tokio::select! {
         _ = done => {}
         _ = exit.wait_for(Option::is_some) => {}
-    }
-}
-
-fn not_built(command: &str) -> EngineError {
-    let message = "not built yet".to_owned();
-    EngineError::Control { command: command.to_owned(), message }
-}
-
-async fn at(time: Option<Instant>) {
-    match time {
-        Some(time) => tokio::time::sleep_until(time).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Why the process will end, if it does now.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Ending {
-    Unexpected,
-    /// The guest powered off, rebooted or panicked.
-    Guest,
-    /// We were asked to.
-    Killed,
-}
-
-struct Watcher {
-    process: Process,
-    control: Control,
-    group: Group,
-    log: Option<VmmLog>,
-    dir: Arc<MachineDir>,
-    console: Arc<Mutex<Vec<u8>>>,
-    inbox: mpsc::Receiver<Command>,
-    ending: Ending,
-    /// When a machine that stands because the host's disk is full is to try again.
-    go_on_at: Option<Instant>,
-}
-
-enum Happened {
-    Ended(std::io::Result<Status>),
-    Event(Event),
-    Asked(Option<Command>),
-    TimeToGoOn,
-}
-
-impl Watcher {
-    async fn run(mut self, exit: watch::Sender<Option<Exit>>) {
-        self.catch_up().await;
-        let status = loop {
-            let happened = tokio::select! {
-                biased;
-                status = self.process.ended() => Happened::Ended(status),
-                event = self.control.event() => Happened::Event(event),
-                command = self.inbox.recv() => Happened::Asked(command),
-                () = at(self.go_on_at) => Happened::TimeToGoOn,
-            };
-            match happened {
-                Happened::Ended(Ok(status)) => break status,
-                Happened::Ended(Err(error)) => {
-                    tracing::error!(%error, dir = %self.dir.path(), "cannot collect a VMM");
-                    break Status::Unknown;
-                }
-                Happened::Event(event) => self.react(event).await,
-                Happened::TimeToGoOn => self.go_on().await,
-                Happened::Asked(Some(Command::Kill)) => self.kill().await,
-                Happened::Asked(Some(Command::Console(reply))) => {
-                    self.take_console().await;
-                    // The asker may have gone.
-                    reply.send(()).ok();
-                }
-                // The handle is gone; it aborts this task, unless it comes to this first.
-                Happened::Asked(None) => return,
-            }
-        };
-        let detail = self.finish(status).await;
-        exit.send_replace(Some(match self.ending {
-            Ending::Guest => Exit::Guest,
-            Ending::Killed => Exit::Killed,
-            Ending::Unexpected => Exit::Died { detail },
-        }));
-    }
-
-    /// The guest may have ended while nobody watched: then there is no event to come.
-    async fn catch_up(&mut self) {
-        let Some(qmp) = self.control.qmp() else { return };
-        match qmp.missed().await {
-            Ok(Some(event)) => self.react(event).await,
-            Ok(None) => {}
-            Err(error) => self.control.lose(&error),
-        }
-    }
-
-    async fn react(&mut self, event: Event) {
-        match event {
-            Event::GuestEnded => self.dismiss().await,
-            Event::DiskFull => {
-                if self.go_on_at.is_none() {
-                    tracing::error!(
-                        dir = %self.dir.path(),
-                        "the host's disk is full: a machine stands still until there is room"
-                    );
-                }
-                self.go_on_at = Some(Instant::now() + DISK_FULL_PAUSE);
-            }
-            Event::Other => {}
-        }
-    }
-
-    /// Tries the write again that found no room. If there is none still, the next event says so.
-    async fn go_on(&mut self) {
-        self.go_on_at = None;
-        let Some(qmp) = self.control.qmp() else { return };
-        if let Err(error) = qmp.go_on().await {
-            self.control.lose(&error);
-        }
-    }
-
-    /// The guest has ended and QEMU holds still: take what is left of it, then let it go.
-    async fn dismiss(&mut self) {
-        if self.ending == Ending::Unexpected {
-            self.ending = Ending::Guest;
-        }
-        self.take_console().await;
-        if let Some(qmp) = self.control.qmp() {
-            // Not a kill: QEMU closes the disk in order first. It may hang up before it answers.
-            drop(timeout(QUIT_DEADLINE, qmp.quit()).await);
-        }
-        self.control.close();
-        if timeout(QUIT_DEADLINE, self.process.wait_readable()).await.is_err() {
-            tracing::warn!(dir = %self.dir.path(), "the VMM did not quit, ending it");
-            self.process.kill();
-        }
-    }
-
-    async fn kill(&mut self) {
-        if self.ending == Ending::Unexpected {
-            self.ending = Ending::Killed;
-        }
-        drop(timeout(LAST_WORDS, self.take_console()).await);
-        self.process.kill();
-    }
-
-    /// Moves what the guest has printed from QEMU into the buffer and the file beside it.
-    async fn take_console(&mut self) {
-        let Some(qmp) = self.control.qmp() else { return };
-        match qmp.take_console().await {
-            Ok(new) if new.is_empty() => {}
-            Ok(new) => {
-                let mut console = self.console.lock().unwrap_or_else(PoisonError::into_inner);
-                console.extend_from_slice(&new);
-                let surplus = console.len().saturating_sub(CONSOLE_BYTES);
-                console.drain(..surplus);
-                if let Err(error) = self.dir.write(CONSOLE_LOG, &console) {
-                    tracing::warn!(%error, dir = %self.dir.path(), "cannot save a console");
-                }
-            }
-            Err(error) => self.control.lose(&error),
-        }
-    }
-
-    /// Removes the traces of the ended process; returns a sentence about its end.
-    async fn finish(&mut self, status: Status) -> String {
-        let mut detail = status.describe();
-        if self.group.ran_out_of_memory() {
-            detail.push_str("; the kernel says it ran out of its memory limit");
-        }
-        if let (Ending::Unexpected, Some(log)) = (self.ending, &self.log) {
-            detail.push_str("; its log ends: ");
-            detail.push_str(&log.tail());
-        }
-        let group = self.group.clone();
-        match tokio::task::spawn_blocking(move || group.clear()).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => {
-                tracing::error!(%error, dir = %self.dir.path(), "cannot remove a control group");
-            }
-            // Only when the runtime is going down; the next start sweeps.
-            Err(error) => tracing::debug!(%error, "control group left for the next start"),
-        }
-        self.dir.remove_sockets();
-        detail
-    }
-}
-
-/// The host's end of the link. Closing it is closing for everybody: the copy of the descriptor
-/// that lets the next [`Vm::open_link`] close it must not keep it open.
-struct Link(UnixStream);
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        close_both(&self.0);
-    }
-}
-
-fn close_both(socket: &impl AsRawFd) {
-    // ENOTCONN: the other side was first.
-    nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Both).ok();
-}
-
-impl AsyncRead for Link {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Link {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[std::io::IoSlice<'_>],
-    ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
     }
 }
 

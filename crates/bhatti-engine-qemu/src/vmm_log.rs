@@ -14,6 +14,8 @@ use std::os::unix::fs::OpenOptionsExt;
 const CAPACITY: u64 = 64 * 1024;
 /// As much of its end as people are shown.
 const SHOWN: usize = 2048;
+/// QEMU complains that `/dev/zero` has no length, each time, and goes on.
+const NOT_NEWS: &str = "ftruncate: Invalid argument";
 
 /// The log of one VMM.
 #[derive(Debug)]
@@ -64,8 +66,14 @@ impl VmmLog {
     pub(crate) fn tail(&self) -> String {
         let Ok(text) = self.content() else { return "its log cannot be read".to_owned() };
         let end = text.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-        let text = &text[end.saturating_sub(SHOWN)..end];
-        let text = String::from_utf8_lossy(text).trim().to_owned();
+        let text = String::from_utf8_lossy(&text[..end]);
+        let told: Vec<&str> = text.lines().filter(|line| !line.ends_with(NOT_NEWS)).collect();
+        let told = told.join("\n");
+        let mut start = told.len().saturating_sub(SHOWN);
+        while !told.is_char_boundary(start) {
+            start += 1;
+        }
+        let text = told[start..].trim().to_owned();
         if text.is_empty() { "it printed nothing".to_owned() } else { text }
     }
 

@@ -13,6 +13,8 @@ mod ending;
 mod harness;
 #[path = "all/recovery.rs"]
 mod recovery;
+#[path = "all/snapshot.rs"]
+mod snapshot;
 
 /// A file that is not in the list above would never run.
 #[test]

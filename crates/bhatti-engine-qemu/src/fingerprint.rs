@@ -1,0 +1,128 @@
+//! What a saved device state silently depends on.
+//!
+//! Two hosts with the same fingerprint can load each other's snapshots. It holds what is exact:
+//! the VMM's release series (the microvm machine is not versioned; a series keeps it stable), how
+//! instructions are executed and the CPU. Under KVM the guest sees the host's CPU, so all its
+//! flags count; under emulation it does not, but its counter is the host's.
+//!
+//! That counter's frequency is measured, a little differently each time, and any rounding has an
+//! edge that some host sits on. So it is no part of the text but stands in the manifest, and a
+//! restore compares with a tolerance ([`Host::admits`]). A guest told 2.445 GHz that counts at
+//! another rate would have a wrong clock, not a crash: nobody would notice in time.
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::cmdline::Acceleration;
+
+/// What a guest's clock may be wrong by, in parts of a million: what time services correct.
+const TOLERANCE_PPM: u64 = 500;
+
+/// The host as a snapshot remembers it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Host {
+    pub fingerprint: String,
+    /// Frequency of the time stamp counter, where the guest depends on it.
+    tsc_khz: Option<u64>,
+}
+
+impl Host {
+    /// This host, with that VMM.
+    pub(crate) fn observe(version: &str, acceleration: Acceleration) -> Self {
+        let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        Self::of(version, acceleration, &cpuinfo)
+    }
+
+    fn of(version: &str, acceleration: Acceleration, cpuinfo: &str) -> Self {
+        // Only the first CPU: a host has one kind of them.
+        let field = |name: &str| {
+            let line = cpuinfo
+                .lines()
+                .find(|line| line.split_once(':').is_some_and(|(found, _)| found.trim() == name));
+            line.and_then(|line| line.split_once(':')).map_or("?", |(_, value)| value.trim())
+        };
+        let series: Vec<&str> = version.split('.').take(2).collect();
+        let accel = acceleration.accel();
+        let mut fingerprint = format!("qemu {} microvm {accel}", series.join("."));
+        for name in ["vendor_id", "cpu family", "model", "stepping"] {
+            fingerprint.push(if name == "vendor_id" { ' ' } else { '/' });
+            fingerprint.push_str(field(name));
+        }
+        let tsc_khz = match acceleration {
+            Acceleration::Kvm => {
+                let flags = xxh3_64(field("flags").as_bytes());
+                fingerprint.push_str(&format!(" flags {flags:016x}"));
+                None
+            }
+            Acceleration::Tcg { tsc_khz } => Some(tsc_khz),
+        };
+        Self { fingerprint, tsc_khz }
+    }
+
+    /// Whether what was saved on `self` can run on `here`; if not, one clause says why.
+    pub(crate) fn admits(&self, here: &Self) -> Result<(), String> {
+        if self.fingerprint != here.fingerprint {
+            let (there, here) = (&self.fingerprint, &here.fingerprint);
+            return Err(format!("it was saved by another VMM or CPU ({there}, here {here})"));
+        }
+        match (self.tsc_khz, here.tsc_khz) {
+            (Some(there), Some(here))
+                if u128::from(there.abs_diff(here)) * 1_000_000
+                    > u128::from(here) * u128::from(TOLERANCE_PPM) =>
+            {
+                Err(format!("its time stamp counter ran at {there} kHz, here it is {here}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Some host.
+    #[cfg(test)]
+    pub(crate) fn of_test() -> Self {
+        Self { fingerprint: "test".to_owned(), tsc_khz: Some(2_000_000) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CPUINFO: &str = "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 25\n\
+        model\t\t: 1\nmodel name\t: AMD EPYC 7763\nstepping\t: 1\nflags\t\t: fpu svm\n\n\
+        processor\t: 1\nvendor_id\t: other\n";
+    const TCG: Acceleration = Acceleration::Tcg { tsc_khz: 2_445_434 };
+
+    #[test]
+    fn it_names_what_counts() {
+        let tcg = Host::of("7.2.22", TCG, CPUINFO);
+        assert_eq!(tcg.fingerprint, "qemu 7.2 microvm tcg AuthenticAMD/25/1/1");
+        assert_eq!(Host::of("7.2.9", TCG, CPUINFO), tcg, "the same series");
+        assert_ne!(Host::of("10.0.2", TCG, CPUINFO), tcg);
+        let kvm = Host::of("7.2.22", Acceleration::Kvm, CPUINFO);
+        assert!(kvm.fingerprint.starts_with("qemu 7.2 microvm kvm AuthenticAMD/25/1/1 flags "));
+        let more = CPUINFO.replace("fpu svm", "fpu svm avx");
+        assert_ne!(Host::of("7.2.22", Acceleration::Kvm, &more), kvm);
+        assert_eq!(Host::of("7.2.22", TCG, &more), tcg, "the guest does not see them");
+        Host::of("", TCG, "");
+    }
+
+    #[test]
+    fn a_measurement_may_jitter_and_no_more() {
+        let at = |tsc_khz| Host::of("7.2", Acceleration::Tcg { tsc_khz }, CPUINFO);
+        for (there, fits) in [
+            (2_445_434, true),
+            (2_445_600, true),
+            (2_444_300, true),
+            (2_450_000, false),
+            (2_400_000, false),
+            (0, false),
+            (u64::MAX, false),
+        ] {
+            assert_eq!(at(there).admits(&at(2_445_434)).is_ok(), fits, "{there}");
+        }
+        let kvm = |cpuinfo| Host::of("7.2", Acceleration::Kvm, cpuinfo);
+        kvm(CPUINFO).admits(&kvm(CPUINFO)).unwrap();
+        let why = at(1).admits(&kvm(CPUINFO)).unwrap_err();
+        assert!(why.contains("another VMM or CPU"), "{why}");
+    }
+}

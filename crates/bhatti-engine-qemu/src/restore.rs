@@ -1,0 +1,151 @@
+//! Bringing a machine back: everything that can be refused is refused before a process starts,
+//! then memory, then devices, then the size of its disk.
+//!
+//! ```text
+//!  manifest fits? state whole? template ──▶ VMM, waiting ──▶ pages ──▶ devices ──▶ stands
+//! ```
+
+use std::fs::File;
+use std::io::{Seek, Write};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::sync::Arc;
+
+use bhatti_engine::{BootSpec, EngineError, RestoreSpec};
+use camino::Utf8PathBuf;
+
+use crate::engine::{Inner, blocking};
+use crate::launch::{Origin, Started};
+use crate::manifest::{Manifest, Wanted};
+use crate::memory::{Mapping, chain, template::InUse};
+use crate::process::Process;
+use crate::vm::QemuVm;
+
+/// A snapshot that fits, and what it takes to load it.
+struct Ready {
+    /// The state of the devices, checked, in a file without a name.
+    devices: File,
+    template: Option<Arc<InUse>>,
+    /// What is put over the template.
+    pages: Option<Utf8PathBuf>,
+    /// The disk is larger than the machine remembers: its size now.
+    grown_to: Option<u64>,
+}
+
+impl Inner {
+    /// See [`bhatti_engine::Engine::restore`].
+    pub(crate) async fn restore(
+        self: Arc<Self>,
+        spec: RestoreSpec,
+    ) -> Result<Arc<QemuVm>, EngineError> {
+        let RestoreSpec { machine, snapshot, base } = spec;
+        let this = Arc::clone(&self);
+        let (machine, mut ready) = blocking(move || {
+            let ready = this.prepare(&machine, &snapshot, base)?;
+            Ok((machine, ready))
+        })
+        .await?;
+        let origin = Origin::Snapshot(ready.template.take());
+        let mut started = self.start(machine, origin).await?;
+        match started.load(ready).await {
+            Ok(()) => Ok(started.watch(&self)),
+            Err(cause) => Err(started.give_up(cause).await),
+        }
+    }
+
+    fn prepare(
+        &self,
+        machine: &BootSpec,
+        snapshot: &Utf8PathBuf,
+        base: Option<Utf8PathBuf>,
+    ) -> Result<Ready, EngineError> {
+        let manifest = Manifest::read(snapshot)?;
+        let itself = base.as_ref() == Some(snapshot);
+        let disk_bytes = machine.root.bytes.unwrap_or(manifest.disk_bytes);
+        let wanted = Wanted {
+            vcpus: machine.shape.vcpus(),
+            memory: machine.shape.memory,
+            disk_bytes,
+            base: base.as_deref().filter(|_| !itself),
+        };
+        manifest.admits(&self.host, wanted)?;
+        let devices = nameless(&manifest.state(snapshot)?)?;
+        // Huge pages are shared with nobody, so a clone on them has all its memory loaded.
+        let shared = base.filter(|_| !(machine.hugepages && itself));
+        if machine.hugepages && shared.is_some() {
+            let why = "a machine on huge pages shares no memory with a base".to_owned();
+            return Err(EngineError::Unusable { why });
+        }
+        let template = shared.map(|base| self.templates.get(&[base], machine.shape.memory.bytes()));
+        let template = template.transpose()?.map(Arc::new);
+        let pages = (!itself || template.is_none()).then(|| snapshot.clone());
+        let grown_to = (disk_bytes > manifest.disk_bytes).then_some(disk_bytes);
+        Ok(Ready { devices, template, pages, grown_to })
+    }
+}
+
+impl Started {
+    /// Puts a snapshot into the waiting machine, which stands afterwards.
+    async fn load(&mut self, ready: Ready) -> Result<(), EngineError> {
+        let Ready { devices, template: _, pages, grown_to } = ready;
+        if let Some(dir) = pages {
+            self.load_pages(dir).await?;
+        }
+        if let Err(error) = self.qmp.load_devices(&devices).await {
+            return Err(match error {
+                // QEMU ends when it cannot use a state, and its log says why.
+                EngineError::Control { .. } => {
+                    self.process.kill();
+                    let why = format!("the VMM refuses it: {}", self.log.tail());
+                    EngineError::Unusable { why }
+                }
+                other => other,
+            });
+        }
+        if let Some(bytes) = grown_to {
+            let node = self.qmp.disk().await?.node;
+            self.qmp.resize(&node, bytes).await?;
+        }
+        Ok(())
+    }
+
+    async fn load_pages(&mut self, dir: Utf8PathBuf) -> Result<(), EngineError> {
+        let memory = self.record.memory.unwrap_or(bhatti_types::Mib(0));
+        let mapping = guest_memory(&self.process, self.record.pid, memory.bytes())?;
+        let template = self.template();
+        let load = move || Ok(chain::load(&dir, template.as_ref().map(|used| &***used), &mapping)?);
+        blocking(load).await
+    }
+}
+
+/// The memory of the machine that `process` is.
+pub(crate) fn guest_memory(
+    process: &Process,
+    pid: i32,
+    bytes: u64,
+) -> Result<Mapping, EngineError> {
+    let mapping = Mapping::find(pid, bytes)?;
+    // It lives, so what was found under its pid is its own.
+    if process.has_ended() { Err(EngineError::Gone) } else { Ok(mapping) }
+}
+
+/// A file in memory with this content, read from its beginning. QEMU gets what was checked, and
+/// not a file that could be another one by now.
+fn nameless(content: &[u8]) -> Result<File, EngineError> {
+    let make = || {
+        // SAFETY: the name is a constant that ends with a zero byte.
+        let fd = unsafe { libc::memfd_create(c"devices".as_ptr(), libc::MFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        // SAFETY: the kernel just gave us this descriptor and nothing else owns it.
+        let mut file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+        file.write_all(content)?;
+        file.rewind()?;
+        Ok(file)
+    };
+    make().map_err(|source| EngineError::File {
+        action: "copy into memory",
+        path: "state".into(),
+        source,
+    })
+}
