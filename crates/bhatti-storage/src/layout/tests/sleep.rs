@@ -129,7 +129,14 @@ fn everything_of_sleep_is_private_and_starts_empty() {
     for dir in &made {
         put(dir, "half", "a leftover");
     }
-    for dir in make().iter().chain([&layout.make_layers(&id).unwrap()]) {
+    let mut again = make();
+    again.push(layout.make_layers(&id).unwrap());
+    let parted = SnapshotId::random();
+    put(&layout.make_snapshot(&parted).unwrap(), "half", "a leftover");
+    layout.make_snapshot_parts(&parted).unwrap();
+    assert_eq!(names(&layout.snapshot(&parted)), ["disk", "memory"]);
+    again.extend([layout.snapshot_memory(&parted), layout.snapshot_disk(&parted)]);
+    for dir in &again {
         assert_eq!(names(dir), [] as [&str; 0], "{dir}");
         for dir in dir.ancestors().take_while(|dir| *dir != root) {
             let mode = dir.metadata().unwrap().permissions().mode() & 0o777;
