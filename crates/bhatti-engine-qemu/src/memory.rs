@@ -32,6 +32,8 @@ mod layer;
 pub(crate) mod mapping;
 mod pages;
 pub(crate) mod template;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 

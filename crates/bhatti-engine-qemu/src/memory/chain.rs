@@ -368,3 +368,25 @@ fn random_id() -> Result<u128, MemoryError> {
 fn damaged(dir: &Utf8Path, why: &str) -> MemoryError {
     MemoryError::damaged(format!("the memory in {dir} is damaged: {why}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_large_layer_at_the_bottom_is_kept_and_the_small_ones_are_merged() {
+        for (sizes, live, expected) in [
+            (&[1000, 10, 10][..], 1000, 3),
+            (&[1000, 10, 10, 10, 10, 10, 10, 10], 1000, 1),
+            (&[1000, 70, 10, 10, 10, 10, 10, 10], 1000, 2),
+            (&[1000, 70, 30, 30, 10, 10, 5, 4], 1000, 7),
+            (&[1, 1, 1, 1, 1, 1, 1, 1], 8, 0),
+            (&[0, 0, 0, 0, 0, 0, 0, 0], 0, 0),
+            // 16 MiB and what counts may be hidden, one page more may not.
+            (&[10_000, 6_000], 5_952, 2),
+            (&[10_000, 6_001], 5_952, 0),
+        ] {
+            assert_eq!(worth_keeping(sizes, live), expected, "{sizes:?}");
+        }
+    }
+}

@@ -225,7 +225,7 @@ struct Header {
 
 impl Header {
     fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(HEADER + 16);
+        let mut bytes = Vec::with_capacity(PAGE);
         bytes.extend_from_slice(&MAGIC);
         let numbers = [
             VERSION,
@@ -241,6 +241,7 @@ impl Header {
         }
         debug_assert_eq!(bytes.len(), HEADER);
         bytes.extend_from_slice(&xxh3_128(&bytes).to_le_bytes());
+        bytes.resize(PAGE, 0);
         bytes
     }
 
@@ -354,3 +355,6 @@ fn read_at(
 fn damaged(path: &Utf8Path, why: &str) -> MemoryError {
     MemoryError::damaged(format!("{path} is damaged: {why}"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -142,6 +142,14 @@ impl Templates {
     }
 }
 
+#[cfg(test)]
+impl Templates {
+    /// How many are in memory.
+    pub(super) fn loaded(&self) -> usize {
+        lock(&self.0.slots).by_dir.values().filter(|slot| lock(&slot.loaded).is_some()).count()
+    }
+}
+
 impl Cache {
     fn get_or_load(
         &self,
