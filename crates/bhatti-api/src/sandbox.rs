@@ -65,6 +65,14 @@ pub struct Transition {
     pub at: Timestamp,
 }
 
+impl Transition {
+    /// What a sandbox lost on its way to this state, if it lost something. A reason that says so
+    /// has the word "lost" in it; that is as much part of the contract as the words of hints.
+    pub fn loss(&self) -> Option<&str> {
+        self.reason.contains("lost").then_some(self.reason.as_str())
+    }
+}
+
 /// `2`, not `2.0`: the form every existing client has seen.
 fn shortest<S: serde::Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
     // In range and without a fraction, so nothing is lost.

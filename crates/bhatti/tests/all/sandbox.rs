@@ -118,6 +118,22 @@ fn stop_and_start_say_what_they_did() {
 }
 
 #[test]
+fn a_start_says_what_was_lost() {
+    let started = |reason: &str| {
+        let at = "2026-04-01T10:00:00Z";
+        let more = format!(
+            r#""status":"running","last_transition":{{"to":"hot","reason":"{reason}","at":"{at}"}}"#
+        );
+        DEV.replace(r#""status":"stopped""#, &more)
+    };
+    let loss = "booted from its disk: memory and running processes are lost, files are kept";
+    let world = World::with(&[("200 OK", "", &started("woken")), ("200 OK", "", &started(loss))]);
+    world.run(&["start", "dev"]).check(0, "sandbox/dev started\n", "");
+    let warning = format!("Warning: {loss}\n");
+    world.run(&["start", "dev"]).check(0, "sandbox/dev started\n", &warning);
+}
+
+#[test]
 fn timing_comes_last() {
     let world = World::with(&[("200 OK", "", "[]")]);
     let stderr = world.run(&["ls", "--timing"]).stderr;
