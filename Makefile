@@ -1,18 +1,19 @@
 # What you need to run, test and remove bhatti. The work is done in scripts/ and xtask/.
 
 .DEFAULT_GOAL := help
-.PHONY: help up down clean test bench lint guest
+.PHONY: help up down clean test soak bench lint guest
 
 help:
 	@echo 'make up      install what is missing, build, start the daemon, run a first sandbox'
 	@echo 'make down    stop the daemon and its machines; everything stays on disk'
 	@echo 'make clean   remove all that "make up" made (asks first; YES=1 does not)'
 	@echo 'make test    all checks and all tests, with real machines'
+	@echo 'make soak    sleep, wake, snapshots and crashes at random; SECONDS=300 SANDBOXES=12 SEED=1'
 	@echo 'make bench   boot, create, exec and memory beside the bare engine; BENCH="--runs 50"'
 	@echo 'make lint    formatting, clippy, and the rules of this repository'
 	@echo 'make guest   only kernel, initramfs and image, into target/guest'
 	@echo
-	@echo 'up, down, clean, test, bench and guest need root.'
+	@echo 'up, down, clean, test, soak, bench and guest need root.'
 
 up:
 	@scripts/up
@@ -31,6 +32,10 @@ lint:
 
 guest:
 	@scripts/guest
+
+soak:
+	@scripts/soak $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SANDBOXES),--sandboxes $(SANDBOXES)) \
+		$(if $(SEED),--seed $(SEED))
 
 bench:
 	@scripts/bench $(BENCH)
