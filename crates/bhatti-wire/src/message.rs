@@ -110,6 +110,11 @@ pub struct Configure {
     /// makes one.
     #[prost(string, tag = "4")]
     pub machine_id: String,
+    /// The size the root disk has or is about to get, in bytes: the guest waits until it sees
+    /// it, a moment at most, and grows the file system to it. A disk that stays smaller is a
+    /// failure, after everything else was applied. 0: the guest does not look.
+    #[prost(uint64, tag = "5")]
+    pub root_bytes: u64,
 }
 
 /// The address of the guest's one interface.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! talk SOCKET exec [--timeout MS] [--stdin] -- ARGV…    prints the output and the exit
-//! talk SOCKET configure HOSTNAME [ADDRESS PREFIX GATEWAY MAC]
+//! talk SOCKET configure HOSTNAME [ADDRESS PREFIX GATEWAY MAC [ROOT_BYTES]]
 //! talk SOCKET write PATH MODE < file
 //! talk SOCKET bench N                                    N times /bin/true: median and worst
 //! talk SOCKET activity N                                 N reports, their times, the last one
@@ -49,7 +49,7 @@ async fn talk(words: Vec<String>) -> Outcome<u8> {
         "bench" => bench(&link, count(rest)?).await,
         "configure" => {
             let network = match &rest[1..] {
-                [address, prefix, gateway, mac] => Some(Network {
+                [address, prefix, gateway, mac, ..] => Some(Network {
                     address: address.clone(),
                     prefix_len: prefix.parse()?,
                     gateway: gateway.clone(),
@@ -68,6 +68,7 @@ async fn talk(words: Vec<String>) -> Outcome<u8> {
                         env,
                         network,
                         machine_id: String::new(),
+                        root_bytes: rest.get(5).map_or(Ok(0), |bytes| bytes.parse())?,
                     }),
                 )
                 .await?,

@@ -36,7 +36,8 @@ use crate::serve::{carrier, configure::interface};
 /// How long a device may take to appear. Generous: emulated machines on a busy host are slow.
 const DEVICE_PATIENCE: Duration = Duration::from_secs(20);
 
-const ROOT_DEVICE: &str = "/dev/vda";
+/// The disk that `/` is on.
+pub const ROOT_DEVICE: &str = "/dev/vda";
 
 /// Descriptors a process may have: soft, hard.
 const OPEN_FILES: (u64, u64) = (65_536, 1_048_576);

@@ -69,7 +69,7 @@ pub fn mount_root(device: &'static str) -> Result<(), RootError> {
     }
     match wanted {
         Ok(Some(blocks)) => {
-            if let Err(error) = grow(blocks) {
+            if let Err(error) = grow(Path::new(NEW_ROOT), blocks) {
                 report(format_args!("{device} keeps its size: {error}"));
             }
         }
@@ -161,13 +161,29 @@ fn blocks_to_grow_to(device: &Path) -> io::Result<Option<u64>> {
     Ok(Superblock::parse(&head).and_then(|superblock| superblock.growth(bytes)))
 }
 
+/// The size of a block device such as `vda`, in bytes.
+pub fn device_bytes(name: &str) -> io::Result<u64> {
+    const SECTOR: u64 = 512;
+    let text = std::fs::read_to_string(Path::new("/sys/block").join(name).join("size"))?;
+    let sectors: u64 = text.trim().parse().map_err(io::Error::other)?;
+    Ok(sectors.saturating_mul(SECTOR))
+}
+
+/// Grows the file system that is mounted at `mounted` to the size of its `device`, if that has
+/// room for more. Blocks.
+pub fn grow_mounted(mounted: &Path, device: &Path) -> io::Result<()> {
+    // The kernel keeps the superblock of a mounted file system where a reader of the device
+    // sees it.
+    blocks_to_grow_to(device)?.map_or(Ok(()), |blocks| grow(mounted, blocks))
+}
+
 mod ioctl {
     // _IOW('f', 16, __u64): online growth by the kernel itself, so no tool is needed.
     nix::ioctl_write_ptr!(ext4_resize_fs, b'f', 16, u64);
 }
 
-fn grow(blocks: u64) -> io::Result<()> {
-    let root = File::open(NEW_ROOT)?;
+fn grow(mounted: &Path, blocks: u64) -> io::Result<()> {
+    let root = File::open(mounted)?;
     // SAFETY: the descriptor is an open ext4 directory and the pointer is to a live u64.
     unsafe { ioctl::ext4_resize_fs(root.as_raw_fd(), &raw const blocks) }?;
     Ok(())

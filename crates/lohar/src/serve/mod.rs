@@ -122,7 +122,7 @@ where
             Err(error) => return report(format_args!("{}", Chain(&error))),
         },
         Some(Operation::Configure(request)) => {
-            reply(configure::configure(guest, request).map_err(|error| error.failure()))
+            reply(configure::configure(guest, request).await.map_err(|error| error.failure()))
         }
         Some(Operation::WriteFile(request)) => {
             let outcome = write_file::write_file(&request, guest.owner, &mut stream).await;

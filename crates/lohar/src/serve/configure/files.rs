@@ -7,13 +7,18 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
-use crate::replace::{read_config, replace_config};
+use crate::replace::{read_config, replace_config, rewrite_config};
 use crate::serve::write_file::random_hex;
 
 /// Ends the lines of `/etc/hosts` that are ours to change.
 const OURS: &str = "# bhatti";
+
+/// Our lines of `/etc/hosts` leave this much room for a name. So another name changes neither
+/// the file's length nor where the lines of others are, and can be written in place.
+const NAME_ROOM: usize = 64;
 
 /// A file stays as it was.
 #[derive(Debug, thiserror::Error)]
@@ -78,14 +83,30 @@ fn write_hosts(etc: &Path, name: Option<&str>) -> Result<(), FileError> {
         name: NAME,
         source,
     })?;
-    write(etc, NAME, &hosts_with(&hosts, name), 0o644)
+    let text = hosts_with(&hosts, name);
+    if text == hosts || write_own_lines(&etc.join(NAME), &hosts, &text).unwrap_or(false) {
+        return Ok(());
+    }
+    replace_config(&etc.join(NAME), &text, 0o644).map(drop).map_err(|source| FileError {
+        action: "write",
+        name: NAME,
+        source,
+    })
+}
+
+/// Always as long, unless the name is longer than any the kernel takes.
+fn own_lines(name: Option<&str>) -> String {
+    let name = name.unwrap_or_default();
+    // Bytes, not characters: the room is on the disk.
+    let room = " ".repeat(NAME_ROOM.saturating_sub(name.len()));
+    format!(
+        "127.0.0.1\tlocalhost {name}{room} {OURS}\n::1\tlocalhost ip6-localhost {name}{room} {OURS}\n"
+    )
 }
 
 /// `hosts` with our lines first and the image's or user's other lines after them.
 fn hosts_with(hosts: &str, name: Option<&str>) -> String {
-    let own = name.map(|name| format!(" {name}")).unwrap_or_default();
-    let mut text =
-        format!("127.0.0.1\tlocalhost{own} {OURS}\n::1\tlocalhost ip6-localhost{own} {OURS}\n");
+    let mut text = own_lines(name);
     for line in hosts.lines().filter(|line| !line.ends_with(OURS)) {
         text.push_str(line);
         text.push('\n');
@@ -93,8 +114,26 @@ fn hosts_with(hosts: &str, name: Option<&str>) -> String {
     text
 }
 
+/// Writes the beginning of `hosts` in place, if that alone makes it say `text`. It is within one
+/// sector, so even a power cut leaves the old name or the new.
+fn write_own_lines(path: &Path, hosts: &str, text: &str) -> io::Result<bool> {
+    let own = own_lines(None).len();
+    let rest = text.get(own..);
+    let differs_in_ours_only =
+        hosts.len() == text.len() && rest.is_some() && hosts.get(own..) == rest;
+    if !differs_in_ours_only || !std::fs::symlink_metadata(path)?.is_file() {
+        return Ok(false);
+    }
+    let file = std::fs::OpenOptions::new().write(true).open(path)?;
+    if file.metadata()?.nlink() != 1 {
+        return Ok(false);
+    }
+    file.write_all_at(&text.as_bytes()[..own], 0)?;
+    Ok(true)
+}
+
 fn write(etc: &Path, name: &'static str, text: &str, mode: u32) -> Result<(), FileError> {
-    replace_config(&etc.join(name), text, mode).map(drop).map_err(|source| FileError {
+    rewrite_config(&etc.join(name), text, mode).map(drop).map_err(|source| FileError {
         action: "write",
         name,
         source,

@@ -11,6 +11,9 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 /// Most name servers taken; the resolver library uses three.
 const MAX_NAMESERVERS: usize = 8;
 
+/// Most addresses looked at, of all interfaces together, and most rounds of removing one.
+const MAX_ADDRESSES: usize = 128;
+
 /// The settings make no sense.
 #[derive(Debug, thiserror::Error)]
 pub enum BadAddress {
@@ -107,8 +110,10 @@ impl Address {
     /// Gives the first device these settings and no others.
     pub fn apply(&self) -> Result<(), InterfaceError> {
         let device = Interface::open(&first_device()?)?;
-        // Down first: a MAC can only change then, and every former route goes.
+        // Down first: every former route and neighbour goes, and IPv6 addresses. The IPv4 ones
+        // stay, and so would one a user added to what this is a clone of.
         device.set_up(Up::No)?;
+        device.remove_addresses()?;
         if let Some(mac) = self.mac {
             device.set_mac(mac)?;
         }
@@ -123,6 +128,17 @@ impl Address {
         }
         Ok(())
     }
+}
+
+/// Takes every address and route off the first device, and takes it down. Fine without a device.
+pub fn clear() -> Result<(), InterfaceError> {
+    let name = match first_device() {
+        Err(InterfaceError::NoDevice) => return Ok(()),
+        name => name?,
+    };
+    let device = Interface::open(&name)?;
+    device.set_up(Up::No)?;
+    device.remove_addresses()
 }
 
 fn parse_mac(text: &str) -> Result<[u8; 6], BadAddress> {
@@ -256,6 +272,32 @@ impl Interface {
         Ok(Ipv4Addr::new(a, b, c, d))
     }
 
+    /// Removes all IPv4 addresses, under whatever label (`eth0:1`) they are.
+    fn remove_addresses(&self) -> Result<(), InterfaceError> {
+        // Each round that finds one removes one: what a round adds is somebody's at work now.
+        for _ in 0..MAX_ADDRESSES {
+            let Some(label) = self.next_label()? else { return Ok(()) };
+            let labelled =
+                Self { socket: self.socket.try_clone().map_err(no_handle)?, name: label };
+            labelled.set_address(Ipv4Addr::UNSPECIFIED)?;
+        }
+        Ok(())
+    }
+
+    /// The label of one of this interface's addresses.
+    fn next_label(&self) -> Result<Option<[c_char; libc::IFNAMSIZ]>, InterfaceError> {
+        // SAFETY: `ifreq` is plain data; all zeros is a value of it.
+        let mut found: [libc::ifreq; MAX_ADDRESSES] = unsafe { std::mem::zeroed() };
+        let mut list = libc::ifconf {
+            ifc_len: size_of_val(&found) as libc::c_int,
+            ifc_ifcu: libc::__c_anonymous_ifc_ifcu { ifcu_req: found.as_mut_ptr() },
+        };
+        self.ioctl("list the addresses", libc::SIOCGIFCONF as u32, &mut list)?;
+        let count = usize::try_from(list.ifc_len).unwrap_or(0) / size_of::<libc::ifreq>();
+        let labels = found.iter().take(count).map(|request| request.ifr_name);
+        Ok(labels.into_iter().find(|label| is_label_of(label, &self.name)))
+    }
+
     fn set_address(&self, address: Ipv4Addr) -> Result<(), InterfaceError> {
         let mut request = self.request();
         request.ifr_ifru.ifru_addr = internet(address);
@@ -290,6 +332,18 @@ impl Interface {
         route.rt_dev = name.as_mut_ptr();
         self.ioctl("add a route", libc::SIOCADDRT as u32, &mut route)
     }
+}
+
+/// `eth0` and `eth0:1` are labels of `eth0`, `eth01` is none.
+fn is_label_of(label: &[c_char], device: &[c_char]) -> bool {
+    let end = |byte: &&c_char| **byte != 0;
+    let mut rest = label.iter().take_while(end);
+    let same = device.iter().take_while(end).all(|byte| rest.next() == Some(byte));
+    same && rest.next().is_none_or(|byte| *byte == b':' as c_char)
+}
+
+fn no_handle(source: io::Error) -> InterfaceError {
+    InterfaceError::Kernel { action: "open an interface", source }
 }
 
 /// A socket address without a port, in the shape these old calls want.

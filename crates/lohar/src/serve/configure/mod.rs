@@ -3,14 +3,17 @@
 //! Applied after the first boot, after later boots, and to clones of a running machine. Applying
 //! the same settings twice changes nothing; applying others leaves nothing of the former ones.
 //! Everything is checked before anything is changed. The files under `/etc` come last and cannot
-//! fail it: a machine whose disk is full must be reachable, or nobody could make room.
+//! fail it: a machine whose disk is full must be reachable, or nobody could make room. A root disk
+//! that does not grow fails it when all else is done, because somebody paid for that disk.
 
+pub mod disk;
 pub mod files;
 pub mod interface;
 
+use std::net::IpAddr;
 use std::path::Path;
 
-use bhatti_wire::message::{Configure, ErrorKind, Failure};
+use bhatti_wire::message::{Configure, ErrorKind, Failure, Network};
 
 use crate::console::{Chain, report};
 use crate::guest::Guest;
@@ -39,6 +42,8 @@ pub enum ConfigureError {
     Hostname(#[source] std::io::Error),
     #[error("failed to set up the network")]
     Interface(#[from] InterfaceError),
+    #[error("failed to provide the root disk")]
+    Disk(#[from] disk::DiskError),
 }
 
 impl ConfigureError {
@@ -50,14 +55,24 @@ impl ConfigureError {
             | Self::LargeEnv
             | Self::BadEnv { .. }
             | Self::BadAddress(_) => ErrorKind::Invalid,
-            Self::Hostname(_) | Self::Interface(_) => ErrorKind::Other,
+            Self::Hostname(_) | Self::Interface(_) | Self::Disk(_) => ErrorKind::Other,
         };
         super::failure(kind, self)
     }
 }
 
 /// Applies `request` to this machine.
-pub fn configure(guest: &Guest, request: Configure) -> Result<(), ConfigureError> {
+pub async fn configure(guest: &Guest, request: Configure) -> Result<(), ConfigureError> {
+    let root_bytes = request.root_bytes;
+    become_sandbox(guest, request)?;
+    if root_bytes > 0 {
+        disk::grow_root(root_bytes).await?;
+    }
+    Ok(())
+}
+
+/// All but the disk.
+fn become_sandbox(guest: &Guest, request: Configure) -> Result<(), ConfigureError> {
     check_hostname(&request.hostname)?;
     check_machine_id(&request.machine_id)?;
     check_env(request.env.iter())?;
@@ -65,19 +80,11 @@ pub fn configure(guest: &Guest, request: Configure) -> Result<(), ConfigureError
 
     nix::unistd::sethostname(&request.hostname)
         .map_err(|errno| ConfigureError::Hostname(errno.into()))?;
-    if let Some(address) = &address {
-        let unchanged = guest.settings().network == request.network;
-        // Taking a live interface down loses the routes its user added.
-        if !unchanged || !address.is_applied() {
-            guest.settings().network = None;
-            address.apply()?;
-            guest.settings().network = request.network;
-        }
-    }
+    let nameservers = set_network(guest, request.network, address)?;
     let etc = Path::new("/etc");
     let mut problems = files::write_identity(etc, &request.hostname, &request.machine_id);
-    if let Some(address) = address {
-        problems.extend(files::write_resolvers(etc, &address.nameservers).err());
+    if let Some(nameservers) = nameservers {
+        problems.extend(files::write_resolvers(etc, &nameservers).err());
     }
     for problem in &problems {
         report(format_args!("{}", Chain(problem)));
@@ -86,6 +93,31 @@ pub fn configure(guest: &Guest, request: Configure) -> Result<(), ConfigureError
     settings.env = request.env;
     settings.configured = true;
     Ok(())
+}
+
+/// Gives the interface its settings. Returns the name servers to use, if that is ours to say: a
+/// machine that never had a network of ours keeps its image's.
+fn set_network(
+    guest: &Guest,
+    network: Option<Network>,
+    address: Option<Address>,
+) -> Result<Option<Vec<IpAddr>>, ConfigureError> {
+    let former = guest.settings().network.clone();
+    let Some(address) = address else {
+        if former.is_some() {
+            interface::clear()?;
+            guest.settings().network = None;
+        }
+        return Ok(former.map(|_| Vec::new()));
+    };
+    // Taking a live interface down loses the routes its user added.
+    if former != network || !address.is_applied() {
+        // A part of it may be applied when this fails: then there is nothing to rely on.
+        guest.settings().network = None;
+        address.apply()?;
+        guest.settings().network = network;
+    }
+    Ok(Some(address.nameservers))
 }
 
 /// Only what the kernel would refuse: which names are nice is the host's business.

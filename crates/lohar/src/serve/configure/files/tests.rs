@@ -54,10 +54,7 @@ fn hosts_keeps_the_lines_of_others_and_replaces_ours() {
     std::fs::write(etc.path().join("hosts"), "10.0.0.1 db\n").unwrap();
     identify(etc.path(), "one", A);
     identify(etc.path(), "two", A);
-    assert_eq!(
-        read(etc.path(), "hosts"),
-        "127.0.0.1\tlocalhost two # bhatti\n::1\tlocalhost ip6-localhost two # bhatti\n10.0.0.1 db\n"
-    );
+    assert_eq!(read(etc.path(), "hosts"), format!("{}10.0.0.1 db\n", own_lines(Some("two"))));
 }
 
 #[test]
@@ -90,10 +87,7 @@ fn a_name_that_is_no_word_stays_out_of_the_files() {
     for name in ["a b", "a\n6.6.6.6 bank", "#", ""] {
         identify(etc.path(), name, A);
         assert_eq!(read(etc.path(), "hostname"), "image\n");
-        assert_eq!(
-            read(etc.path(), "hosts"),
-            "127.0.0.1\tlocalhost # bhatti\n::1\tlocalhost ip6-localhost # bhatti\n"
-        );
+        assert_eq!(read(etc.path(), "hosts"), own_lines(None));
     }
     identify(etc.path(), "my_box", A);
     assert_eq!(read(etc.path(), "hostname"), "my_box\n");
@@ -107,4 +101,35 @@ fn resolvers_replace_a_dangling_link() {
     write_resolvers(etc.path(), &["10.1.0.1".parse().unwrap(), "fd00::1".parse().unwrap()])
         .unwrap();
     assert_eq!(read(etc.path(), "resolv.conf"), "nameserver 10.1.0.1\nnameserver fd00::1\n");
+}
+
+#[test]
+fn our_lines_have_one_length_and_one_sector() {
+    let longest = "x".repeat(64);
+    for name in [None, Some("a"), Some("ü"), Some(longest.as_str())] {
+        assert_eq!(own_lines(name).len(), own_lines(None).len(), "{name:?}");
+        assert!(own_lines(name).len() <= 512);
+    }
+    assert_eq!(
+        own_lines(Some("box")).lines().next().unwrap().split_whitespace().nth(2),
+        Some("box")
+    );
+}
+
+#[test]
+fn another_name_is_written_in_place_and_nothing_of_the_former_stays() {
+    let etc = tempfile::tempdir().unwrap();
+    std::fs::write(etc.path().join("hosts"), "10.0.0.1 db\n").unwrap();
+    identify(etc.path(), "a-golden-snapshot", A);
+    assert!(write_resolvers(etc.path(), &["10.0.0.1".parse().unwrap()]).is_ok());
+    let inode = |name: &str| std::fs::metadata(etc.path().join(name)).unwrap().ino();
+    let names = ["hosts", "hostname", "machine-id", "resolv.conf"];
+    let before = names.map(inode);
+    identify(etc.path(), "box", B);
+    assert!(write_resolvers(etc.path(), &["10.64.12.1".parse().unwrap()]).is_ok());
+    assert_eq!(names.map(inode), before);
+    assert_eq!(read(etc.path(), "hosts"), format!("{}10.0.0.1 db\n", own_lines(Some("box"))));
+    assert_eq!(read(etc.path(), "hostname"), "box\n");
+    assert_eq!(read(etc.path(), "machine-id"), format!("{B}\n"));
+    assert_eq!(read(etc.path(), "resolv.conf"), "nameserver 10.64.12.1\n");
 }

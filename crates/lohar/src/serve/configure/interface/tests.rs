@@ -66,3 +66,41 @@ fn old_socket_addresses_have_the_kernels_layout() {
 fn a_name_too_long_for_the_kernel_is_an_error() {
     assert!(up("an-interface-with-a-long-name").is_err());
 }
+
+#[test]
+fn labels_are_told_from_other_interfaces() {
+    let text = |text: &str| {
+        let mut name = [0; libc::IFNAMSIZ];
+        for (to, from) in name.iter_mut().zip(text.bytes()) {
+            *to = from as c_char;
+        }
+        name
+    };
+    let device = text("eth0");
+    for (label, is_ours) in
+        [("eth0", true), ("eth0:1", true), ("eth01", false), ("eth", false), ("lo", false)]
+    {
+        assert_eq!(is_label_of(&text(label), &device), is_ours, "{label}");
+    }
+}
+
+/// In a network namespace of its own, which needs root.
+#[test]
+fn no_address_stays_whatever_its_label() {
+    let looking = std::thread::spawn(|| {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("root may do this");
+        let device = Interface::open("lo").unwrap();
+        device.set_up(Up::Yes).unwrap();
+        for (label, address) in [("lo:1", [10, 1, 1, 1]), ("lo:b", [10, 2, 2, 2])] {
+            Interface::open(label).unwrap().set_address(address.into()).unwrap();
+        }
+        let second = Interface::open("lo:b").unwrap().address().unwrap();
+        assert_eq!(second, Ipv4Addr::new(10, 2, 2, 2));
+        device.set_up(Up::No).unwrap();
+        assert!(device.next_label().unwrap().is_some(), "down is not enough");
+        device.remove_addresses().unwrap();
+        assert!(device.next_label().unwrap().is_none());
+        assert!(Interface::open("lo:b").unwrap().address().is_err());
+    });
+    looking.join().unwrap();
+}
