@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bhatti_config::{EngineChoice, ServerConfig};
+use bhatti_config::{EngineChoice, OnShutdown, ServerConfig};
 use bhatti_engine::{Accel, Engine, EngineError};
 use bhatti_engine_qemu::{Claim, QemuConfig, QemuEngine};
-use bhatti_lifecycle::{Deps, Sandboxes, ServiceError, Settings, Tasks};
+use bhatti_lifecycle::{Deps, GoldenLimits, Sandboxes, ServiceError, Settings, Tasks, Thermal};
 use bhatti_net::{NetConfig, NetError, Networks};
 use bhatti_storage::{DiskError, Layout};
 use bhatti_store::{Db, ImageRow, Store, StoreError};
@@ -69,6 +69,7 @@ pub struct App {
     /// Apart from the rest, so that requests under way still find everything they need.
     connections: Tasks,
     networks: Networks,
+    on_shutdown: OnShutdown,
     /// Held for as long as this daemon may end machines.
     _claim: Claim,
 }
@@ -100,15 +101,8 @@ impl App {
         announce(&info);
         let networks = Networks::open(net_config(&config)).await?;
         let tasks = Tasks::default();
-        let settings = Settings {
-            kernel: config.kernel.clone(),
-            initramfs: config.initramfs.clone(),
-            default_image: config.default_image.clone(),
-            uids: (config.jail_uid_base, VMM_UIDS),
-            boot_timeout: Duration::from_secs(u64::from(config.boot_timeout_sec)),
-            nameservers: nameservers(&config),
-            version: VERSION.to_owned(),
-        };
+        let settings = settings(&config);
+        // Everything is as recorded before the first request is read.
         let sandboxes =
             recover(engine, networks.clone(), layout, db.clone(), settings, &tasks).await?;
         tracing::info!(version = VERSION, listen = %address, data_dir = %config.data_dir, "ready");
@@ -120,7 +114,17 @@ impl App {
             started: Instant::now(),
         });
         let connections = Tasks::default();
-        Ok(Self { listener, address, api, tasks, connections, networks, _claim: claim })
+        let on_shutdown = config.on_shutdown;
+        Ok(Self {
+            listener,
+            address,
+            api,
+            tasks,
+            connections,
+            networks,
+            on_shutdown,
+            _claim: claim,
+        })
     }
 
     /// Where it listens; the real port if 0 was configured.
@@ -133,15 +137,22 @@ impl App {
         self.api.sandboxes.clone()
     }
 
-    /// Serves until `stop` fires, then drains. Machines go on running.
+    /// Serves until `stop` fires, then drains. Machines go on running, or go to disk: after the
+    /// last request, which may need one, and before what they are made of is closed.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         let router = http::router(self.api.clone());
         http::serve(self.listener, router, &self.connections, stop).await;
+        let sandboxes = self.api.sandboxes.clone();
         drop(self.api);
         if let Err(left) = self.connections.shut_down(DRAIN).await {
             // Their commands go on in the guests; only the answers are lost.
             tracing::warn!(left, "requests were cut off");
         }
+        if self.on_shutdown == OnShutdown::Freeze {
+            tracing::info!("freezing every machine");
+            sandboxes.freeze_all().await;
+        }
+        drop(sandboxes);
         let settled = self.tasks.shut_down(SETTLE).await;
         // After the last undo, which may free a network. The host's rules stay while a user's
         // network does: guests run on.
@@ -153,11 +164,30 @@ impl App {
         }
         match settled {
             Ok(()) => {
-                tracing::info!("stopped; running sandboxes go on");
+                tracing::info!("stopped; machines that run go on");
                 Ok(())
             }
             Err(left) => anyhow::bail!("{left} tasks did not end within {} s", SETTLE.as_secs()),
         }
+    }
+}
+
+fn settings(config: &ServerConfig) -> Settings {
+    let (thermal, goldens) = (config.thermal, config.goldens);
+    Settings {
+        kernel: config.kernel.clone(),
+        initramfs: config.initramfs.clone(),
+        default_image: config.default_image.clone(),
+        uids: (config.jail_uid_base, VMM_UIDS),
+        boot_timeout: Duration::from_secs(u64::from(config.boot_timeout_sec)),
+        nameservers: nameservers(config),
+        version: VERSION.to_owned(),
+        thermal: Thermal { warm_after: thermal.warm_after, cold_after: thermal.cold_after },
+        goldens: GoldenLimits {
+            // At most 1024.
+            count: goldens.max_count as usize,
+            bytes: u64::from(goldens.max_mb) << 20,
+        },
     }
 }
 

@@ -9,6 +9,7 @@ mod error;
 mod gate;
 mod limits;
 mod sandbox;
+mod snapshot;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -35,6 +36,8 @@ pub(crate) struct Api {
 /// Every route. Whatever is not here is answered by the fallbacks below.
 pub(crate) fn router(api: Arc<Api>) -> Router {
     let not_allowed = || async { ApiError::MethodNotAllowed };
+    // The contract reads whatever follows the name as nothing.
+    let snapshot = || get(snapshot::get).delete(snapshot::delete).fallback(not_allowed);
     Router::new()
         .route("/sandboxes", get(sandbox::list).post(sandbox::create).fallback(not_allowed))
         .route("/sandboxes/", any(|| async { ApiError::Missing("sandbox id") }))
@@ -44,8 +47,20 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         )
         .route("/sandboxes/{sandbox}/", any(|| async { ApiError::UnknownPath }))
         .route("/sandboxes/{sandbox}/exec", post(sandbox::exec).fallback(not_allowed))
+        .route("/sandboxes/{sandbox}/stop", post(sandbox::stop).fallback(not_allowed))
+        .route("/sandboxes/{sandbox}/start", post(sandbox::start).fallback(not_allowed))
+        .route("/sandboxes/{sandbox}/checkpoint", post(sandbox::checkpoint).fallback(not_allowed))
         .route("/sandboxes/{sandbox}/{*rest}", any(|| async { ApiError::UnknownPath }))
+        .route("/snapshots", get(snapshot::list).fallback(not_allowed))
+        .route("/snapshots/", any(|| async { ApiError::Missing("snapshot name") }))
+        .route("/snapshots/{snapshot}", snapshot())
+        .route("/snapshots/{snapshot}/", snapshot())
+        .route("/snapshots/{snapshot}/resume", post(snapshot::resume).fallback(not_allowed))
+        .route("/snapshots/{snapshot}/{*rest}", snapshot())
         .fallback(gate::page_not_found)
         .layer(axum::middleware::from_fn_with_state(api.clone(), gate::gate))
         .with_state(api)
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,8 +18,8 @@ use tokio::signal::unix::{SignalKind, signal};
 /// The version in headers, logs and `bhatti version`.
 pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
 
-/// Runs the daemon until SIGTERM or SIGINT. Machines go on running afterwards; the next daemon
-/// adopts them. SIGUSR2 powers every machine off cleanly first, for an operator who is about to
+/// Runs the daemon until SIGTERM or SIGINT. Machines go on running afterwards and the next daemon
+/// adopts them, unless `on_shutdown` says that they are to be frozen. SIGUSR2 powers every machine off cleanly first, for an operator who is about to
 /// stop the host; the daemon goes on serving.
 pub fn serve(config: ServerConfig) -> anyhow::Result<()> {
     telemetry::init();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -43,7 +43,7 @@ async fn read(body: Body, max: usize) -> Result<Bytes, ApiError> {
     }
 }
 
-/// The sandbox a path names, by id or name.
+/// What a path names first: a sandbox by id or name, or a snapshot.
 pub(super) struct Named(pub(super) String);
 
 impl<S: Send + Sync> FromRequestParts<S> for Named {
@@ -51,8 +51,10 @@ impl<S: Send + Sync> FromRequestParts<S> for Named {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         // What is no text after decoding is nobody's name.
-        let path = Path::<String>::from_request_parts(parts, state).await;
-        path.map(|Path(name)| Named(name)).map_err(|_| ApiError::UnknownPath)
+        let params = RawPathParams::from_request_parts(parts, state).await;
+        let params = params.map_err(|_| ApiError::UnknownPath)?;
+        let first = params.iter().next().ok_or(ApiError::UnknownPath)?;
+        Ok(Named(first.1.to_owned()))
     }
 }
 

@@ -57,12 +57,18 @@ impl ApiError {
             Self::RateLimited => S::TOO_MANY_REQUESTS,
             Self::Unsupported(_) => S::NOT_IMPLEMENTED,
             Self::Service(error) => match error {
-                ServiceError::NoSandbox(_) | ServiceError::NoImage { .. } => S::NOT_FOUND,
+                ServiceError::NoSandbox(_)
+                | ServiceError::NoImage { .. }
+                | ServiceError::NoSnapshot(_) => S::NOT_FOUND,
                 ServiceError::Invalid(_) | ServiceError::BadImage { .. } => S::BAD_REQUEST,
-                ServiceError::Exists(_) | ServiceError::NameTaken(_) | ServiceError::Denied(_) => {
-                    S::CONFLICT
-                }
-                ServiceError::Quota { .. } | ServiceError::NoAddress => S::TOO_MANY_REQUESTS,
+                ServiceError::Exists(_)
+                | ServiceError::NameTaken(_)
+                | ServiceError::SnapshotExists(_)
+                | ServiceError::NotRunning(_)
+                | ServiceError::Denied(_) => S::CONFLICT,
+                ServiceError::Quota { .. }
+                | ServiceError::SnapshotQuota { .. }
+                | ServiceError::NoAddress => S::TOO_MANY_REQUESTS,
                 ServiceError::HostFull { .. }
                 | ServiceError::StoreFull(_)
                 | ServiceError::ShuttingDown => S::SERVICE_UNAVAILABLE,
@@ -143,6 +149,37 @@ mod tests {
         let other_name = Some("Use a different name or destroy the existing one:");
         assert_eq!(hint(ServiceError::Exists("x".into())), other_name);
         assert_eq!(hint(ServiceError::NameTaken("x".into())), other_name);
+        assert_eq!(hint(ServiceError::NotRunning("x".into())), Some("Resume it first:"));
+        assert_eq!(hint(ServiceError::NoSnapshot("x".into())), Some("Check snapshot name:"));
+        assert_eq!(
+            hint(ServiceError::SnapshotExists("x".into())),
+            Some("Use a different name or delete the existing one:")
+        );
+        let quota = ServiceError::SnapshotQuota { used: 5, max: 5 };
+        assert_eq!(hint(quota), Some("Delete snapshots you no longer need:"));
+    }
+
+    /// The contract's words and numbers.
+    #[test]
+    fn snapshots_are_refused_in_the_contracts_words() {
+        let shown = |error: ServiceError| {
+            let error = ApiError::from(error);
+            (error.status().as_u16(), error.public().expect("public"))
+        };
+        assert_eq!(
+            shown(ServiceError::NoSnapshot("x".into())),
+            (404, "snapshot \"x\" not found".to_owned())
+        );
+        assert_eq!(
+            shown(ServiceError::SnapshotExists("x".into())),
+            (409, "snapshot \"x\" already exists — delete first".to_owned())
+        );
+        assert_eq!(
+            shown(ServiceError::SnapshotQuota { used: 5, max: 5 }),
+            (429, "snapshot limit reached (5/5)".to_owned())
+        );
+        let (status, text) = shown(ServiceError::NotRunning("x".into()));
+        assert!(status == 409 && text.contains("not running"), "{status} {text}");
     }
 
     #[test]

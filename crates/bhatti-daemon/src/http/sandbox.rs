@@ -1,25 +1,39 @@
 //! `/sandboxes`: one file an operation.
 
+mod checkpoint;
 mod create;
 mod destroy;
 mod exec;
 mod get;
 mod list;
 mod patch;
+mod start;
+mod stop;
 
-pub(super) use create::create;
+pub(super) use checkpoint::checkpoint;
+pub(super) use create::{create, sandbox_name};
 pub(super) use destroy::destroy;
 pub(super) use exec::exec;
 pub(super) use get::get;
 pub(super) use list::list;
 pub(super) use patch::patch;
+pub(super) use start::start;
+pub(super) use stop::stop;
 
-use bhatti_api::Sandbox;
+use bhatti_api::{Sandbox, Transition};
 use bhatti_store::SandboxRow;
-use bhatti_types::Status;
+use bhatti_types::{Phase, Status};
 
-/// The record as clients see it. `thermal` and `urls` belong to listings.
-fn view(row: SandboxRow) -> Sandbox {
+/// The record as clients see it. `thermal` and `urls` belong to listings, `last_transition` does
+/// not.
+pub(super) fn view(row: SandboxRow) -> Sandbox {
+    let reason = match row.phase {
+        // The cause quotes paths and system errors, which are the operator's business.
+        Phase::Unknown => "its state cannot be told; the daemon's log says why".to_owned(),
+        _ => row.reason,
+    };
+    let last_transition =
+        Some(Transition { to: row.phase.to_string(), reason, at: row.changed_at });
     let status = row.phase.wire().map_or(Status::Unknown, |(status, _)| status);
     Sandbox {
         id: row.id.to_string(),
@@ -40,6 +54,61 @@ fn view(row: SandboxRow) -> Sandbox {
         labels: row.labels,
         thermal: None,
         urls: Vec::new(),
-        last_transition: None,
+        last_transition,
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use bhatti_types::{Cpus, EngineId, Mib, SandboxId, UserId};
+    use jiff::Timestamp;
+
+    /// A record as the store has it.
+    pub(in crate::http) fn row(phase: Phase, reason: &str) -> SandboxRow {
+        SandboxRow {
+            id: SandboxId::random(),
+            owner: UserId::random(),
+            name: "dev".parse().expect("a name"),
+            hostname: "dev".to_owned(),
+            engine_id: EngineId::random(),
+            phase,
+            reason: reason.to_owned(),
+            changed_at: Timestamp::UNIX_EPOCH,
+            ip: std::net::Ipv4Addr::new(10, 0, 1, 2),
+            image: "minimal".to_owned(),
+            cpus: Cpus::ONE,
+            memory: Mib(1024),
+            disk_size: Mib(0),
+            hugepages: false,
+            keep_hot: false,
+            labels: Default::default(),
+            env: Default::default(),
+            init: String::new(),
+            files_digest: String::new(),
+            vmm_uid: 1,
+            root_disk: None,
+            vm: None,
+            golden: None,
+            generations: Vec::new(),
+            serial: 0,
+            created_at: Timestamp::UNIX_EPOCH,
+            stopped_at: None,
+        }
+    }
+
+    #[test]
+    fn one_sandbox_says_how_it_came_to_its_state() {
+        let shown = |phase, reason| {
+            let sandbox = view(row(phase, reason));
+            (sandbox.status, sandbox.thermal, sandbox.last_transition.map(|t| (t.to, t.reason)))
+        };
+        let idle = "idle for 31 s";
+        let said = |to: &str| Some((to.to_owned(), idle.to_owned()));
+        assert_eq!(shown(Phase::Warm, idle), (Status::Running, None, said("warm")));
+        assert_eq!(shown(Phase::Cold, idle), (Status::Stopped, None, said("cold")));
+        let (status, _, transition) = shown(Phase::Unknown, "failed to open /var/lib/x");
+        assert_eq!(status, Status::Unknown);
+        assert!(!transition.expect("always there").1.contains("/var"));
     }
 }

@@ -76,7 +76,7 @@ fn refuse_what_is_not_here(body: &CreateSandbox) -> Result<(), ApiError> {
 }
 
 /// The name rule with the contract's sentence.
-pub(super) fn sandbox_name(text: &str) -> Result<Name, ApiError> {
+pub(in crate::http) fn sandbox_name(text: &str) -> Result<Name, ApiError> {
     text.parse().map_err(|rule| ApiError::BadRequest(format!("invalid sandbox name: {rule}")))
 }
 
@@ -145,8 +145,9 @@ mod tests {
             assert!(refused(files(path, "", "")).contains("absolute path"), "{path}");
         }
         assert_eq!(refused(files("/a", "", "9")), "file \"/a\": invalid mode \"9\"");
-        let huge = CreateSandbox { hugepages: Some(true), ..Default::default() };
-        assert_eq!(refused(huge), "hugepages are not supported by this version");
+        let volume = serde_json::json!({"name": "v"});
+        let volumes = CreateSandbox { new_volumes: vec![volume], ..Default::default() };
+        assert_eq!(refused(volumes), "volumes are not supported by this version");
     }
 
     #[test]

@@ -28,7 +28,8 @@ pub(in crate::http) async fn list(
 
 fn listed(row: SandboxRow) -> Sandbox {
     let thermal = row.phase.wire().and_then(|(_, thermal)| thermal);
-    Sandbox { thermal, ..view(row) }
+    // How it came to that is for who asks about one.
+    Sandbox { thermal, last_transition: None, ..view(row) }
 }
 
 /// Repeating a key keeps the last value.
@@ -58,6 +59,21 @@ fn matches(row: &SandboxRow, wanted: &BTreeMap<&str, &str>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_listing_has_the_second_word_for_what_runs() {
+        let shown = |phase| {
+            let row = crate::http::sandbox::tests::row(phase, "because");
+            bhatti_api::to_json(&listed(row))
+        };
+        use bhatti_types::Phase;
+        assert!(shown(Phase::Warm).contains(r#""status":"running""#));
+        assert!(shown(Phase::Warm).contains(r#""thermal":"warm""#));
+        for phase in [Phase::Cold, Phase::Stopped, Phase::Unknown] {
+            assert!(!shown(phase).contains("thermal"), "{phase}");
+        }
+        assert!(!shown(Phase::Hot).contains("last_transition"));
+    }
 
     #[test]
     fn filters_are_checked() {

@@ -1,0 +1,224 @@
+//! Requests through the whole router, on simulated machines that nobody boots: statuses, bodies
+//! and texts of what needs no guest.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Method, Request};
+use bhatti_engine::Engine;
+use bhatti_engine_sim::{SimEngine, SimHost};
+use bhatti_lifecycle::{Deps, GoldenLimits, Sandboxes, Settings, Taps, Tasks, Thermal};
+use bhatti_storage::Layout;
+use bhatti_store::{
+    Change, Db, NewSandbox, NewSnapshot, NewUser, Reserved, ReservedSnapshot, Store, UserRow,
+};
+use bhatti_types::{ApiKey, Cpus, EngineId, Mib, Phase};
+use camino::Utf8PathBuf;
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+use super::{Api, Limits, router};
+
+struct NoNetwork;
+
+type Failed = Box<dyn std::error::Error + Send + Sync>;
+
+#[async_trait]
+impl Taps for NoNetwork {
+    async fn open_tap(&self, _: u32, _: &EngineId) -> Result<Option<OwnedFd>, Failed> {
+        Ok(None)
+    }
+
+    async fn open_detached(&self) -> Result<Option<OwnedFd>, Failed> {
+        Ok(None)
+    }
+
+    async fn release(&self, _subnet: u32) -> Result<(), Failed> {
+        Ok(())
+    }
+}
+
+/// A daemon's API with one account, which has the stopped sandbox `dev` and the snapshot
+/// `before`.
+struct World {
+    _scratch: tempfile::TempDir,
+    router: Router,
+    key: ApiKey,
+    sandbox: String,
+}
+
+async fn world() -> World {
+    let scratch = tempfile::tempdir().expect("a directory");
+    let root = Utf8PathBuf::from_path_buf(scratch.path().to_owned()).expect("UTF-8");
+    let layout = Arc::new(Layout::open(&root.join("data")).expect("a data directory"));
+    let mut store = Store::open(layout.database().as_std_path()).expect("a store");
+    let new =
+        NewUser { name: "alice".to_owned(), max_sandboxes: 1, max_cpus: 4, max_memory: Mib(4096) };
+    let (user, key) = store.create_user(&new).expect("a user");
+    let sandbox = fill(&mut store, &user);
+    let db = Db::start(store).expect("the store's thread");
+    let engine: Arc<dyn Engine> = Arc::new(SimEngine::new(SimHost::echoing()));
+    let info = engine.info().clone();
+    let settings = Settings {
+        kernel: root.join("vmlinux"),
+        initramfs: root.join("initramfs"),
+        default_image: "minimal".to_owned(),
+        uids: (nix::unistd::getuid().as_raw(), 100),
+        boot_timeout: Duration::from_secs(10),
+        nameservers: Vec::new(),
+        version: "test".to_owned(),
+        thermal: Thermal::default(),
+        goldens: GoldenLimits::default(),
+    };
+    let taps = Arc::new(NoNetwork);
+    let deps = Deps { engine, taps, layout, db: db.clone(), settings, tasks: Tasks::default() };
+    let sandboxes = Sandboxes::recover(deps).await.expect("recovers");
+    let limits = Limits::default();
+    let api = Api { sandboxes, db, limits, engine: info, started: Instant::now() };
+    World { _scratch: scratch, router: router(Arc::new(api)), key, sandbox }
+}
+
+/// Records what the account has. Returns the sandbox's id.
+fn fill(store: &mut Store, user: &UserRow) -> String {
+    let name = |text: &str| text.parse().expect("a name");
+    let new = NewSandbox {
+        owner: user.id.clone(),
+        name: name("dev"),
+        image: "minimal".to_owned(),
+        cpus: Cpus::ONE,
+        memory: Mib(512),
+        disk_size: Mib(0),
+        hugepages: false,
+        keep_hot: false,
+        labels: Default::default(),
+        env: Default::default(),
+        init: String::new(),
+        files_digest: String::new(),
+        uids: (1000, 1000),
+    };
+    let address = std::net::Ipv4Addr::new(10, 0, 1, 2);
+    let reserved = store.reserve_sandbox(&new, |_| Some(address)).expect("reserves");
+    let Reserved::New(row) = reserved else { panic!("{reserved:?}") };
+    let (from, change) = ([Phase::Creating], Change::default());
+    store.set_phase(&row.id, &from, Phase::Stopped, "powered off", &change).expect("stopped");
+    let new = NewSnapshot {
+        owner: user.id.clone(),
+        name: name("before"),
+        source_sandbox: row.id.clone(),
+        image: "minimal".to_owned(),
+        cpus: Cpus::ONE,
+        memory: Mib(512),
+        disk_size: Mib(0),
+        hugepages: false,
+        env: Default::default(),
+        init: String::new(),
+        hostname: "dev".to_owned(),
+    };
+    let reserved = store.reserve_snapshot(&new).expect("reserves");
+    let ReservedSnapshot::New(snapshot) = reserved else { panic!("{reserved:?}") };
+    store.finish_snapshot(&snapshot.id, None, &json!({}), (36 << 20) + 1).expect("finished");
+    row.id.to_string()
+}
+
+impl World {
+    /// Sends `method path body`; returns the status and the body, or its text in quotes.
+    async fn ask(&self, method: Method, path: &str, body: &str) -> (u16, Value) {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("authorization", format!("Bearer {}", self.key.reveal()))
+            .body(Body::from(body.to_owned()))
+            .expect("a request");
+        let Ok(response) = self.router.clone().oneshot(request).await;
+        let status = response.status().as_u16();
+        let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.expect("a body");
+        let text = String::from_utf8_lossy(&body).into_owned();
+        (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
+    }
+
+    /// The same for what is to be refused.
+    async fn refused(&self, method: Method, path: &str, body: &str, status: u16, text: &str) {
+        let wanted = (status, json!({ "error": text }));
+        assert_eq!(self.ask(method.clone(), path, body).await, wanted, "{method} {path} {body}");
+    }
+}
+
+#[tokio::test]
+async fn stopping_what_is_stopped_changes_nothing() {
+    let world = world().await;
+    for key in ["dev", world.sandbox.as_str()] {
+        let (status, body) = world.ask(Method::POST, &format!("/sandboxes/{key}/stop"), "").await;
+        assert_eq!((status, &body["status"]), (200, &json!("stopped")), "{body}");
+        assert_eq!(body["last_transition"]["to"], "stopped");
+        assert_eq!(body["last_transition"]["reason"], "powered off");
+        assert!(body["last_transition"]["at"].is_string() && body.get("thermal").is_none());
+    }
+    let (_, listed) = world.ask(Method::GET, "/sandboxes", "").await;
+    assert!(listed[0].get("last_transition").is_none(), "{listed}");
+}
+
+#[tokio::test]
+async fn sleep_is_refused_in_the_contracts_words() {
+    let world = world().await;
+    let post = Method::POST;
+    let nobody = "sandbox \"x\" not found";
+    world.refused(post.clone(), "/sandboxes/x/stop", "", 404, nobody).await;
+    world.refused(post.clone(), "/sandboxes/x/start", "rubbish", 404, nobody).await;
+    let checkpoint = "/sandboxes/dev/checkpoint";
+    for body in ["{}", "{\"name\":\"\"}", "{\"name\":\"a/b\"}"] {
+        world.refused(post.clone(), checkpoint, body, 400, "valid name required").await;
+    }
+    world.refused(post.clone(), checkpoint, "", 400, "invalid json: EOF").await;
+    let off = "sandbox \"dev\" is not running";
+    world.refused(post.clone(), checkpoint, "{\"name\":\"new\"}", 409, off).await;
+    let taken = "snapshot \"before\" already exists — delete first";
+    world.refused(post, checkpoint, "{\"name\":\"before\"}", 409, taken).await;
+    for path in ["stop", "start", "checkpoint"] {
+        let path = format!("/sandboxes/dev/{path}");
+        world.refused(Method::GET, &path, "", 405, "method not allowed").await;
+    }
+}
+
+#[tokio::test]
+async fn snapshots_are_listed_shown_and_deleted() {
+    let world = world().await;
+    let (status, listed) = world.ask(Method::GET, "/snapshots", "").await;
+    assert_eq!(status, 200);
+    let shown = &listed[0];
+    assert_eq!(shown["name"], "before");
+    assert_eq!(shown["source_sandbox"], json!(world.sandbox));
+    assert_eq!(shown["size_mb"], 37, "rounded up");
+    let fields: Vec<&String> = shown.as_object().expect("an object").keys().collect();
+    let mut wanted = ["id", "user_id", "name", "source_sandbox", "size_mb", "created_at"];
+    wanted.sort_unstable();
+    assert_eq!(fields, wanted);
+    for path in ["/snapshots/before", "/snapshots/before/", "/snapshots/before/whatever"] {
+        assert_eq!(world.ask(Method::GET, path, "").await, (200, shown.clone()), "{path}");
+    }
+    let gone = (200, json!({"status": "deleted"}));
+    assert_eq!(world.ask(Method::DELETE, "/snapshots/before", "").await, gone);
+    assert_eq!(world.ask(Method::GET, "/snapshots", "").await, (200, json!([])));
+    let nobody = "snapshot \"before\" not found";
+    world.refused(Method::GET, "/snapshots/before", "", 404, nobody).await;
+    world.refused(Method::DELETE, "/snapshots/before", "", 404, nobody).await;
+}
+
+#[tokio::test]
+async fn a_resume_needs_a_body_a_snapshot_and_room() {
+    let world = world().await;
+    let post = Method::POST;
+    let resume = "/snapshots/before/resume";
+    world.refused(post.clone(), resume, "", 400, "invalid json: EOF").await;
+    let rule = "invalid sandbox name: must match [a-zA-Z0-9][a-zA-Z0-9._-]{0,62}";
+    world.refused(post.clone(), resume, "{\"name\":\"-\"}", 400, rule).await;
+    let nobody = "snapshot \"x\" not found";
+    world.refused(post.clone(), "/snapshots/x/resume", "{}", 404, nobody).await;
+    world.refused(post.clone(), resume, "{}", 429, "sandbox limit reached (1/1)").await;
+    world.refused(post, "/snapshots/", "", 400, "missing snapshot name").await;
+    world.refused(Method::GET, resume, "", 405, "method not allowed").await;
+    world.refused(Method::PUT, "/snapshots", "", 405, "method not allowed").await;
+}
