@@ -66,6 +66,8 @@ pub struct Settings {
     pub env: HashMap<String, String>,
     /// The network settings the interface has now.
     pub network: Option<Network>,
+    /// The name of that interface.
+    pub device: Option<String>,
 }
 
 impl Guest {

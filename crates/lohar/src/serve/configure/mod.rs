@@ -102,7 +102,10 @@ fn set_network(
     network: Option<Network>,
     address: Option<Address>,
 ) -> Result<Option<Vec<IpAddr>>, ConfigureError> {
-    let former = guest.settings().network.clone();
+    let (former, device) = {
+        let settings = guest.settings();
+        (settings.network.clone(), settings.device.clone())
+    };
     let Some(address) = address else {
         if former.is_some() {
             interface::clear()?;
@@ -111,11 +114,13 @@ fn set_network(
         return Ok(former.map(|_| Vec::new()));
     };
     // Taking a live interface down loses the routes its user added.
-    if former != network || !address.is_applied() {
+    if former != network || !address.is_applied(device.as_deref()) {
         // A part of it may be applied when this fails: then there is nothing to rely on.
         guest.settings().network = None;
-        address.apply()?;
-        guest.settings().network = network;
+        let device = address.apply(device.as_deref())?;
+        let mut settings = guest.settings();
+        settings.device = Some(device);
+        settings.network = network;
     }
     Ok(Some(address.nameservers))
 }
