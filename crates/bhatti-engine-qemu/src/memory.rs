@@ -9,7 +9,7 @@
 //! ```
 //!
 //! A VMM's guest memory is always a private mapping: of `/dev/zero` (the machine has its memory
-//! alone), of a [`Template`] (it shares with its siblings what it has not changed), or of huge
+//! alone), of a [`template`] (it shares with its siblings what it has not changed), or of huge
 //! pages. So the kernel itself knows what a machine has changed, and nothing has to be logged
 //! while it runs.
 //!
@@ -41,7 +41,7 @@ use bhatti_engine::EngineError;
 use camino::{Utf8Path, Utf8PathBuf};
 
 pub(crate) use mapping::Mapping;
-pub(crate) use template::{Template, Templates};
+pub(crate) use template::Templates;
 
 /// Why memory could not be saved or loaded.
 #[derive(Debug, thiserror::Error)]

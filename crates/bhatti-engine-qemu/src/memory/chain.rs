@@ -16,6 +16,7 @@
 //! ([`worth_keeping`]): a page is rewritten a few times in the life of a machine, not each time.
 
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bhatti_engine::Saved;
 use camino::{Utf8Path, Utf8PathBuf};
@@ -33,6 +34,9 @@ pub(crate) const MOST_LAYERS: usize = 8;
 const FREE_DEAD_PAGES: u64 = 4096;
 /// Pages that are read, hashed and written at once: 1 MiB.
 const BATCH: usize = 256;
+
+/// What is not worth a thread: 4 MiB.
+const FEW_PAGES: usize = 1024;
 
 const TOP: &str = "mem-top";
 static ZEROS: [u8; BATCH * PAGE] = [0; BATCH * PAGE];
@@ -108,14 +112,16 @@ pub(crate) fn load(
         chain.check(mapping.pages(), base.map_or(0, Template::id))?;
         chain.each_piece(|first, count, content| {
             match (content, base) {
-                (Some(content), _) => mapping.write(first, content)?,
-                (None, Some(_)) => mapping.write(first, &ZEROS[..count as usize * PAGE])?,
+                (Some(content), _) => mapping.write(first, content),
+                (None, Some(_)) => mapping.write(first, &ZEROS[..count as usize * PAGE]),
                 // Zero over zero.
-                (None, None) => return Ok(()),
+                (None, None) => Ok(()),
             }
-            (first..first + count).for_each(|page| strays.remove(page));
-            Ok(())
         })?;
+        let written = chain.located();
+        let written =
+            written.iter().filter(|located| base.is_some() || located.entry.slot().is_some());
+        written.for_each(|located| strays.remove(located.entry.page));
     }
     let mut page = vec![0; PAGE];
     for stray in strays.iter() {
@@ -273,28 +279,40 @@ impl Chain {
     }
 
     /// Calls `with` for all it says: the first page, how many, and what they hold, checked; `None`
-    /// means zero. Ascending, at most [`BATCH`] pages at a time.
+    /// means zero. At most [`BATCH`] pages at a time, in no order, by two threads if it is much:
+    /// most of the time goes into copies and page faults, which run side by side.
     pub(super) fn each_piece(
         &self,
-        mut with: impl FnMut(u32, u32, Option<&[u8]>) -> Result<(), MemoryError>,
+        with: impl Fn(u32, u32, Option<&[u8]>) -> Result<(), MemoryError> + Sync,
     ) -> Result<(), MemoryError> {
         self.layers.iter().for_each(Layer::will_be_read);
-        let mut buffer = vec![0; BATCH * PAGE];
-        for run in self.located().chunk_by(Located::goes_on_with) {
-            for piece in run.chunks(BATCH) {
-                let Located { layer, entry } = piece[0];
-                let buffer = &mut buffer[..piece.len() * PAGE];
-                let content = match entry.slot() {
-                    Some(slot) => {
-                        layer.read(slot, piece.iter().map(|located| located.entry), buffer)?;
-                        Some(&*buffer)
-                    }
-                    None => None,
-                };
-                with(entry.page, piece.len() as u32, content)?;
+        let located = self.located();
+        let runs = located.chunk_by(Located::goes_on_with);
+        let pieces: Vec<_> = runs.flat_map(|run| run.chunks(BATCH)).collect();
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let mut buffer = vec![0; BATCH * PAGE];
+            while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let content = read_piece(piece, &mut buffer);
+                let done = content
+                    .and_then(|content| with(piece[0].entry.page, piece.len() as u32, content));
+                if done.is_err() {
+                    // The other one may stop too.
+                    next.store(pieces.len(), Ordering::Relaxed);
+                    return done;
+                }
             }
+            Ok(())
+        };
+        if located.len() < FEW_PAGES {
+            return work();
         }
-        Ok(())
+        std::thread::scope(|scope| {
+            let helper = scope.spawn(work);
+            let own = work();
+            let helped = helper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            own.and(helped)
+        })
     }
 
     /// What it says about each page it mentions, ascending; the newest layer wins.
@@ -313,6 +331,18 @@ impl Chain {
             merged
         })
     }
+}
+
+/// Reads and checks what a piece holds; `None` means zero.
+fn read_piece<'b>(
+    piece: &[Located<'_>],
+    buffer: &'b mut [u8],
+) -> Result<Option<&'b [u8]>, MemoryError> {
+    let Located { layer, entry } = piece[0];
+    let Some(slot) = entry.slot() else { return Ok(None) };
+    let buffer = &mut buffer[..piece.len() * PAGE];
+    layer.read(slot, piece.iter().map(|located| located.entry), buffer)?;
+    Ok(Some(buffer))
 }
 
 impl Located<'_> {

@@ -1,4 +1,4 @@
-//! Pages: their size, sets of them, runs of them.
+//! Pages: their size, runs of them, sets of them.
 
 /// The unit in which memory is compared, stored and shared, on every host.
 pub(crate) const PAGE: usize = 4096;
@@ -48,11 +48,6 @@ impl PageSet {
         }
     }
 
-    /// How many there are.
-    pub(crate) fn len(&self) -> usize {
-        self.words.iter().map(|word| word.count_ones() as usize).sum()
-    }
-
     /// In ascending order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = u32> + '_ {
         self.words.iter().zip(0u32..).flat_map(|(&word, index)| {
@@ -61,19 +56,6 @@ impl PageSet {
                 (rest != 0).then_some(rest)
             })
             .map(move |word| index * 64 + word.trailing_zeros())
-        })
-    }
-
-    /// In ascending order, neighbours joined, none longer than `most`.
-    pub(crate) fn runs(&self, most: u32) -> impl Iterator<Item = Run> + '_ {
-        let mut pages = self.iter().peekable();
-        std::iter::from_fn(move || {
-            let first = pages.next()?;
-            let mut count = 1;
-            while count < most && pages.next_if_eq(&(first + count)).is_some() {
-                count += 1;
-            }
-            Some(Run { first, count })
         })
     }
 }
@@ -89,12 +71,18 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_are_joined_up_to_a_length() {
-        let set = set(&[299, 0, 1, 2, 63, 64, 65, 130, 300, u32::MAX]);
-        let runs = |most| set.runs(most).map(|run| (run.first, run.count)).collect::<Vec<_>>();
-        assert_eq!(runs(100), [(0, 3), (63, 3), (130, 1), (299, 1)]);
-        assert_eq!(runs(2), [(0, 2), (2, 1), (63, 2), (65, 1), (130, 1), (299, 1)]);
-        assert_eq!(set.len(), 8);
+    fn members_come_in_order_and_only_those_that_can_be() {
+        let set = set(&[299, 0, 1, 63, 64, 130, 300, u32::MAX]);
+        assert_eq!(set.iter().collect::<Vec<_>>(), [0, 1, 63, 64, 130, 299]);
+    }
+
+    #[test]
+    fn sizes_that_no_machine_has_are_none() {
+        assert_eq!(pages_in(1 << 20), Some(256));
+        assert_eq!(pages_in(4 << 40), Some(MOST_PAGES));
+        for bytes in [0, 1, 4095, 4097, (4 << 40) + 4096, u64::MAX - 4095] {
+            assert_eq!(pages_in(bytes), None, "{bytes}");
+        }
     }
 
     #[test]
