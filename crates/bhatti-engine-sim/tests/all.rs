@@ -9,11 +9,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bhatti_engine::conformance::Harness;
 use bhatti_engine::{
-    Below, BootSpec, Carrier, Engine, EngineError, Exit, Private, Shape, VmRecord,
+    Below, BootSpec, Carrier, Engine, EngineError, Exit, Private, Shape, Vm, VmRecord,
 };
 use bhatti_engine_sim::{Call, Fault, SimEngine, SimHost};
 use bhatti_types::{EngineId, Mib};
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const NOBODY: Private = Private { uid: 64123, gid: 64123 };
@@ -75,6 +75,22 @@ impl Harness for SimHarness {
     async fn traces(&self, machine: &VmRecord) -> Vec<String> {
         let running = self.host.running();
         running.iter().filter(|id| **id == machine.id).map(ToString::to_string).collect()
+    }
+
+    async fn remember(&self, vm: &dyn Vm, text: &str) {
+        assert!(self.host.set_memory(&vm.record().id, text.as_bytes().to_vec()));
+    }
+
+    async fn recall(&self, vm: &dyn Vm) -> String {
+        let memory = self.host.memory(&vm.record().id).expect("it runs");
+        String::from_utf8(memory).expect("plain text")
+    }
+
+    fn shelf(&self) -> Utf8PathBuf {
+        let scratch = Utf8Path::from_path(self.scratch.path()).expect("plain text");
+        let shelf = scratch.join(format!("shelf-{}", EngineId::random()));
+        std::fs::create_dir(&shelf).expect("a directory");
+        shelf
     }
 
     fn booted(&self) {} // nothing real was booted

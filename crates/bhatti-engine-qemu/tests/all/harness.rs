@@ -8,10 +8,14 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use async_trait::async_trait;
 use bhatti_engine::conformance::Harness;
-use bhatti_engine::{Below, BootSpec, Carrier, Engine, Private, Shape, VmRecord};
+use bhatti_engine::{Below, BootSpec, Carrier, Engine, Private, Shape, Vm, VmRecord};
 use bhatti_engine_qemu::{AccelChoice, QemuConfig, QemuEngine};
+use bhatti_guest_client::{ExecEvent, ExecSpec, Guest};
 use bhatti_types::{EngineId, Mib};
 use camino::{Utf8Path, Utf8PathBuf};
+
+/// How long a guest may take to answer. Emulation on a busy machine is slow.
+pub(crate) const PATIENCE: std::time::Duration = std::time::Duration::from_secs(90);
 
 /// Nobody has this uid.
 pub(crate) const OWNER: Private = Private { uid: 64123, gid: 64124 };
@@ -92,6 +96,57 @@ fn guest_dir() -> Utf8PathBuf {
     dir
 }
 
+/// A conversation with the agent of a machine. Ends when dropped, and with it the link.
+pub(crate) struct Talk {
+    guest: Guest,
+    driver: tokio::task::JoinHandle<()>,
+}
+
+impl Talk {
+    /// Greets the agent.
+    pub(crate) async fn with(vm: &dyn Vm) -> Self {
+        let Carrier::Single(stream) = vm.open_link().await.unwrap();
+        let connect = Guest::connect(stream, bhatti_link::Mode::Reconnect);
+        let (guest, driver) = tokio::time::timeout(PATIENCE, connect).await.unwrap().unwrap();
+        let driver = tokio::spawn(async move { drop(driver.await) });
+        guest.hello("test").await.unwrap();
+        Self { guest, driver }
+    }
+
+    /// Hangs up. Returns when that is done: a VMM serves one link at a time.
+    pub(crate) async fn end(self) {
+        self.driver.abort();
+        // Aborted or at its end, it holds no link any more.
+        self.driver.await.ok();
+    }
+
+    /// What a script prints in the guest; it must succeed.
+    pub(crate) async fn run(&self, script: &str) -> String {
+        let argv = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
+        let mut running = self.guest.exec(ExecSpec { argv, ..ExecSpec::default() }).await.unwrap();
+        let mut output = Vec::new();
+        while let Some(event) = running.next().await.unwrap() {
+            match event {
+                ExecEvent::Stdout(bytes) | ExecEvent::Stderr(bytes) => {
+                    output.extend_from_slice(&bytes)
+                }
+                ExecEvent::Exit { code, .. } => {
+                    assert_eq!(code, 0, "{script}: {}", String::from_utf8_lossy(&output));
+                }
+            }
+        }
+        String::from_utf8(output).unwrap().trim_end().to_owned()
+    }
+}
+
+/// What a script prints in the guest, over a link of its own.
+pub(crate) async fn ask(vm: &dyn Vm, script: &str) -> String {
+    let talk = Talk::with(vm).await;
+    let said = talk.run(script).await;
+    talk.end().await;
+    said
+}
+
 #[async_trait]
 impl Harness for QemuHarness {
     async fn engine(&self) -> Arc<dyn Engine> {
@@ -156,6 +211,22 @@ impl Harness for QemuHarness {
             }
         }
         found
+    }
+
+    async fn remember(&self, vm: &dyn Vm, text: &str) {
+        // /dev/shm is memory and nothing else.
+        ask(vm, &format!("printf %s '{text}' > /dev/shm/remembered")).await;
+    }
+
+    async fn recall(&self, vm: &dyn Vm) -> String {
+        ask(vm, "cat /dev/shm/remembered").await
+    }
+
+    fn shelf(&self) -> Utf8PathBuf {
+        let shelf = self.path().join(format!("shelf-{}", EngineId::random()));
+        std::fs::create_dir(&shelf).unwrap();
+        std::fs::set_permissions(&shelf, PermissionsExt::from_mode(0o700)).unwrap();
+        shelf
     }
 
     fn booted(&self) {

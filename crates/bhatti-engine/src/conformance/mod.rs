@@ -8,11 +8,13 @@
 //! [`conformance_tests!`]: crate::conformance_tests
 
 mod cases;
+mod sleep;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use camino::Utf8PathBuf;
 
 use crate::{BootSpec, Carrier, Engine, EngineError, Exit, Vm, VmRecord};
 
@@ -24,6 +26,12 @@ pub use cases::{
     ending_by_record_is_seen_by_the_handle, everybody_learns_of_the_end,
     killing_twice_is_killing_once, sweeping_spares_the_known, the_console_outlives_the_machine,
     the_dead_are_not_adopted,
+};
+pub use sleep::{
+    a_damaged_snapshot_is_unusable, a_machine_of_another_size_is_unusable,
+    a_paused_machine_is_adopted_as_it_is, a_paused_machine_stands_still, a_sealed_disk_is_below,
+    a_snapshot_brings_memory_back, clones_share_a_past_and_no_present,
+    only_a_paused_machine_is_saved, the_paused_can_be_killed,
 };
 
 /// The longest a case waits for one thing. Emulation on a busy machine is slow.
@@ -47,6 +55,15 @@ pub trait Harness: Send + Sync {
 
     /// Everything outside its directory, and every socket inside, that still exists of a machine.
     async fn traces(&self, machine: &VmRecord) -> Vec<String>;
+
+    /// Has the guest keep a short text in its memory; the machine runs.
+    async fn remember(&self, vm: &dyn Vm, text: &str);
+
+    /// What the guest was last told to remember, in this life or before it was saved.
+    async fn recall(&self, vm: &dyn Vm) -> String;
+
+    /// A fresh, empty directory that nobody else can enter, on the file system of the machines'.
+    fn shelf(&self) -> Utf8PathBuf;
 
     /// Told of each successful boot, for a count.
     fn booted(&self);
@@ -73,6 +90,15 @@ macro_rules! conformance_tests {
             a_broken_image_leaves_nothing,
             a_murdered_machine_is_seen_as_died,
             the_console_outlives_the_machine,
+            a_paused_machine_stands_still,
+            only_a_paused_machine_is_saved,
+            a_snapshot_brings_memory_back,
+            clones_share_a_past_and_no_present,
+            a_sealed_disk_is_below,
+            a_damaged_snapshot_is_unusable,
+            a_machine_of_another_size_is_unusable,
+            a_paused_machine_is_adopted_as_it_is,
+            the_paused_can_be_killed,
         );
     };
     (@ $harness:expr; $($case:ident),+ $(,)?) => {
