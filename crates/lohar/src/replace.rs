@@ -1,7 +1,7 @@
 //! Replaces small configuration files: a reader sees the old content or the new, never a part.
 //!
 //! Two ways. A new file is renamed over the old one. A short file of ours is written in place,
-//! which in a clone under emulation takes a tenth of the time (see [`rewrite_config`]).
+//! which in a clone that has just woken takes a quarter of the time (see [`rewrite_config`]).
 //!
 //! No fsync: ext4 writes the data of a renamed-over file out with the rename, and a machine that
 //! loses power before that keeps the old file, which the next boot corrects.

