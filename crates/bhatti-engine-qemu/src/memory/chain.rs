@@ -308,8 +308,10 @@ impl Chain {
             return work();
         }
         std::thread::scope(|scope| {
-            let helper = scope.spawn(work);
+            // A host that has no thread left gets it done all the same.
+            let helper = std::thread::Builder::new().spawn_scoped(scope, work);
             let own = work();
+            let Ok(helper) = helper else { return own };
             let helped = helper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             own.and(helped)
         })

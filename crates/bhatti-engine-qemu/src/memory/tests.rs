@@ -367,6 +367,22 @@ fn a_damaged_former_snapshot_costs_space_and_not_the_memory() {
 }
 
 #[test]
+fn what_cannot_be_linked_is_written() {
+    let shelf = Shelf::new();
+    let (one, two, three) = (shelf.dir("1"), shelf.dir("2"), shelf.dir("3"));
+    let mut machine = filled(0..50, 1);
+    save(&machine, &one, None);
+    machine.fill(0, 2);
+    save(&machine, &two, Some(&one));
+    // In the way of the second of two links.
+    std::fs::create_dir(three.join("mem-001")).unwrap();
+    let saved = chain::save(&machine.mapping(), &three, Some(&two), None).unwrap();
+    assert_eq!((saved.written, saved.written / PAGE as u64), (saved.total, 51));
+    assert_eq!(names(&three), ["mem-001", "mem-top"], "the first link is gone again");
+    assert_same(&machine, &revived(&three));
+}
+
+#[test]
 fn a_machine_that_ended_is_gone_and_not_empty() {
     let shelf = Shelf::new();
     let machine = filled(0..50, 1);
