@@ -8,6 +8,7 @@ use bhatti_engine::Engine;
 use bhatti_engine::conformance::Harness;
 
 use crate::harness::{OWNER, QemuHarness};
+use crate::snapshot::Golden;
 
 fn status(pid: i32) -> std::collections::HashMap<String, String> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -89,19 +90,99 @@ async fn the_vmm_holds_no_file_it_was_not_given() {
     let vm = harness.qemu().await.boot(spec).await.unwrap();
     harness.booted();
 
+    let seen = holds_only(vm.record().pid, &allowed);
+    assert!(seen.contains(&disk), "{seen:?}");
+    drop(leaked);
+    vm.kill().await.unwrap();
+}
+
+/// Device and inode.
+type Identity = (u64, u64);
+
+fn identity(path: &Path) -> Identity {
+    std::fs::metadata(path).map(|m| (m.dev(), m.ino())).unwrap()
+}
+
+/// The named files a VMM has open, all of them allowed.
+fn holds_only(pid: i32, allowed: &BTreeSet<Identity>) -> BTreeSet<Identity> {
+    let zero = std::fs::metadata("/dev/zero").unwrap().rdev();
     let mut seen = BTreeSet::new();
-    for entry in std::fs::read_dir(format!("/proc/{}/fd", vm.record().pid)).unwrap() {
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
         let entry = entry.unwrap().path();
         let Ok(target) = std::fs::read_link(&entry) else { continue };
         let text = target.to_string_lossy().into_owned();
         let nameless = ["socket:", "anon_inode:", "pipe:", "/memfd:"];
-        if !nameless.iter().any(|kind| text.starts_with(kind)) {
-            assert!(allowed.contains(&file(&entry)), "the VMM holds {text}");
-            seen.insert(file(&entry));
+        // Its root has a node of its own for the device its memory comes from.
+        let is_zero = std::fs::metadata(&entry).is_ok_and(|m| m.rdev() == zero);
+        if !is_zero && !nameless.iter().any(|kind| text.starts_with(kind)) {
+            assert!(allowed.contains(&identity(&entry)), "the VMM holds {text}");
+            seen.insert(identity(&entry));
         }
     }
-    assert!(seen.contains(&disk), "{seen:?}");
-    drop(leaked);
+    seen
+}
+
+/// A clone sees what a booted machine sees, but for the kernel, and its own descriptors; it holds
+/// the layers of its disk read-only, and its memory's template is sealed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clone_sees_its_own_descriptors_and_no_more() {
+    let harness = QemuHarness::new();
+    let engine = harness.qemu().await;
+    let golden = Golden::new(&harness, &engine).await;
+    let machine = golden.machine(&harness, &engine).await;
+    let (disk, layers) = (machine.root.file.clone(), machine.root.layers.clone());
+    let vm = golden.restore(&engine, machine).await;
+    let pid = vm.record().pid;
+    let (root, fds) = (format!("/proc/{pid}/root"), format!("/proc/{pid}/fd"));
+
+    let names = |path: &str| -> BTreeSet<String> {
+        let entries = std::fs::read_dir(path).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    let top = names(&root);
+    assert!(!top.contains("kernel") && !top.contains("initramfs"), "{top:?}");
+    // In there it is a magic link that leads to the process itself, and to nobody else.
+    assert_eq!(names(&format!("{root}/fd")), names(&fds));
+    let mounts = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
+    let line = mounts.lines().find(|line| line.split(' ').nth(4) == Some("/fd")).unwrap();
+    let options = line.split(' ').nth(5).unwrap();
+    for option in ["ro", "nosuid", "nodev", "noexec"] {
+        assert!(options.split(',').any(|given| given == option), "{line}");
+    }
+    assert!(!mounts.contains(" /proc "), "{mounts}");
+
+    let base = golden.disk.base.clone().unwrap();
+    let mut allowed = BTreeSet::from([identity(Path::new("/dev/null"))]);
+    allowed.extend([&disk, &base].into_iter().chain(&layers).map(|p| identity(p.as_std_path())));
+    let seen = holds_only(pid, &allowed);
+    for layer in &layers {
+        assert!(seen.contains(&identity(layer.as_std_path())), "{layer}");
+    }
+    let mut templates = 0;
+    for entry in std::fs::read_dir(&fds).unwrap() {
+        let entry = entry.unwrap();
+        let (path, number) = (entry.path(), entry.file_name().into_string().unwrap());
+        let Ok(target) = std::fs::read_link(&path) else { continue };
+        let info = std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}")).unwrap();
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();
+        let writable = i32::from_str_radix(flags.trim(), 8).unwrap() & libc::O_ACCMODE != 0;
+        let is_file = std::fs::metadata(&path).is_ok_and(|m| m.is_file());
+        if is_file && writable && identity(&path) != identity(disk.as_std_path()) {
+            // Its log, and its memory as QEMU insists on opening it.
+            let text = target.to_string_lossy().into_owned();
+            assert!(text.starts_with("/memfd:"), "it can write {text}");
+            if text.contains("bhatti-memory") {
+                let template = std::fs::File::open(&path).unwrap();
+                // SAFETY: a system call on an open descriptor.
+                let seals = unsafe {
+                    libc::fcntl(std::os::fd::AsRawFd::as_raw_fd(&template), libc::F_GET_SEALS)
+                };
+                assert_ne!(seals & libc::F_SEAL_WRITE, 0, "{text}");
+                templates += 1;
+            }
+        }
+    }
+    assert!(templates > 0, "or this looked at the wrong process");
     vm.kill().await.unwrap();
 }
 
@@ -127,7 +208,7 @@ async fn the_vmm_sees_its_own_files_only() {
     // What is left serves the loader.
     let loader = ["etc", "lib", "lib64", "usr", "opt"].map(str::to_owned);
     assert!(top.is_subset(&loader.into()), "{top:?}");
-    assert_eq!(names(&root.join("dev")), ["null", "urandom"].map(str::to_owned).into());
+    assert_eq!(names(&root.join("dev")), ["null", "urandom", "zero"].map(str::to_owned).into());
     assert!(names(&root.join("etc")).is_subset(&["ld.so.cache".to_owned()].into()));
     assert_eq!(names(&root.join("machine")), names(dir.as_std_path()));
     for host in ["etc/passwd", "proc", "sys", "tmp", "run", "root", "usr/share", "var"] {
