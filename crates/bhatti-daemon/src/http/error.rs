@@ -113,7 +113,8 @@ impl IntoResponse for ApiError {
         let status = self.status();
         let error = self.public().unwrap_or_else(|| "internal error".to_owned());
         let mut response = Written(status, ErrorBody { error, request_id: None }).into_response();
-        if status.is_server_error() {
+        // What this version does not do is nobody's fault, and nothing to look up in a log.
+        if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED {
             let guests_fault = match &self {
                 Self::Service(ServiceError::Guest(_)) => true,
                 Self::Service(ServiceError::Create(cause) | ServiceError::Wake(cause)) => {
@@ -180,6 +181,15 @@ mod tests {
         );
         let (status, text) = shown(ServiceError::NotRunning("x".into()));
         assert!(status == 409 && text.contains("not running"), "{status} {text}");
+    }
+
+    #[test]
+    fn what_is_not_here_is_no_failure_of_the_daemon() {
+        let response = ApiError::Unsupported("volumes are not here".into()).into_response();
+        assert_eq!(response.status(), StatusCode::NOT_IMPLEMENTED);
+        assert!(response.extensions().get::<Internal>().is_none(), "it would be logged as ERROR");
+        let response = ApiError::from(ServiceError::ShuttingDown).into_response();
+        assert!(response.extensions().get::<Internal>().is_some());
     }
 
     #[test]
