@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bhatti_engine::{Carrier, EngineError, Exit, Private, RootDisk, Save, Saved, Vm, VmRecord};
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -28,6 +28,7 @@ use tokio::time::timeout;
 use crate::cgroup::Group;
 use crate::cmdline::CONSOLE_BYTES;
 use crate::control::Control;
+use crate::disk::TopName;
 use crate::fingerprint::Host;
 use crate::link::{Link, close_both};
 use crate::machine_dir::{AGENT_SOCKET, CONSOLE_LOG, MachineDir};
@@ -215,6 +216,17 @@ impl Vm for QemuVm {
     async fn seal_disk(&self, disk: &RootDisk, sealed: &Utf8Path) -> Result<RootDisk, EngineError> {
         let (machine, disk, sealed) = (Arc::clone(&self.machine), disk.clone(), sealed.to_owned());
         self.machine.to_its_end(sealing::seal(machine, disk, sealed)).await
+    }
+
+    async fn disk_top(&self) -> Result<Utf8PathBuf, EngineError> {
+        let node = self.machine.ask(Command::Disk).await?.node;
+        let file = self.machine.dir.path().join(format!("{node}.qcow2"));
+        // A layer is called like its node; anything else is none of ours.
+        if TopName::of(&file).is_some_and(|name| name.node() == node) {
+            return Ok(file);
+        }
+        let message = format!("the machine's disk is {node:?}, which is no layer of ours");
+        Err(EngineError::Control { command: "look at the disk".to_owned(), message })
     }
 
     async fn kill(&self) -> Result<(), EngineError> {

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use crate::fault::{Call, Fault, failure};
 use crate::host::{Origin, SimHost};
-use crate::vm::SimVm;
+use crate::vm::{SimVm, give_way};
 use crate::{file_error, snapshot};
 
 /// What a root disk made here begins with.
@@ -68,7 +68,7 @@ impl SimEngine {
             return Err(EngineError::DiedEarly { log: "the root disk is not one".to_owned() });
         }
         let id = spec.id.clone();
-        let started = self.host.room().start(spec.id, spec.dir, spec.shape, origin);
+        let started = self.host.room().start(spec.id, spec.dir, spec.shape, spec.root.file, origin);
         let (record, exit) =
             started.ok_or_else(|| failure(call, format!("machine {id} is running already")))?;
         if let Some(Fault::Die(detail)) = fault {
@@ -112,6 +112,7 @@ impl Engine for SimEngine {
         }
         let file = dir.join("root.sim");
         create_disk(&file)?;
+        give_way().await;
         let bytes = Some(size.map_or(metadata.len(), Mib::bytes));
         Ok(RootDisk { file, base: Some(below.base), layers: below.layers, bytes })
     }
@@ -128,7 +129,9 @@ impl Engine for SimEngine {
         for file in [&spec.kernel, &spec.initramfs] {
             std::fs::File::open(file).map_err(file_error("open", file))?;
         }
-        self.start(Call::Boot, spec, Origin::Boot, fault)
+        let vm = self.start(Call::Boot, spec, Origin::Boot, fault)?;
+        give_way().await;
+        Ok(vm)
     }
 
     async fn restore(&self, spec: RestoreSpec) -> Result<Arc<dyn Vm>, EngineError> {
@@ -138,7 +141,9 @@ impl Engine for SimEngine {
         }
         let RestoreSpec { machine, snapshot, base } = spec;
         let woken = snapshot::read(&snapshot, base.as_deref(), &self.fingerprint, machine.shape)?;
-        self.start(Call::Restore, machine, Origin::Snapshot(woken), fault)
+        let vm = self.start(Call::Restore, machine, Origin::Snapshot(woken), fault)?;
+        give_way().await;
+        Ok(vm)
     }
 
     async fn adopt(&self, record: &VmRecord) -> Result<Option<Arc<dyn Vm>>, EngineError> {
@@ -163,6 +168,7 @@ impl Engine for SimEngine {
         };
         if recorded {
             self.host.end(&record.id, Exit::Killed);
+            give_way().await;
         }
         Ok(())
     }

@@ -40,6 +40,8 @@ pub(crate) struct Machine {
     pub(crate) exit: watch::Sender<Option<Exit>>,
     pub(crate) console: Vec<u8>,
     pub(crate) shape: Shape,
+    /// The file it writes its disk to.
+    pub(crate) top: camino::Utf8PathBuf,
     /// All a test knows of what runs inside.
     pub(crate) memory: Vec<u8>,
     /// The name of the snapshot its memory stands on, or empty.
@@ -152,8 +154,10 @@ impl SimHost {
         &self.guest
     }
 
-    /// Notes the call, waits its latency and takes the fault that waits for it.
+    /// Notes the call, waits its latency and takes the fault that waits for it. Gives way once,
+    /// so that who polls a daemon's tasks can stop just before the call has its effect.
     pub(crate) async fn enter(&self, call: Call) -> Option<Fault> {
+        tokio::task::yield_now().await;
         let (latency, fault) = {
             let mut room = self.room();
             room.calls.push(call);
@@ -198,6 +202,7 @@ impl Room {
         id: EngineId,
         dir: camino::Utf8PathBuf,
         shape: Shape,
+        top: camino::Utf8PathBuf,
         origin: Origin,
     ) -> Option<(VmRecord, watch::Receiver<Option<Exit>>)> {
         if self.machines.contains_key(&id) {
@@ -224,6 +229,7 @@ impl Room {
             exit,
             console: console.into(),
             shape,
+            top,
             memory,
             base,
             paused: watch::Sender::new(paused),

@@ -5,7 +5,7 @@ use std::sync::PoisonError;
 
 use async_trait::async_trait;
 use bhatti_engine::{Carrier, EngineError, Exit, RootDisk, Save, Saved, Vm, VmRecord};
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use tokio::sync::{oneshot, watch};
 
 use crate::engine::create_disk;
@@ -104,12 +104,16 @@ impl Vm for SimVm {
 
     async fn pause(&self) -> Result<(), EngineError> {
         self.enter(Call::Pause).await?;
-        self.set_paused(true)
+        self.set_paused(true)?;
+        give_way().await;
+        Ok(())
     }
 
     async fn resume(&self) -> Result<(), EngineError> {
         self.enter(Call::Resume).await?;
-        self.set_paused(false)
+        self.set_paused(false)?;
+        give_way().await;
+        Ok(())
     }
 
     async fn save(&self, save: Save) -> Result<Saved, EngineError> {
@@ -123,32 +127,39 @@ impl Vm for SimVm {
             base: machine.base.clone(),
             memory: machine.memory.clone(),
         })?;
-        snapshot::write(&save, &contents)
+        let saved = snapshot::write(&save, &contents)?;
+        give_way().await;
+        Ok(saved)
     }
 
     async fn seal_disk(&self, disk: &RootDisk, sealed: &Utf8Path) -> Result<RootDisk, EngineError> {
         self.enter(Call::SealDisk).await?;
         self.while_paused(Call::SealDisk, |_| ())?;
-        // There is a disk under the machine's name at every moment, and `sealed` replaces nothing.
-        let fresh = disk.file.with_extension("new");
-        create_disk(&fresh)?;
-        let moved =
-            std::fs::hard_link(&disk.file, sealed).map_err(file_error("seal", sealed)).and_then(
-                |()| std::fs::rename(&fresh, &disk.file).map_err(file_error("replace", &disk.file)),
-            );
-        if let Err(error) = moved {
+        // As in earnest: the second name first, then the step that counts, then the first name.
+        // `sealed` replaces nothing, and no name of a top is used twice.
+        std::fs::hard_link(&disk.file, sealed).map_err(file_error("seal", sealed))?;
+        let fresh = next_top(&disk.file, disk.layers.len());
+        if let Err(error) = create_disk(&fresh) {
             // The error says more than a second one would.
-            std::fs::remove_file(&fresh).ok();
+            std::fs::remove_file(sealed).ok();
             return Err(error);
         }
+        self.with(|machine| machine.top.clone_from(&fresh))?;
+        std::fs::remove_file(&disk.file).map_err(file_error("remove", &disk.file))?;
+        give_way().await;
         let mut after = disk.clone();
         after.layers.push(sealed.to_owned());
-        Ok(after)
+        Ok(RootDisk { file: fresh, ..after })
+    }
+
+    async fn disk_top(&self) -> Result<Utf8PathBuf, EngineError> {
+        self.with(|machine| machine.top.clone())
     }
 
     async fn kill(&self) -> Result<(), EngineError> {
         self.enter(Call::Kill).await?;
         self.host.end(&self.record.id, Exit::Killed);
+        give_way().await;
         Ok(())
     }
 
@@ -167,4 +178,14 @@ impl Vm for SimVm {
         }
         last.clone()
     }
+}
+
+/// Lets others run after the effect of a call: who polls a daemon's tasks can stop there.
+pub(crate) async fn give_way() {
+    tokio::task::yield_now().await;
+}
+
+/// The name of a machine's next top: none that it or a machine before it in that directory used.
+fn next_top(file: &Utf8Path, layers: usize) -> Utf8PathBuf {
+    file.with_file_name(format!("root-{}.sim", layers + 1))
 }

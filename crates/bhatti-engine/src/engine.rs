@@ -95,6 +95,10 @@ pub trait Vm: Send + Sync {
     /// state, the answer the new one.
     async fn seal_disk(&self, disk: &RootDisk, sealed: &Utf8Path) -> Result<RootDisk, EngineError>;
 
+    /// The file the machine writes its disk to now: what [`Self::seal_disk`] named last, whether
+    /// or not its caller lived to hear it.
+    async fn disk_top(&self) -> Result<Utf8PathBuf, EngineError>;
+
     /// Ends the machine now. Returns when its process is gone. Idempotent.
     async fn kill(&self) -> Result<(), EngineError>;
 
