@@ -9,10 +9,12 @@
 //! A generation of a sandbox is a snapshot of its memory and the layers that were sealed with it.
 //! Each wake writes into a new top, so a generation stays whole while the machine runs on.
 
-use bhatti_engine::{Below, RootDisk};
+use std::os::unix::fs::OpenOptionsExt;
+
+use bhatti_engine::{Below, EngineError, RootDisk, Vm};
 use bhatti_store::{Change, Generation, SandboxRow};
 use bhatti_types::Phase;
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::WakeError;
 use crate::machine::{World, disk_record, owner_of, to_json};
@@ -75,8 +77,8 @@ pub(crate) async fn new_top(
 }
 
 /// Seals the top of a sandbox that has just been frozen as `generation`, or was and nobody came
-/// to it; afterwards its machine's directory holds nothing that counts. Its process has ended.
-/// Idempotent. Returns the row as it is then.
+/// to it; afterwards its machine's directory holds nothing that counts. Its process has ended
+/// ([`crate::freeze::finish`] sees to that). Idempotent. Returns the row as it is then.
 pub(crate) async fn seal(
     world: &World,
     row: SandboxRow,
@@ -112,6 +114,102 @@ pub(crate) async fn seal(
 pub(crate) fn current(row: &SandboxRow) -> Result<RootDisk, WakeError> {
     let missing = || WakeError::Record("root disk: there is none".to_owned());
     disk_record(row.root_disk.as_ref().ok_or_else(missing)?)
+}
+
+/// What is true of a sandbox whose machine is gone, besides its phase: what was frozen is older
+/// than the disk, and waking from it would take files back.
+pub(crate) fn lost() -> Change {
+    Change { generations: Some(Vec::new()), golden: Some(None), ..Change::default() }
+}
+
+/// Returns when what a paused machine has written is on the medium.
+pub(crate) async fn sync_top(disk: &RootDisk) -> Result<(), WakeError> {
+    let path = disk.file.clone();
+    // The VMM could have put anything there.
+    let careful = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+    let synced = move || {
+        let opened = std::fs::File::options().read(true).custom_flags(careful).open(&path);
+        opened.and_then(|file| file.sync_all()).map_err(|source| EngineError::File {
+            action: "sync",
+            path,
+            source,
+        })
+    };
+    let synced = tokio::task::spawn_blocking(synced).await;
+    synced.map_err(|_| WakeError::ShuttingDown)?.map_err(WakeError::Engine)
+}
+
+/// Returns when the names in a directory of ours are on the medium.
+pub(crate) async fn sync_dir(path: Utf8PathBuf) -> Result<(), WakeError> {
+    let synced = move || {
+        std::fs::File::open(&path)
+            .and_then(|opened| opened.sync_all())
+            .map_err(|source| EngineError::File { action: "sync", path, source })
+    };
+    let synced = tokio::task::spawn_blocking(synced).await;
+    synced.map_err(|_| WakeError::ShuttingDown)?.map_err(WakeError::Engine)
+}
+
+/// Puts the record of a disk right after a daemon died between a machine's getting a new top and
+/// the record of it. To be done before anything is removed, and before the machine goes on: all
+/// that time it stood, so the new top is empty. Idempotent. `vm` is the machine, if it is still
+/// there.
+pub(crate) async fn put_right(
+    world: &World,
+    row: &SandboxRow,
+    vm: Option<&dyn Vm>,
+) -> Result<(), WakeError> {
+    if row.root_disk.is_none() {
+        return Ok(());
+    }
+    let recorded = current(row)?;
+    // A seal takes the number that was given out last, and nothing is given out before it is
+    // recorded.
+    let sealed = sealed_as(world, row, &recorded, row.serial);
+    let unrecorded = !recorded.layers.contains(&sealed.file) && sealed.file.exists();
+    let right = match vm {
+        Some(vm) => {
+            let top = vm.disk_top().await.map_err(WakeError::Engine)?;
+            if top == recorded.file {
+                return Ok(());
+            }
+            if !unrecorded {
+                let why = format!("root disk: the machine writes {top}, not {}", recorded.file);
+                return Err(WakeError::Record(why));
+            }
+            let (former, layer) = (recorded.file.clone(), sealed.file.clone());
+            blocking(move || bhatti_storage::seal_layer(&former, &layer)).await?;
+            RootDisk { file: top, layers: layers_of(&sealed), ..recorded }
+        }
+        None if recorded.file.exists() || !unrecorded => return Ok(()),
+        None => {
+            let (layout, id) = (world.layout.clone(), row.engine_id.clone());
+            blocking(move || layout.clear_sandbox(&id)).await?;
+            new_top(world, row, &sealed).await?
+        }
+    };
+    tracing::warn!(sandbox = %row.id, top = %right.file, "a disk layer was sealed and not recorded");
+    let (id, value) = (row.id.clone(), to_json("root disk", &right)?);
+    Ok(world.db.call(move |store| store.set_root_disk(&id, &value)).await?)
+}
+
+/// Gives all files of a sealed disk names in `dir`; the disk as it is there.
+pub(crate) fn link_disk(
+    disk: &RootDisk,
+    dir: &Utf8Path,
+) -> Result<RootDisk, bhatti_storage::DiskError> {
+    let mut linked = Vec::new();
+    for (at, layer) in layers_of(disk).iter().enumerate() {
+        let name = dir.join(format!("{at}.qcow2"));
+        bhatti_storage::link_file(layer, &name)?;
+        linked.push(name);
+    }
+    let base = disk.base.as_ref().map(|image| {
+        let name = dir.join("image");
+        bhatti_storage::link_file(image, &name).map(|()| name)
+    });
+    let file = linked.pop().unwrap_or_else(|| disk.file.clone());
+    Ok(RootDisk { file, base: base.transpose()?, layers: linked, bytes: disk.bytes })
 }
 
 /// Removes what neither the disk of `row` nor one of its generations needs. Best effort: what

@@ -113,6 +113,9 @@ pub enum WakeError {
          it from its disk or from an older state", .cause.public()
     )]
     NotAsItWas { name: bhatti_types::Name, cause: Box<WakeError> },
+    /// It was deleted after it had been found.
+    #[error("snapshot {0:?} was deleted meanwhile")]
+    SnapshotGone(bhatti_types::Name),
     /// A snapshot was asked of what has no memory.
     #[error("sandbox is not running, and was not frozen: there is no memory to save")]
     NothingToSave,

@@ -7,7 +7,7 @@ use bhatti_store::{Generation, SandboxRow};
 use jiff::Timestamp;
 
 use crate::disk::{self, base_dir, blocking, sealed_as};
-use crate::machine::{World, to_json};
+use crate::machine::{World, to_json, vm_record};
 use crate::{WakeError, chain};
 
 /// How long a guest may take to bring its files to the disk before it is frozen without.
@@ -30,8 +30,12 @@ pub(crate) async fn write(
     let written = async {
         let save = Save { into: into.clone(), ..what(world, row) };
         let saved = vm.save(save).await.map_err(WakeError::Engine)?;
-        blocking(move || bhatti_storage::sync_tree(&into)).await?;
-        let disk = sealed_as(world, row, &disk::current(row)?, number);
+        let top = disk::current(row)?;
+        // The disk too: memory that knows of files which a power cut took back is worse than none.
+        let (memory, files) =
+            tokio::join!(blocking(move || bhatti_storage::sync_tree(&into)), disk::sync_top(&top));
+        memory.and(files)?;
+        let disk = sealed_as(world, row, &top, number);
         Ok(Generation {
             number,
             made_at: Timestamp::now(),
@@ -48,6 +52,19 @@ pub(crate) async fn write(
             Err(error)
         }
     }
+}
+
+/// Ends what is left of the machine of a cold sandbox and seals its disk. Idempotent: each freeze
+/// does it, and whoever finds one that came no further. Returns the row as it is then.
+pub(crate) async fn finish(
+    world: &World,
+    row: SandboxRow,
+    newest: &Generation,
+) -> Result<SandboxRow, WakeError> {
+    if let Some(record) = vm_record(&row)? {
+        world.engine.end(&record).await.map_err(WakeError::Engine)?;
+    }
+    disk::seal(world, row, newest).await
 }
 
 /// What a save of the machine of `row` need not write: what is in the generation it came from,
@@ -92,11 +109,34 @@ pub(crate) fn attempts(generations: usize, force: bool) -> Vec<Attempt> {
 
 /// Whether the next attempt may be made after this one failed so. Without insistence only if
 /// trying again could never help: whoever lost patience too early would lose memory for nothing.
+/// With it, too, nothing is given up for what another attempt would meet as well.
 pub(crate) fn goes_on(error: &WakeError, force: bool) -> bool {
     match error {
         WakeError::Engine(EngineError::Unusable { .. }) => true,
-        WakeError::ShuttingDown | WakeError::Gone | WakeError::Store(_) => false,
+        error if is_the_hosts(error) => false,
         _ => force,
+    }
+}
+
+/// True of what is wrong with the host or the daemon, not with what was frozen.
+pub(crate) fn is_the_hosts(error: &WakeError) -> bool {
+    match error {
+        WakeError::Network(_)
+        | WakeError::Store(_)
+        | WakeError::Disk(_)
+        | WakeError::Denied(_)
+        | WakeError::ShuttingDown
+        | WakeError::Gone => true,
+        WakeError::Engine(error) => matches!(
+            error,
+            EngineError::NoSpace { .. }
+                | EngineError::NoHugepages { .. }
+                | EngineError::MissingProgram { .. }
+                | EngineError::Spawn { .. }
+                | EngineError::Confine { .. }
+                | EngineError::Taken { .. }
+        ),
+        _ => false,
     }
 }
 
@@ -145,5 +185,7 @@ mod tests {
         let why = "checksum".to_owned();
         assert!(goes_on(&WakeError::Engine(EngineError::Unusable { why }), false));
         assert!(!goes_on(&WakeError::ShuttingDown, true));
+        let full = EngineError::NoSpace { needed_mib: 1, free_mib: 0 };
+        assert!(!goes_on(&WakeError::Engine(full), true), "booting needs room too");
     }
 }

@@ -8,17 +8,17 @@
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bhatti_engine::{Below, BootSpec, Nic, Private, RootDisk, Save, Shape, Vm};
 use bhatti_guest_client::{ExecSpec, Guest, Mode};
-use bhatti_store::GoldenRow;
+use bhatti_store::{GoldenRow, Store};
 use bhatti_types::{EngineId, GoldenId, Mib};
 use camino::{Utf8Path, Utf8PathBuf};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest, Sha256};
-use tokio::sync::{OwnedRwLockReadGuard, RwLock, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::disk::blocking;
@@ -43,6 +43,9 @@ impl Default for GoldenLimits {
 /// After a failure nobody tries again for this long: each try costs a boot.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(300);
 
+/// How exactly it is known when one was used last: each note is a write to the medium.
+const USE_NOTED_EVERY: SignedDuration = SignedDuration::from_mins(1);
+
 /// Counts as part of what a golden snapshot was made with: raise it when what is done to the
 /// machine before it is frozen changes.
 const RECIPE: u32 = 1;
@@ -53,9 +56,19 @@ pub(crate) struct Goldens {
     kinds: Mutex<HashMap<String, Kind>>,
     /// One at a time: each is a boot.
     turn: tokio::sync::Mutex<()>,
-    /// Read by who makes a clone, written by who removes: a clone is in no record until it is
-    /// ready.
-    using: Arc<RwLock<()>>,
+    /// Those that are in no record yet: clones that are not ready.
+    held: Arc<Held>,
+}
+
+/// How often each golden snapshot is held. Locked for a moment by who begins to use one, and by
+/// the store's thread while it forgets one, so that neither comes between the other's look and
+/// its deed.
+type Held = Mutex<HashMap<GoldenId, usize>>;
+
+/// One use of a golden snapshot, which is not removed while this value lives.
+pub(crate) struct Hold {
+    held: Arc<Held>,
+    id: GoldenId,
 }
 
 #[derive(Clone)]
@@ -78,7 +91,7 @@ struct Recipe {
 /// A golden snapshot that stays for as long as this value lives.
 pub(crate) struct Golden {
     pub(crate) row: GoldenRow,
-    _using: OwnedRwLockReadGuard<()>,
+    pub(crate) hold: Hold,
 }
 
 /// The golden snapshot for machines of that image and shape, made now if there is none. `None`:
@@ -99,7 +112,7 @@ pub(crate) async fn find_or_make(
             return None;
         }
     };
-    if let Some(found) = hold(world, &recipe.key).await {
+    if let Some(found) = hold(world, &recipe.key) {
         return Some(found);
     }
     let key = recipe.key.clone();
@@ -108,12 +121,40 @@ pub(crate) async fn find_or_make(
     if !*outcome.wait_for(Option::is_some).await.ok()?.as_ref()? {
         return None;
     }
-    hold(world, &key).await
+    hold(world, &key)
 }
 
-async fn hold(world: &World, key: &str) -> Option<Golden> {
-    let using = world.goldens.using.clone().read_owned().await;
-    recorded(world, key).map(|row| Golden { row, _using: using })
+fn hold(world: &World, key: &str) -> Option<Golden> {
+    let held = &world.goldens.held;
+    let mut counts = locked(held);
+    let row = recorded(world, key)?;
+    *counts.entry(row.id.clone()).or_default() += 1;
+    let hold = Hold { held: held.clone(), id: row.id.clone() };
+    Some(Golden { row, hold })
+}
+
+/// Holds one that something recorded stands on, which may be removed meanwhile.
+pub(crate) fn hold_id(world: &World, id: GoldenId) -> Hold {
+    let held = &world.goldens.held;
+    *locked(held).entry(id.clone()).or_default() += 1;
+    Hold { held: held.clone(), id }
+}
+
+fn locked(held: &Held) -> MutexGuard<'_, HashMap<GoldenId, usize>> {
+    // Nothing panics between two numbers.
+    held.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut counts = locked(&self.held);
+        if let Some(count) = counts.get_mut(&self.id) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.id);
+            }
+        }
+    }
 }
 
 /// One that is recorded and whose files are there.
@@ -125,12 +166,18 @@ fn recorded(world: &World, key: &str) -> Option<GoldenRow> {
     Some(found).filter(|row| world.layout.golden(&row.id).is_dir())
 }
 
-/// Notes that a create has used it, for the choice of which one goes first.
-pub(crate) async fn used(world: &World, id: &GoldenId) {
-    let id = id.clone();
-    if let Err(error) = world.db.call(move |store| store.use_golden(&id)).await {
-        tracing::warn!(error = chain(&error), "failed to note the use of a golden snapshot");
+/// Notes that a create has used it, for the choice of which one goes first. Nobody waits: what
+/// a crash takes back was a guess.
+pub(crate) fn used(world: &Arc<World>, golden: &GoldenRow) {
+    if golden.used_at + USE_NOTED_EVERY > Timestamp::now() {
+        return;
     }
+    let (world, id) = (world.clone(), golden.id.clone());
+    world.clone().tasks.spawn("golden use", |_| async move {
+        if let Err(error) = world.db.call(move |store| store.use_golden(&id)).await {
+            tracing::warn!(error = chain(&error), "failed to note the use of a golden snapshot");
+        }
+    });
 }
 
 /// Gives up on one that cannot be used: the next create makes another. Its files stay as long as
@@ -138,10 +185,24 @@ pub(crate) async fn used(world: &World, id: &GoldenId) {
 pub(crate) async fn forget(world: &World, id: &GoldenId) {
     let forgotten = id.clone();
     match world.db.call(move |store| store.retire_golden(&forgotten)).await {
-        Ok(()) => drop(remove_unused(world, usize::MAX, u64::MAX).await),
+        Ok(()) => tidy(world).await,
         Err(error) => {
             tracing::warn!(error = chain(&error), "failed to forget a golden snapshot");
         }
+    }
+}
+
+/// Removes, in the background, what is too much and what was kept only for something that is
+/// gone now.
+pub(crate) fn tidy_soon(world: &Arc<World>) {
+    let world = world.clone();
+    world.clone().tasks.spawn("golden tidy", |_| async move { tidy(&world).await });
+}
+
+async fn tidy(world: &World) {
+    let limits = world.settings.goldens;
+    if let Err(error) = remove_unused(world, limits.count, limits.bytes).await {
+        tracing::warn!(error = chain(&error), "failed to remove golden snapshots");
     }
 }
 
@@ -150,16 +211,23 @@ pub(crate) async fn forget(world: &World, id: &GoldenId) {
 fn making(world: &Arc<World>, recipe: Recipe) -> Option<watch::Receiver<Option<bool>>> {
     let mut kinds = world.goldens.kinds();
     match kinds.get(&recipe.key) {
-        Some(Kind::Making(outcome)) => return Some(outcome.clone()),
+        // One whose maker is gone without a word is made again.
+        Some(Kind::Making(outcome)) if outcome.has_changed().is_ok() => {
+            return Some(outcome.clone());
+        }
         Some(Kind::Failed(when)) if when.elapsed() < PAUSE_AFTER_FAILURE => return None,
-        Some(Kind::Failed(_)) | None => {}
+        Some(Kind::Making(_) | Kind::Failed(_)) | None => {}
     }
     let (told, outcome) = watch::channel(None);
     kinds.insert(recipe.key.clone(), Kind::Making(outcome.clone()));
     let making = world.clone();
     world.tasks.spawn("golden", |_| async move {
         let _turn = making.goldens.turn.lock().await;
-        let made = make(&making, &recipe).await;
+        let made = if making.tasks.stopping().is_cancelled() {
+            Err(WakeError::ShuttingDown)
+        } else {
+            make(&making, &recipe).await
+        };
         let mut kinds = making.goldens.kinds();
         match &made {
             Ok(row) => {
@@ -291,7 +359,7 @@ async fn build(
         () = stopping.cancelled() => Err(WakeError::ShuttingDown),
         saved = freeze(world, &vm, into.clone()) => saved,
     };
-    end(&vm).await;
+    end(world, &vm).await;
     let bytes = saved?;
     let sealed = seal(&root, into).await?;
     let disk_bytes = sealed.file.metadata().map_or(0, |metadata| metadata.blocks() * 512);
@@ -347,7 +415,6 @@ async fn seal(root: &RootDisk, into: Utf8PathBuf) -> Result<RootDisk, WakeError>
 /// Removes golden snapshots nothing stands on, the one used least recently first, until at most
 /// that many of at most so many bytes are left. False if too many are in use.
 async fn remove_unused(world: &World, count: usize, bytes: u64) -> Result<bool, WakeError> {
-    let _alone = world.goldens.using.write().await;
     let goldens = world.db.call(|store| store.goldens()).await?;
     let mut left = goldens.len();
     let mut total: u64 = goldens.iter().map(|(row, _)| row.bytes).sum();
@@ -357,7 +424,12 @@ async fn remove_unused(world: &World, count: usize, bytes: u64) -> Result<bool, 
             continue;
         }
         let id = row.id.clone();
-        if !world.db.call(move |store| store.remove_golden(&id)).await? {
+        let held = world.goldens.held.clone();
+        let forget = move |store: &mut Store| {
+            let counts = locked(&held);
+            if counts.contains_key(&id) { Ok(false) } else { store.remove_golden(&id) }
+        };
+        if !world.db.call(forget).await? {
             continue; // used just now
         }
         let (layout, id) = (world.layout.clone(), row.id.clone());

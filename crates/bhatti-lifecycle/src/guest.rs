@@ -107,6 +107,7 @@ pub(crate) async fn configure(
         env: row.env.clone().into_iter().collect::<HashMap<_, _>>(),
         network: Some(network),
         machine_id: machine_id(&row.engine_id),
+        root_bytes: root_bytes.unwrap_or(0),
     };
     Ok(guest.configure(configure).await?)
 }

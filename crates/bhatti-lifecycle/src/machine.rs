@@ -100,38 +100,43 @@ pub(crate) struct World {
     /// Opening a TAP reads, removing a user's network writes: so a network never goes while a
     /// new sandbox of the same user is about to use it.
     pub(crate) networks: tokio::sync::RwLock<()>,
+    /// Linking what is in a named snapshot reads, removing one writes.
+    pub(crate) snapshots: tokio::sync::RwLock<()>,
 }
 
-/// A running machine, and its guest while the link stands.
+/// A machine, and its guest while the link stands.
 pub(crate) struct Machine {
     pub(crate) vm: Arc<dyn Vm>,
     pub(crate) guest: Option<Guest>,
+    /// It was told to stand, and has not gone on since: its guest will not answer.
+    pub(crate) stands: bool,
 }
 
 impl Machine {
-    /// A guest that answers, over the standing link or a new one.
+    /// A guest that answers: over the standing link or a new one, and with the right time. A
+    /// machine that stands goes on.
     pub(crate) async fn guest(&mut self, world: &World) -> Result<Guest, WakeError> {
-        if let Some(guest) = &self.guest
-            && !guest.is_gone()
-        {
-            return Ok(guest.clone());
+        let stood = self.stands;
+        if stood {
+            self.vm.resume().await.map_err(WakeError::Engine)?;
+            self.stands = false;
         }
-        let guest = guest::reach(world, &self.vm, Mode::Reconnect, RECONNECT_TIMEOUT).await?;
-        Ok(self.guest.insert(guest).clone())
-    }
-
-    /// Lets a paused machine run on, with the right time. The guest answers afterwards.
-    pub(crate) async fn continue_now(&mut self, world: &World) -> Result<Guest, WakeError> {
-        self.vm.resume().await.map_err(WakeError::Engine)?;
         if let Some(guest) = &self.guest
             && !guest.is_gone()
-            && guest.set_clock().await.is_ok()
+            && (!stood || guest.set_clock().await.is_ok())
         {
             return Ok(guest.clone());
         }
         // The greeting of a new link sets the clock too.
         self.guest = None;
-        self.guest(world).await
+        let guest = guest::reach(world, &self.vm, Mode::Reconnect, RECONNECT_TIMEOUT).await?;
+        Ok(self.guest.insert(guest).clone())
+    }
+
+    /// Stops the virtual CPUs. If that fails they may stand all the same.
+    pub(crate) async fn pause(&mut self) -> Result<(), WakeError> {
+        self.stands = true;
+        self.vm.pause().await.map_err(WakeError::Engine)
     }
 
     /// The record of its process, as the store keeps it.
@@ -175,17 +180,21 @@ pub(crate) fn disk_record(value: &serde_json::Value) -> Result<RootDisk, WakeErr
     record("root disk", value)
 }
 
-/// What the machine of `row` is, over that disk.
-async fn spec(
+/// What the machine of `row` is, over the disk that `root` makes. Making that and opening the
+/// TAP go on at the same time.
+pub(crate) async fn spec(
     world: &World,
     row: &SandboxRow,
     subnet: u32,
-    root: RootDisk,
+    root: impl Future<Output = Result<RootDisk, WakeError>>,
 ) -> Result<BootSpec, WakeError> {
-    let tap = {
+    let tap = async {
         let _staying = world.networks.read().await;
-        world.taps.open_tap(subnet, &row.engine_id).await.map_err(WakeError::Network)?
+        world.taps.open_tap(subnet, &row.engine_id).await.map_err(WakeError::Network)
     };
+    // Both to their end: what is making files must not be left alone with them.
+    let (root, tap) = tokio::join!(root, tap);
+    let (root, tap) = (root?, tap?);
     Ok(BootSpec {
         id: row.engine_id.clone(),
         dir: world.layout.sandbox(&row.engine_id),
@@ -199,19 +208,16 @@ async fn spec(
     })
 }
 
-/// Boots the machine of `row` from `root` and waits for its guest, which has the sandbox's
-/// identity afterwards. The row's `vm` is recorded as soon as there is a process, so that a
-/// crash from then on finds it. On failure, or when `stop` fires, no process is left; the
-/// directory and the row are the caller's. Not to be dropped half-way: `stop` is how to end it
-/// early.
+/// Boots the machine of `row` and waits for its guest, which has the sandbox's identity
+/// afterwards. The row's `vm` is recorded as soon as there is a process, so that a crash from
+/// then on finds it. On failure, or when `stop` fires, no process is left; the directory and the
+/// row are the caller's. Not to be dropped half-way: `stop` is how to end it early.
 pub(crate) async fn boot(
     world: &World,
     row: &SandboxRow,
-    subnet: u32,
-    root: RootDisk,
+    spec: BootSpec,
     stop: &CancellationToken,
 ) -> Result<Machine, WakeError> {
-    let spec = spec(world, row, subnet, root).await?;
     let vm = world.engine.boot(spec).await.map_err(WakeError::Engine)?;
     let settle = async {
         let id = row.id.clone();
@@ -221,7 +227,7 @@ pub(crate) async fn boot(
         guest::configure(world, row, &guest, None).await?;
         Ok(guest)
     };
-    let machine = settled(&vm, stop, settle).await?;
+    let machine = settled(world, &vm, stop, settle).await?;
     tracing::info!(pid = machine.vm.record().pid, "machine is up");
     Ok(machine)
 }
@@ -236,20 +242,18 @@ pub(crate) struct Frozen {
     pub(crate) clone: bool,
 }
 
-/// Continues the machine of `row` from a snapshot over `root`, and waits for its guest, which
-/// has fresh randomness and the right time before anything is asked of it; a clone also has the
-/// identity of `row`. The row's `vm` is the caller's to record: until then a crash leaves a
-/// machine that nobody knows, which the next start ends. Otherwise like [`boot`].
+/// Continues the machine of `row` from a snapshot, and waits for its guest, which has fresh
+/// randomness and the right time before anything is asked of it; a clone also has the identity of
+/// `row`. The row's `vm` is the caller's to record: until then a crash leaves a machine that
+/// nobody knows, which the next start ends. Otherwise like [`boot`].
 pub(crate) async fn restore(
     world: &World,
     row: &SandboxRow,
-    subnet: u32,
-    root: RootDisk,
+    machine: BootSpec,
     frozen: Frozen,
     stop: &CancellationToken,
 ) -> Result<Machine, WakeError> {
-    let bytes = root.bytes;
-    let machine = spec(world, row, subnet, root).await?;
+    let bytes = machine.root.bytes;
     let Frozen { snapshot, base, clone } = frozen;
     let spec = RestoreSpec { machine, snapshot, base };
     let vm = world.engine.restore(spec).await.map_err(WakeError::Engine)?;
@@ -261,13 +265,14 @@ pub(crate) async fn restore(
         }
         Ok(guest)
     };
-    let machine = settled(&vm, stop, settle).await?;
+    let machine = settled(world, &vm, stop, settle).await?;
     tracing::info!(pid = machine.vm.record().pid, clone, "machine is restored");
     Ok(machine)
 }
 
 /// The machine with its guest, or no machine.
 async fn settled(
+    world: &World,
     vm: &Arc<dyn Vm>,
     stop: &CancellationToken,
     settle: impl Future<Output = Result<Guest, WakeError>>,
@@ -278,18 +283,20 @@ async fn settled(
         settled = settle => settled,
     };
     match settled {
-        Ok(guest) => Ok(Machine { vm: vm.clone(), guest: Some(guest) }),
+        Ok(guest) => Ok(Machine { vm: vm.clone(), guest: Some(guest), stands: false }),
         Err(error) => {
-            end(vm).await;
+            end(world, vm).await;
             Err(error)
         }
     }
 }
 
-/// Ends a machine that is not wanted. One that does not end is nobody's, and the next start of
-/// the daemon ends it.
-pub(crate) async fn end(vm: &Arc<dyn Vm>) {
-    if let Err(error) = vm.kill().await {
+/// Ends a machine that is not wanted, by whichever way works. One that does not end is nobody's,
+/// and the next start of the daemon ends it.
+pub(crate) async fn end(world: &World, vm: &Arc<dyn Vm>) {
+    let Err(error) = vm.kill().await else { return };
+    tracing::warn!(error = crate::chain(&error), "an unwanted machine does not end when told to");
+    if let Err(error) = world.engine.end(&vm.record()).await {
         tracing::error!(error = crate::chain(&error), "failed to end an unwanted machine");
     }
 }

@@ -12,12 +12,12 @@ use futures_util::StreamExt;
 use tokio::sync::oneshot;
 
 use crate::actor::{self, Handle, Origin, Start};
-use crate::disk;
 use crate::golden::Goldens;
 use crate::machine::{self, Machine, World, as_request_error};
 use crate::recover::{FOUND, LOST, Plan, plan};
 use crate::spec::{CreateSpec, PatchSpec};
 use crate::{Lease, Op, ServiceError, Settings, Taps, Tasks, WakeError, admit};
+use crate::{disk, freeze, golden};
 
 /// What a [`Sandboxes`] is made of.
 pub struct Deps {
@@ -70,10 +70,17 @@ impl Sandboxes {
     /// creates and destroys, and removes what the store does not know.
     pub async fn recover(deps: Deps) -> Result<Self, ServiceError> {
         let Deps { engine, taps, layout, db, settings, tasks } = deps;
-        let networks = tokio::sync::RwLock::new(());
-        let goldens = Goldens::default();
-        let world =
-            Arc::new(World { engine, taps, layout, db, settings, tasks, goldens, networks });
+        let world = Arc::new(World {
+            engine,
+            taps,
+            layout,
+            db,
+            settings,
+            tasks,
+            goldens: Goldens::default(),
+            networks: tokio::sync::RwLock::default(),
+            snapshots: tokio::sync::RwLock::default(),
+        });
         let sandboxes = Self {
             inner: Arc::new(Inner {
                 world: world.clone(),
@@ -90,11 +97,17 @@ impl Sandboxes {
             );
             keep.extend(engine_id.clone());
         }
+        let (cut_short, rows): (Vec<_>, Vec<_>) =
+            rows.into_iter().partition(|row| plan(row) == Plan::Undo);
         for row in rows {
             keep.extend(sandboxes.recover_one(row).await?);
         }
-        sandboxes.undo_snapshots().await?;
         let ended = world.engine.sweep(&keep).await.map_err(ServiceError::Engine)?;
+        // After the sweep: a create that was cut short may have left a machine of no record.
+        for row in cut_short {
+            sandboxes.undo(&row).await?;
+        }
+        sandboxes.undo_snapshots().await?;
         let (rows, _) = world.db.call(|store| store.all_sandboxes()).await?;
         let known = rows.into_iter().map(|row| row.engine_id);
         let known: Vec<EngineId> =
@@ -109,8 +122,21 @@ impl Sandboxes {
             directories_removed = removed.len(),
             "recovered"
         );
+        golden::tidy_soon(&world);
         sandboxes.wake_kept_hot();
         Ok(sandboxes)
+    }
+
+    /// Takes away what an interrupted create or destroy has left.
+    async fn undo(&self, row: &SandboxRow) -> Result<(), ServiceError> {
+        let world = &self.inner.world;
+        let owner = row.owner.clone();
+        let owner = world.db.call(move |store| store.user(&owner)).await?;
+        if let Err(error) = machine::demolish(world, row, None, &owner).await {
+            // Kept for the next start; it is not listed and cannot be used.
+            tracing::error!(sandbox = %row.id, error = crate::chain(&error), "failed to undo");
+        }
+        Ok(())
     }
 
     /// Returns the machine that must be left alone, if there is one. What is wrong with one
@@ -121,18 +147,12 @@ impl Sandboxes {
         let owner = world.db.call(move |store| store.user(&owner)).await?;
         let engine_id = row.engine_id.clone();
         let found = match plan(&row) {
-            Plan::Undo => {
-                if let Err(error) = machine::demolish(world, &row, None, &owner).await {
-                    // Kept for the next start; it is not listed and cannot be used.
-                    tracing::error!(sandbox = %row.id, error = crate::chain(&error), "failed to undo");
-                }
-                return Ok(None);
-            }
-            Plan::Keep => Found::Nothing,
+            Plan::Keep | Plan::Undo => Found::Nothing,
             Plan::Finish => self.finish_freeze(&row).await,
             Plan::Adopt => self.adopt(&row).await,
         };
         let id = row.id.clone();
+        let tell = !matches!(found, Found::Doubt(_));
         let (machine, leave_alone) = match found {
             Found::Nothing => (None, false),
             Found::Machine(machine) => {
@@ -155,15 +175,16 @@ impl Sandboxes {
         };
         // The phase may have changed: an actor starts from what is recorded.
         let row = world.db.call(move |store| store.sandbox(&id)).await?;
+        if tell {
+            disk::tidy(world, &row).await;
+        }
         self.start_actor(row, owner, Start::Found { machine });
         Ok(leave_alone.then_some(engine_id))
     }
 
     async fn record(&self, id: &SandboxId, to: Phase, why: String) -> Result<(), ServiceError> {
         let id = id.clone();
-        // What was frozen is older than the disk: waking from it would take files back.
-        let generations = (to == Phase::Stopped).then(Vec::new);
-        let change = Change { generations, ..Change::default() };
+        let change = if to == Phase::Stopped { disk::lost() } else { Change::default() };
         let moved = move |store: &mut bhatti_store::Store| {
             store.set_phase(&id, &[Phase::Hot, Phase::Warm, Phase::Unknown], to, &why, &change)
         };
@@ -171,43 +192,43 @@ impl Sandboxes {
     }
 
     async fn adopt(&self, row: &SandboxRow) -> Found {
+        let world = &self.inner.world;
         let found = match machine::vm_record(row) {
-            Ok(Some(record)) => self.inner.world.engine.adopt(&record).await,
+            Ok(Some(record)) => world.engine.adopt(&record).await,
             Ok(None) => Ok(None),
             Err(error) => return Found::Doubt(crate::chain(&error)),
         };
-        match found {
-            Ok(Some(vm)) => {
-                tracing::info!(sandbox = %row.id, name = %row.name, "adopted a running machine");
-                // The former daemon may have died in the middle of a pause or a freeze.
-                let settled =
-                    if row.phase == Phase::Warm { vm.pause().await } else { vm.resume().await };
-                if let Err(error) = settled {
-                    tracing::warn!(sandbox = %row.id, error = crate::chain(&error),
-                        "an adopted machine does not do as it is told");
-                }
-                Found::Machine(Machine { vm, guest: None })
-            }
-            Ok(None) => Found::Lost,
-            Err(error) => Found::Doubt(crate::chain(&error)),
+        let vm = match found {
+            Ok(vm) => vm,
+            Err(error) => return Found::Doubt(crate::chain(&error)),
+        };
+        // Before it goes on.
+        if let Err(error) = disk::put_right(world, row, vm.as_deref()).await {
+            return Found::Doubt(crate::chain(&error));
         }
+        let Some(vm) = vm else { return Found::Lost };
+        tracing::info!(sandbox = %row.id, name = %row.name, "adopted a running machine");
+        let mut machine = Machine { vm, guest: None, stands: false };
+        // The former daemon may have died in the middle of a pause or a freeze.
+        let settled = if row.phase == Phase::Warm {
+            machine.pause().await
+        } else {
+            let resumed = machine.vm.resume().await.map_err(WakeError::Engine);
+            machine.stands = resumed.is_err();
+            resumed
+        };
+        if let Err(error) = settled {
+            tracing::warn!(sandbox = %row.id, error = crate::chain(&error),
+                "an adopted machine does not do as it is told");
+        }
+        Found::Machine(machine)
     }
 
     /// Ends what is left of the machine of a sandbox that was being frozen, and seals its disk.
     async fn finish_freeze(&self, row: &SandboxRow) -> Found {
-        let world = &self.inner.world;
-        let finished = async {
-            if let Some(record) = machine::vm_record(row)? {
-                world.engine.end(&record).await.map_err(WakeError::Engine)?;
-            }
-            if let Some(newest) = row.generations.first() {
-                let row = disk::seal(world, row.clone(), newest).await?;
-                disk::tidy(world, &row).await;
-            }
-            Ok::<_, WakeError>(())
-        };
-        match finished.await {
-            Ok(()) => Found::Frozen { kept: false },
+        let Some(newest) = row.generations.first() else { return Found::Nothing };
+        match freeze::finish(&self.inner.world, row.clone(), newest).await {
+            Ok(_) => Found::Frozen { kept: false },
             Err(error) => {
                 // The next wake tries again.
                 tracing::error!(sandbox = %row.id, name = %row.name,
@@ -390,13 +411,16 @@ impl Sandboxes {
                 let specific = match &error {
                     WakeError::Engine(engine) => as_request_error(engine),
                     WakeError::ShuttingDown => Some(ServiceError::ShuttingDown),
+                    WakeError::SnapshotGone(name) => {
+                        Some(ServiceError::NoSnapshot(name.to_string()))
+                    }
                     _ => None,
                 };
                 return Err(specific.unwrap_or(ServiceError::Create(error)));
             }
             Err(_) => return Err(ServiceError::ShuttingDown),
         }
-        Ok(Created::New(self.inner.world.db.call(move |store| store.sandbox(&id)).await?))
+        Ok(Created::New(self.inner.world.db.read(|store| store.sandbox(&id))?))
     }
 
     /// The caller's sandboxes, newest first. Wakes nothing.

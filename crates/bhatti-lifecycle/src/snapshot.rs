@@ -9,14 +9,13 @@ use bhatti_store::{
     UserRow,
 };
 use bhatti_types::{Name, SnapshotId};
-use camino::Utf8Path;
 use tokio::sync::oneshot;
 
-use crate::actor::{Checkpoint, Origin, Start};
+use crate::actor::{Checkpoint, CheckpointDirs, Origin, Start};
 use crate::disk::{blocking, layers_of};
 use crate::machine::to_json;
 use crate::registry::wake_error;
-use crate::{Created, Sandboxes, ServiceError, WakeError};
+use crate::{Created, Sandboxes, ServiceError, WakeError, golden};
 
 impl Sandboxes {
     /// Saves a sandbox as it is. One that runs stands still for a moment; none is woken.
@@ -79,27 +78,28 @@ impl Sandboxes {
         let world = &self.inner.world;
         let (layout, new) = (world.layout.clone(), id.clone());
         blocking(move || layout.make_snapshot_parts(&new)).await.map_err(wake)?;
-        let into = world.layout.snapshot_memory(id);
+        let (memory, disk) = (world.layout.snapshot_memory(id), world.layout.snapshot_disk(id));
+        let into = CheckpointDirs { memory, disk };
         let saved = self.handle(row)?.checkpoint(into.clone()).await;
         let Checkpoint { golden, disk } = saved.map_err(wake)?;
-        let (layout, id) = (world.layout.clone(), id.clone());
+        let (golden, held) = golden.unzip();
+        let id = id.clone();
         let finished = async {
-            let dir = layout.snapshot_disk(&id);
-            let (disk, bytes) = blocking(move || {
-                let disk = link_disk(&disk, &dir)?;
-                bhatti_storage::sync_tree(&dir)?;
-                bhatti_storage::sync_tree(&into)?;
-                let bytes = bhatti_storage::bytes_of(&into)? + own_bytes(&disk);
-                Ok((disk, bytes))
+            let value = to_json("root disk", &disk)?;
+            let bytes = blocking(move || {
+                bhatti_storage::sync_tree(&into.disk)?;
+                bhatti_storage::sync_tree(&into.memory)?;
+                Ok(bhatti_storage::bytes_of(&into.memory)? + own_bytes(&disk))
             })
             .await?;
-            let disk = to_json("root disk", &disk)?;
             let finish = move |store: &mut bhatti_store::Store| {
-                store.finish_snapshot(&id, golden.as_ref(), &disk, bytes)
+                store.finish_snapshot(&id, golden.as_ref(), &value, bytes)
             };
             Ok::<_, WakeError>(world.db.call(finish).await?)
         };
-        finished.await.map_err(wake)
+        let finished = finished.await.map_err(wake);
+        drop(held);
+        finished
     }
 
     /// The caller's snapshots, newest first.
@@ -129,7 +129,11 @@ impl Sandboxes {
         let world = &self.inner.world;
         let (forgotten, id, layout) = (id.clone(), id.clone(), world.layout.clone());
         world.db.call(move |store| store.remove_snapshot(&forgotten)).await?;
-        blocking(move || layout.remove_snapshot(&id)).await
+        // Whoever continues from it just now links its files first.
+        let _alone = world.snapshots.write().await;
+        blocking(move || layout.remove_snapshot(&id)).await?;
+        golden::tidy_soon(world);
+        Ok(())
     }
 
     /// Removes snapshots that a former daemon did not finish.
@@ -219,22 +223,6 @@ fn default_name(snapshot: &Name) -> Result<Name, ServiceError> {
     format!("{stem}{suffix}")
         .parse()
         .map_err(|error: bhatti_types::BadName| ServiceError::Invalid(error.to_string()))
-}
-
-/// Gives all files of a sealed disk names in `dir`; the disk as it is there.
-fn link_disk(disk: &RootDisk, dir: &Utf8Path) -> Result<RootDisk, bhatti_storage::DiskError> {
-    let mut linked = Vec::new();
-    for (at, layer) in layers_of(disk).iter().enumerate() {
-        let name = dir.join(format!("{at}.qcow2"));
-        bhatti_storage::link_file(layer, &name)?;
-        linked.push(name);
-    }
-    let base = disk.base.as_ref().map(|image| {
-        let name = dir.join("image");
-        bhatti_storage::link_file(image, &name).map(|()| name)
-    });
-    let file = linked.pop().unwrap_or_else(|| disk.file.clone());
-    Ok(RootDisk { file, base: base.transpose()?, layers: linked, bytes: disk.bytes })
 }
 
 /// What the layers over the image take on the medium.

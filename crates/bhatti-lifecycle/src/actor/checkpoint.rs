@@ -1,0 +1,109 @@
+//! Saving a sandbox as it is, for a named snapshot.
+
+use bhatti_engine::{RootDisk, Save};
+use bhatti_store::{Generation, SandboxRow};
+use bhatti_types::Phase;
+use tokio::time::Instant;
+
+use super::Actor;
+use super::handle::{Checkpoint, CheckpointDirs};
+use crate::disk::{self, blocking, link_disk};
+use crate::machine::{self, to_json};
+use crate::{Op, WakeError, admit, freeze, golden};
+
+impl Actor {
+    /// Saves the sandbox as it is. One that runs stands still meanwhile; none is woken.
+    pub(super) async fn checkpoint(
+        &mut self,
+        into: CheckpointDirs,
+    ) -> Result<Checkpoint, WakeError> {
+        let phase = *self.phase.borrow();
+        admit(phase, Op::Checkpoint)?;
+        let row = self.row().await?;
+        match phase {
+            Phase::Hot | Phase::Warm => self.checkpoint_running(row, into).await,
+            Phase::Cold => {
+                let newest = row.generations.first().cloned().ok_or(WakeError::NothingToSave)?;
+                self.checkpoint_cold(row, &newest, into).await
+            }
+            _ => Err(WakeError::NothingToSave),
+        }
+    }
+
+    async fn checkpoint_cold(
+        &self,
+        row: SandboxRow,
+        newest: &Generation,
+        into: CheckpointDirs,
+    ) -> Result<Checkpoint, WakeError> {
+        let row = freeze::finish(&self.world, row, newest).await?;
+        let from = self.world.layout.frozen(&row.engine_id, newest.number);
+        let disk = machine::disk_record(&newest.disk)?;
+        let disk = blocking(move || {
+            bhatti_storage::link_tree(&from, &into.memory)?;
+            link_disk(&disk, &into.disk)
+        })
+        .await?;
+        let golden = newest.golden.clone();
+        let golden = golden.map(|id| (id.clone(), golden::hold_id(&self.world, id)));
+        Ok(Checkpoint { golden, disk })
+    }
+
+    async fn checkpoint_running(
+        &mut self,
+        row: SandboxRow,
+        into: CheckpointDirs,
+    ) -> Result<Checkpoint, WakeError> {
+        let begun = Instant::now();
+        let CheckpointDirs { memory, disk } = into;
+        let saved =
+            self.save_and_seal(&row, Save { into: memory, ..freeze::what(&self.world, &row) });
+        let saved = saved.await;
+        let still = begun.elapsed();
+        if *self.phase.borrow() == Phase::Hot {
+            self.let_go_on().await;
+        }
+        let (written, sealed) = saved?;
+        tracing::info!(millis = still.as_millis(), written, "saved as a snapshot");
+        // While this actor is busy nobody removes a layer.
+        let disk = blocking(move || link_disk(&sealed, &disk)).await?;
+        let golden = row.golden.clone();
+        let golden = golden.map(|id| (id.clone(), golden::hold_id(&self.world, id)));
+        Ok(Checkpoint { golden, disk })
+    }
+
+    async fn save_and_seal(
+        &mut self,
+        row: &SandboxRow,
+        save: Save,
+    ) -> Result<(u64, RootDisk), WakeError> {
+        let Some(machine) = &mut self.machine else { return Err(WakeError::Gone) };
+        machine.pause().await?;
+        let saved = machine.vm.save(save).await.map_err(WakeError::Engine)?;
+        let id = row.id.clone();
+        let number = self.world.db.call(move |store| store.next_serial(&id)).await?;
+        Ok((saved.written, self.seal_running(row, number).await?))
+    }
+
+    /// Seals the disk of the paused machine, which writes into a new top from then on. Returns
+    /// the disk up to the sealed layer.
+    ///
+    /// The machine stands until the new top is recorded, so whatever a crash leaves in between
+    /// has nothing in it ([`disk::put_right`]).
+    async fn seal_running(&mut self, row: &SandboxRow, number: u32) -> Result<RootDisk, WakeError> {
+        let Some(machine) = &self.machine else { return Err(WakeError::Gone) };
+        let present = disk::current(row)?;
+        let sealed = disk::sealed_as(&self.world, row, &present, number);
+        let (layout, id) = (self.world.layout.clone(), row.engine_id.clone());
+        let layers = blocking(move || layout.make_layers(&id)).await?;
+        let next = machine.vm.seal_disk(&present, &sealed.file).await.map_err(WakeError::Engine)?;
+        // Kept here too: if it cannot be recorded now, the next record of anything says it.
+        let value = to_json("root disk", &next)?;
+        self.unrecorded_disk = Some(value.clone());
+        disk::sync_dir(layers).await?;
+        let id = self.id.clone();
+        self.world.db.call(move |store| store.set_root_disk(&id, &value)).await?;
+        self.unrecorded_disk = None;
+        Ok(sealed)
+    }
+}

@@ -1,0 +1,175 @@
+//! What everybody else holds of a sandbox, and what can be asked of its actor through it.
+
+use bhatti_engine::RootDisk;
+use bhatti_guest_client::Guest;
+use bhatti_store::SnapshotRow;
+use bhatti_types::{GoldenId, Phase};
+use camino::Utf8PathBuf;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::WakeError;
+use crate::golden::Hold;
+use crate::machine::Machine;
+use crate::pin::Pin;
+use crate::spec::FileContent;
+
+/// A guest that is ready, and kept awake for as long as this value lives.
+///
+/// Taking one wakes the sandbox; while there is one, nothing pauses it. Whoever works on a
+/// guest's behalf for a while (a command that runs, a file on its way) holds one all that time.
+#[derive(Clone)]
+pub struct Lease {
+    pub(super) guest: Guest,
+    pub(super) _pin: Pin,
+}
+
+impl Lease {
+    /// The guest; it answers.
+    pub fn guest(&self) -> &Guest {
+        &self.guest
+    }
+}
+
+pub(super) type Reply<T> = oneshot::Sender<Result<T, WakeError>>;
+
+/// What can be asked of the actor.
+pub(crate) enum Command {
+    Use {
+        reply: Reply<Lease>,
+    },
+    /// `force`: lose what must be lost, rather than not start.
+    Start {
+        force: bool,
+        reply: Reply<()>,
+    },
+    Stop {
+        reason: &'static str,
+        reply: Reply<()>,
+    },
+    /// Saves the machine as it is.
+    Checkpoint {
+        into: CheckpointDirs,
+        reply: Reply<Checkpoint>,
+    },
+    PowerOff {
+        reply: Reply<()>,
+    },
+    KeepHot(bool),
+    Destroy {
+        reply: Reply<()>,
+    },
+}
+
+/// Where a named snapshot goes; both are empty.
+#[derive(Clone, Debug)]
+pub(crate) struct CheckpointDirs {
+    pub(crate) memory: Utf8PathBuf,
+    pub(crate) disk: Utf8PathBuf,
+}
+
+/// What a named snapshot is made of. Nothing of it needs the sandbox any more.
+pub(crate) struct Checkpoint {
+    /// Whose memory it stands on, which stays at least as long as this value.
+    pub(crate) golden: Option<(GoldenId, Hold)>,
+    /// Its disk, in the directory that was given.
+    pub(crate) disk: RootDisk,
+}
+
+/// What everybody else holds of a sandbox. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Handle {
+    pub(super) commands: mpsc::Sender<Command>,
+    pub(super) phase: watch::Receiver<Phase>,
+    /// Ends a boot under way: somebody wants the sandbox gone, or the daemon stops.
+    pub(super) interrupt: CancellationToken,
+}
+
+/// How many requests may wait for one sandbox before callers wait to ask.
+pub(super) const QUEUE: usize = 64;
+
+impl Handle {
+    /// A guest that answers. Safe to drop at any point: the actor finishes, the answer is lost.
+    pub(crate) async fn lease(&self) -> Result<Lease, WakeError> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Command::Use { reply }, answer).await.unwrap_or(Err(WakeError::Gone))
+    }
+
+    /// Makes it hot. Safe to drop: the actor finishes.
+    pub(crate) async fn start(&self, force: bool) -> Result<(), WakeError> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Command::Start { force, reply }, answer).await.unwrap_or(Err(WakeError::Gone))
+    }
+
+    /// Freezes it, whoever uses it. Safe to drop: the actor finishes.
+    pub(crate) async fn stop(&self, reason: &'static str) -> Result<(), WakeError> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Command::Stop { reason, reply }, answer).await.unwrap_or(Err(WakeError::Gone))
+    }
+
+    /// Saves it, without waking it.
+    pub(crate) async fn checkpoint(&self, into: CheckpointDirs) -> Result<Checkpoint, WakeError> {
+        let (reply, answer) = oneshot::channel();
+        let asked = self.ask(Command::Checkpoint { into, reply }, answer).await;
+        asked.unwrap_or(Err(WakeError::Gone))
+    }
+
+    /// Ends the machine as its own `poweroff` would. Safe to drop: the actor finishes.
+    pub(crate) async fn power_off(&self) -> Result<(), WakeError> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Command::PowerOff { reply }, answer).await.unwrap_or(Ok(()))
+    }
+
+    /// Tells it that the record says so.
+    pub(crate) async fn keep_hot(&self, keep: bool) {
+        // An actor that is gone needs to know nothing.
+        drop(self.commands.send(Command::KeepHot(keep)).await);
+    }
+
+    /// Removes the sandbox. Safe to drop: the actor finishes.
+    pub(crate) async fn destroy(&self) -> Result<(), WakeError> {
+        self.interrupt.cancel();
+        let (reply, answer) = oneshot::channel();
+        // No answer means that the actor ended: somebody else's destroy was first.
+        self.ask(Command::Destroy { reply }, answer).await.unwrap_or(Ok(()))
+    }
+
+    /// `None`: the actor ended before it answered. A command that is sent in the moment the
+    /// actor ends stays in the queue unread, so waiting for the answer alone could be for ever.
+    async fn ask<T>(&self, command: Command, mut answer: oneshot::Receiver<T>) -> Option<T> {
+        self.commands.send(command).await.ok()?;
+        tokio::select! {
+            biased;
+            answer = &mut answer => answer.ok(),
+            () = self.commands.closed() => answer.try_recv().ok(),
+        }
+    }
+
+    /// The phase as it is, which the record may learn a moment later.
+    pub(crate) fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    /// Waits until creation has come to an end, whichever.
+    pub(crate) async fn created(&self) {
+        let mut phase = self.phase.clone();
+        // An error means the actor is gone, which is an end too.
+        drop(phase.wait_for(|phase| *phase != Phase::Creating).await);
+    }
+}
+
+/// What an actor starts from.
+pub(crate) enum Start {
+    /// Make it; the files go in before the init script runs.
+    Create { origin: Origin, files: Vec<FileContent>, reply: Reply<()> },
+    /// It was there before this daemon, perhaps with a machine.
+    Found { machine: Option<Machine> },
+}
+
+/// What a new sandbox is made from.
+pub(crate) enum Origin {
+    /// An image, by way of a golden snapshot if there is one.
+    Image { file: Utf8PathBuf },
+    /// A named snapshot.
+    Snapshot(Box<SnapshotRow>),
+}
