@@ -1,23 +1,28 @@
 //! The bare engine: QEMU started by hand, and the link to its agent. No daemon, no store, no
-//! control group, no namespace or seccomp filter for the VMM, nothing written down.
+//! control group, no namespace or seccomp filter for the VMM, nothing written down that is not
+//! measured.
 //!
-//! What makes two machines the same is taken from one the daemon has started: program, board,
+//! What makes two machines the same is taken from one the daemon has booted: program, board,
 //! accelerator, CPU, memory, firmware and kernel line. So the comparison stays fair when the
 //! engine's choices change, and on hosts with KVM. Disk, sockets and network are spelled here.
 //!
 //! Made before the clock starts: directory, overlay (`qemu-img`), the TAP. In the clock: the
-//! process, QEMU's own start, the guest's boot, the handshake, the greeting, the configuration.
+//! process, QEMU's own start, then boot or device state, the handshake, the greeting.
+
+mod board;
+mod pages;
+mod qmp;
+mod saved;
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use bhatti_guest_client::Guest;
-use bhatti_link::Mode;
+use bhatti_guest_client::{ExecEvent, ExecSpec, Guest, Mode};
 use bhatti_net::{NetConfig, Networks, UserNet, guest_mac, guest_subnet};
 use bhatti_types::EngineId;
 use bhatti_wire::message::{Configure, Network};
@@ -25,43 +30,20 @@ use camino::{Utf8Path, Utf8PathBuf};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use tokio::net::UnixStream;
 
+use board::{Board, Start};
+use qmp::Qmp;
+pub(crate) use saved::{Medium, Saved, Written};
+
 /// Longer than a boot takes on two busy cores under software emulation.
 const DEADLINE: Duration = Duration::from_secs(90);
 /// The user index in a network of our own, and the guest's last octet there.
 const USER: u32 = 7;
 const HOST_PART: u8 = 2;
 
-/// What one machine has in common with every other of its shape.
-#[derive(Debug, PartialEq, Eq)]
-struct Board {
-    /// Option and value, in the order they were found.
-    options: Vec<(String, String)>,
-}
-
-/// The options that decide what the guest sees and how it is executed.
-const SHARED: [&str; 7] = ["-machine", "-accel", "-cpu", "-smp", "-m", "-bios", "-append"];
-
-impl Board {
-    /// Reads a command line as `/proc/<pid>/cmdline` has it.
-    fn parse(cmdline: &[u8]) -> Result<Self> {
-        let words: Vec<_> = cmdline.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
-        let value = |option: &str| {
-            let at = words.iter().position(|word| word == option);
-            let value = at.and_then(|at| words.get(at + 1));
-            value.map(ToString::to_string).with_context(|| format!("the VMM was given no {option}"))
-        };
-        let option = |name: &str| Ok((name.to_owned(), value(name)?));
-        Ok(Self { options: SHARED.iter().map(|name| option(name)).collect::<Result<_>>()? })
-    }
-
-    /// The same for a VMM outside: the firmware's path is one in the root the VMM has been given.
-    fn seen_from_outside(mut self, root: &str) -> Self {
-        for (_, value) in self.options.iter_mut().filter(|(name, _)| name == "-bios") {
-            value.insert_str(0, root);
-        }
-        self
-    }
-}
+/// Names in a machine's directory.
+const AGENT_SOCKET: &str = "agent.sock";
+const QMP_SOCKET: &str = "qmp.sock";
+const DISK: &str = "root.qcow2";
 
 /// Starts machines by hand.
 pub(crate) struct Bench {
@@ -76,7 +58,8 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
-    /// Machines like the one the daemon runs as process `pid`, from the files in its `data_dir`.
+    /// Machines like the one the daemon has booted as process `pid`, from the files in its
+    /// `data_dir`.
     pub(crate) async fn like(pid: i32, data_dir: &Utf8Path, scratch: &Utf8Path) -> Result<Self> {
         let proc = |name| format!("/proc/{pid}/{name}");
         let cmdline = fs::read(proc("cmdline")).context("cannot read the VMM's command line")?;
@@ -96,38 +79,94 @@ impl Bench {
         })
     }
 
-    /// What a machine needs before it can be started.
-    async fn prepare(&self) -> Result<Prepared> {
+    /// Boots one machine, gives it its identity, and says how long that took.
+    pub(crate) async fn boot(&self) -> Result<(Bare, Times)> {
+        let prepared = self.prepare("raw", &self.image).await?;
+        let started = Instant::now();
+        let mut starting = self.start(prepared, None)?;
+        let guest = starting.within(Starting::greet(Mode::FirstBoot)).await?;
+        let first_reply = started.elapsed();
+        let bare = starting.with(guest, None);
+        bare.configure().await?;
+        Ok((bare, Times { first_reply, configured: started.elapsed() }))
+    }
+
+    /// What a machine that continues `saved` needs before it can be started.
+    pub(crate) async fn ready(&self, saved: &Saved) -> Result<Ready> {
+        Ok(Ready(self.prepare("qcow2", &saved.disk()).await?))
+    }
+
+    /// Continues a saved machine. It has greeted, and is whoever it was.
+    pub(crate) async fn restore(&self, ready: Ready, saved: &Saved) -> Result<(Bare, Restored)> {
+        let state = saved.devices()?;
+        let memory = saved.memory()?;
+        let started = Instant::now();
+        let mut starting = self.start(ready.0, Some(memory))?;
+        let mut qmp = Qmp::greet(starting.within(Starting::connect(QMP_SOCKET)).await?).await?;
+        qmp.load_devices(&state).await?;
+        qmp.go_on().await?;
+        let guest = starting.within(Starting::greet(Mode::Reconnect)).await?;
+        let first_reply = started.elapsed();
+        Ok((starting.with(guest, Some(qmp)), Restored { started, first_reply }))
+    }
+
+    /// What a machine over that disk needs before it can be started.
+    async fn prepare(&self, format: &str, below: &Utf8Path) -> Result<Prepared> {
         let id = EngineId::random();
         let dir = tempfile::Builder::new().prefix("bare-").tempdir_in(&self.scratch)?;
         let path = Utf8PathBuf::try_from(dir.path().to_owned())?;
         let made = Command::new("qemu-img")
-            .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b", self.image.as_str()])
-            .arg(path.join("root.qcow2"))
+            .args(["create", "-q", "-f", "qcow2", "-F", format, "-b", below.as_str()])
+            .arg(path.join(DISK))
             .status()
             .context("cannot run qemu-img")?;
         ensure!(made.success(), "qemu-img failed: {made}");
         let tap = self.networks.open_tap(USER, &id).await.context("cannot open a TAP")?;
-        Ok(Prepared { _dir: dir, path, tap, mac: guest_mac(&id) })
+        let identity = self.identity(&guest_mac(&id))?;
+        Ok(Prepared { dir, path, tap, mac: guest_mac(&id), identity })
     }
 
-    fn command(&self, prepared: &Prepared) -> Command {
-        let Prepared { path, tap, mac, .. } = prepared;
+    /// Starts the process. Without `memory` it boots.
+    fn start(&self, prepared: Prepared, memory: Option<OwnedFd>) -> Result<Starting> {
+        let Prepared { dir, path, tap, mac, identity } = prepared;
+        let start = memory.as_ref().map_or(Start::Zero, |file| Start::File(file.as_raw_fd()));
+        let mut command = self.command(&path, &tap, &mac, start);
+        // The child inherits them. They are closed before anything else is started here.
+        for inherited in [Some(&tap), memory.as_ref()].into_iter().flatten() {
+            fcntl(inherited.as_fd(), FcntlArg::F_SETFD(FdFlag::empty()))?;
+        }
+        let child = command.spawn().context("cannot start QEMU by hand")?;
+        Ok(Starting { process: Process(child), dir, path, identity })
+    }
+
+    fn command(&self, path: &Utf8Path, tap: &OwnedFd, mac: &str, start: Start) -> Command {
         let mut command = Command::new(&self.program);
-        for (option, value) in &self.board.options {
+        for (option, value) in self.board.options(start) {
             command.args([option, value]);
         }
+        for property in ["send-configuration", "store-global-state"] {
+            command.args(["-global", &format!("migration.{property}=off")]);
+        }
+        match start {
+            Start::Zero => {
+                command.args(["-kernel", self.kernel.as_str()]);
+                command.args(["-initrd", self.initramfs.as_str()]);
+            }
+            Start::File(_) => {
+                command.args(["-incoming", "defer", "-S"]);
+            }
+        }
+        let socket = |id: &str, name: &str| format!("socket,id={id},path={path}/{name},{LISTEN}");
         command
             .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
-            .args(["-kernel", self.kernel.as_str(), "-initrd", self.initramfs.as_str()])
             .args(["-device", "virtio-rng-device"])
+            .args(["-chardev", &socket("qmp", QMP_SOCKET), "-mon", "chardev=qmp,mode=control"])
             .args(["-chardev", "ringbuf,id=console,size=65536", "-serial", "chardev:console"])
             .args(["-device", "virtio-serial-device,max_ports=2"])
-            .arg("-chardev")
-            .arg(format!("socket,id=agent,path={path}/agent.sock,server=on,wait=off"))
+            .args(["-chardev", &socket("agent", AGENT_SOCKET)])
             .args(["-device", "virtserialport,chardev=agent,name=agent"])
             .arg("-drive")
-            .arg(format!("if=none,id=root,file={path}/root.qcow2,format=qcow2,discard=unmap"))
+            .arg(format!("if=none,id=root,file={path}/{DISK},format=qcow2,discard=unmap"))
             .args(["-device", "virtio-blk-device,drive=root"])
             .arg("-netdev")
             .arg(format!("tap,id=net,fd={}", tap.as_raw_fd()))
@@ -136,30 +175,6 @@ impl Bench {
             .stdin(Stdio::null())
             .stdout(Stdio::null());
         command
-    }
-
-    /// Boots one machine and says how long it took.
-    pub(crate) async fn boot(&self) -> Result<(Bare, BootTimes)> {
-        let prepared = self.prepare().await?;
-        let mut command = self.command(&prepared);
-        // The child inherits it. Nothing else is started before it is closed here.
-        fcntl(&prepared.tap, FcntlArg::F_SETFD(FdFlag::empty()))?;
-        let configure = self.identity(&prepared.mac)?;
-        let socket = prepared.path.join("agent.sock");
-
-        let started = Instant::now();
-        let child = command.spawn().context("cannot start QEMU by hand")?;
-        let mut process = Process(child);
-        let greeted = greet(&socket, &mut process);
-        let guest = tokio::time::timeout(DEADLINE, greeted)
-            .await
-            .context("a bare machine did not answer in time")??;
-        let first_reply = started.elapsed();
-        guest.configure(configure).await?;
-        let configured = started.elapsed();
-
-        let Prepared { _dir: dir, .. } = prepared; // closes the TAP here
-        Ok((Bare { guest, process, _dir: dir }, BootTimes { first_reply, configured }))
     }
 
     /// What the daemon would tell the guest.
@@ -177,42 +192,84 @@ impl Bench {
     }
 }
 
+/// How QEMU listens on a socket: it waits for nobody.
+const LISTEN: &str = "server=on,wait=off";
+
 /// From the start of the process.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct BootTimes {
+pub(crate) struct Times {
     /// The agent has answered the greeting.
     pub(crate) first_reply: Duration,
     /// It has its name and address.
     pub(crate) configured: Duration,
 }
 
+/// The same of a machine that was continued.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Restored {
+    pub(crate) started: Instant,
+    pub(crate) first_reply: Duration,
+}
+
 struct Prepared {
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     path: Utf8PathBuf,
     tap: OwnedFd,
     mac: String,
+    identity: Configure,
 }
 
-/// Connects to the agent as soon as QEMU listens, and exchanges greetings.
-async fn greet(socket: &Utf8Path, process: &mut Process) -> Result<Guest> {
-    let carrier = loop {
-        match UnixStream::connect(socket).await {
-            Ok(stream) => break stream,
-            Err(error) if is_not_yet(&error) => {}
-            Err(error) => return Err(error).context("cannot connect to a bare machine"),
+/// A machine that can be started; its clock is not running yet.
+pub(crate) struct Ready(Prepared);
+
+/// A process whose guest has not answered yet.
+struct Starting {
+    process: Process,
+    dir: tempfile::TempDir,
+    path: Utf8PathBuf,
+    identity: Configure,
+}
+
+impl Starting {
+    async fn within<T>(&mut self, step: impl AsyncFnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let done = tokio::time::timeout(DEADLINE, step(self)).await;
+        done.context("a bare machine did not answer in time")?
+    }
+
+    /// Connects to one of its sockets as soon as QEMU listens.
+    fn connect(name: &'static str) -> impl AsyncFnOnce(&mut Self) -> Result<UnixStream> {
+        async move |this: &mut Self| this.socket(name).await
+    }
+
+    /// Connects to the agent, and exchanges greetings.
+    fn greet(mode: Mode) -> impl AsyncFnOnce(&mut Self) -> Result<Guest> {
+        async move |this: &mut Self| {
+            let (guest, driver) = Guest::connect(this.socket(AGENT_SOCKET).await?, mode).await?;
+            tokio::spawn(driver);
+            guest.hello(env!("CARGO_PKG_VERSION")).await?;
+            Ok(guest)
         }
-        if let Some(status) = process.0.try_wait()? {
-            bail!("QEMU started by hand ended: {status}");
+    }
+
+    async fn socket(&mut self, name: &str) -> Result<UnixStream> {
+        let socket = self.path.join(name);
+        loop {
+            match UnixStream::connect(&socket).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) if is_not_yet(&error) => {}
+                Err(error) => return Err(error).context("cannot connect to a bare machine"),
+            }
+            if let Some(status) = self.process.0.try_wait()? {
+                bail!("QEMU started by hand ended: {status}");
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    };
-    let mut nonce = [0; 16];
-    getrandom::fill(&mut nonce)?;
-    let (link, driver) = bhatti_link::connect(carrier, nonce, Mode::FirstBoot).await?;
-    tokio::spawn(driver);
-    let guest = Guest::new(link);
-    guest.hello(env!("CARGO_PKG_VERSION")).await?;
-    Ok(guest)
+    }
+
+    fn with(self, guest: Guest, qmp: Option<Qmp>) -> Bare {
+        let Self { process, dir, path, identity } = self;
+        Bare { guest, qmp, process, path, identity, dir }
+    }
 }
 
 fn is_not_yet(error: &io::Error) -> bool {
@@ -222,14 +279,60 @@ fn is_not_yet(error: &io::Error) -> bool {
 /// A machine started by hand. Ends when dropped.
 pub(crate) struct Bare {
     pub(crate) guest: Guest,
+    /// Connected when it is needed.
+    qmp: Option<Qmp>,
     process: Process,
-    _dir: tempfile::TempDir,
+    path: Utf8PathBuf,
+    identity: Configure,
+    dir: tempfile::TempDir,
 }
 
 impl Bare {
+    /// Gives it a name and an address of its own.
+    pub(crate) async fn configure(&self) -> Result<()> {
+        Ok(self.guest.configure(self.identity.clone()).await?)
+    }
+
     /// Runs `true` to its end.
     pub(crate) async fn exec_true(&self) -> Result<()> {
         crate::same::exec_true(&self.guest).await
+    }
+
+    /// Runs a command to its end. Returns how long after `since` the first byte of its output
+    /// came.
+    pub(crate) async fn first_byte(&self, since: Instant, argv: &[&str]) -> Result<Duration> {
+        let argv: Vec<String> = argv.iter().map(ToString::to_string).collect();
+        let timeout = Some(Duration::from_secs(300));
+        let spec = ExecSpec { argv, timeout, ..ExecSpec::default() };
+        let mut running = self.guest.exec(spec).await?;
+        let (mut first, mut code) = (None, None);
+        while let Some(event) = running.next().await? {
+            match event {
+                ExecEvent::Stdout(_) => first = first.or_else(|| Some(since.elapsed())),
+                ExecEvent::Stderr(_) => {}
+                ExecEvent::Exit { code: exit, .. } => code = Some(exit),
+            }
+        }
+        ensure!(code == Some(0), "a command over the bare link exited with {code:?}");
+        first.context("a command over the bare link printed nothing")
+    }
+
+    /// Stops its virtual CPUs.
+    pub(crate) async fn pause(&mut self) -> Result<()> {
+        self.qmp().await?.stop().await
+    }
+
+    /// Lets it run on; its clock is behind.
+    pub(crate) async fn go_on(&mut self) -> Result<()> {
+        self.qmp().await?.go_on().await
+    }
+
+    async fn qmp(&mut self) -> Result<&mut Qmp> {
+        if self.qmp.is_none() {
+            let socket = UnixStream::connect(self.path.join(QMP_SOCKET)).await?;
+            self.qmp = Some(Qmp::greet(socket).await?);
+        }
+        self.qmp.as_mut().context("it was just connected")
     }
 
     pub(crate) fn pid(&self) -> Result<i32> {
@@ -245,35 +348,5 @@ impl Drop for Process {
         // It may have ended by itself.
         self.0.kill().ok();
         self.0.wait().ok();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_board_is_found_in_a_command_line() {
-        let words = "qemu\0-machine\0microvm,rtc=on\0-accel\0tcg,tb-size=64\0-cpu\0max\0-smp\x001\0\
-            -m\x00512M\0-nodefaults\0-bios\0/q.rom\0-netdev\0tap,fd=3\0-append\0quiet panic=-1\0";
-        let board = Board::parse(words.as_bytes()).unwrap();
-        let expected = [
-            ("-machine", "microvm,rtc=on"),
-            ("-accel", "tcg,tb-size=64"),
-            ("-cpu", "max"),
-            ("-smp", "1"),
-            ("-m", "512M"),
-            ("-bios", "/q.rom"),
-            ("-append", "quiet panic=-1"),
-        ];
-        assert_eq!(board.options, expected.map(|(o, v)| (o.to_owned(), v.to_owned())));
-    }
-
-    #[test]
-    fn a_missing_option_is_named() {
-        for cmdline in ["", "qemu\0-machine\0microvm", "qemu\0-machine"] {
-            let error = Board::parse(cmdline.as_bytes()).unwrap_err().to_string();
-            assert!(error.contains("the VMM was given no -"), "{error}");
-        }
     }
 }

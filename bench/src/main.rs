@@ -1,4 +1,5 @@
-//! What bhatti adds to the bare engine: boot, `create`, `exec`, memory, measured side by side.
+//! What bhatti adds to the bare engine, measured side by side: boot, `create`, `exec` and memory;
+//! and what sleep costs.
 //!
 //! ```text
 //!   one fresh host (namespaces of our own)
@@ -10,12 +11,14 @@
 //! `target/guest`, and an optimised `bhatti`; `make bench` sees to all three.
 
 mod bare;
+mod boot;
 mod environment;
 mod memory;
 mod pace;
 mod report;
 mod rounds;
 mod same;
+mod sleep;
 mod stats;
 mod subject;
 
@@ -27,32 +30,42 @@ use bhatti_testkit::on_fresh_host;
 use clap::Parser;
 
 use crate::bare::Bench;
+use crate::boot::Booted;
 use crate::environment::Environment;
-use crate::memory::Footprint;
-use crate::report::Findings;
-use crate::rounds::{Boots, Execs, Starts};
-use crate::same::SameMachine;
-use crate::subject::{RESIDENT, Subject};
+use crate::report::Report;
+use crate::subject::Subject;
 
 /// Measures what bhatti adds to the bare engine
 #[derive(Parser)]
 struct Options {
-    /// Rounds of boots; execs are measured ten times as often
+    /// Rounds of creates; what takes longer is measured less often, what takes less more often
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=1000))]
     runs: u16,
+    /// Only one of the two parts
+    #[arg(long)]
+    only: Option<Only>,
     /// Everything as JSON, with every sample
     #[arg(long)]
     json: bool,
+}
+
+/// A part of what can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Only {
+    /// Machines that boot: create, exec, memory
+    Boot,
+    /// Machines that sleep: create from a golden snapshot, wakes, freezes, memory
+    Sleep,
 }
 
 fn main() -> Result<()> {
     let options = Options::parse();
     ensure!(nix::unistd::geteuid().is_root(), "this needs root: it boots machines");
     run_among_tests()?;
-    let mut findings = None;
-    on_fresh_host(|| findings = Some(measure(options.runs.into())));
-    let findings = findings.context("nothing was measured")??;
-    print!("{}", if options.json { findings.json()? } else { findings.markdown()? });
+    let mut report = None;
+    on_fresh_host(|| report = Some(measure(options.runs.into(), options.only)));
+    let report = report.context("nothing was measured")??;
+    print!("{}", if options.json { report.json()? } else { report.markdown()? });
     Ok(())
 }
 
@@ -73,35 +86,24 @@ fn run_among_tests() -> Result<()> {
     Err(error).context("cannot start again")
 }
 
-fn measure(runs: usize) -> Result<Findings> {
+fn measure(runs: usize, only: Option<Only>) -> Result<Report> {
     // One thread, so that the measuring itself wakes nobody up.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut subject = Subject::start().await?;
         let mut environment = Environment::observe(subject.client.health().await?.engine)?;
-        let machine = subject.resident_pid()?;
-        let serve = memory::child_told_to("serve")?;
         let scratch = subject.daemon.scratch_path().to_owned();
-        let bench = Bench::like(machine, &subject.daemon.data_dir(), &scratch).await?;
-
-        let boots = Boots::measure(&subject, &bench, runs).await?;
-        let idle = Footprint::of(machine)?;
-        let (bare, _) = bench.boot().await?;
-        let execs = Execs::measure(&subject, &bare, runs * 10).await?;
-        let starts = Starts::measure(&subject, runs * 5)?;
-        let memory = vec![
-            ("bhatti serve, one sandbox", Footprint::of(serve)?),
-            ("VMM of a sandbox, idle since its boot", idle),
-            ("the same after the execs", Footprint::of(machine)?),
-            ("QEMU by hand after the execs", Footprint::of(bare.pid()?)?),
-        ];
-        subject::connect(&subject.client).await?;
-        let phases = "cat /run/bhatti/boot-timing.txt";
-        let boot_phases = subject::exec(&subject.client, RESIDENT, phases).await?;
-        drop(bare);
-        let same = SameMachine::measure(&mut subject, runs * 10).await?;
+        let bench =
+            Bench::like(subject.resident_pid()?, &subject.daemon.data_dir(), &scratch).await?;
+        let mut parts = Vec::new();
+        if only != Some(Only::Sleep) {
+            parts.push(Booted::measure(&mut subject, &bench, runs).await?.part()?);
+        }
+        if only != Some(Only::Boot) {
+            parts.extend(sleep::measure(&bench, runs).await?);
+        }
         subject.end().await?;
         environment.finish()?;
-        Ok(Findings { environment, boots, execs, same, starts, memory, boot_phases })
+        Ok(Report { environment, parts })
     })
 }

@@ -1,18 +1,32 @@
 //! What processes hold in memory, as the kernel counts it.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::iter::Sum;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use serde::Serialize;
+use anyhow::{Context as _, Result};
 
-/// Of one process, in MiB.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+/// Of one process or several, in MiB.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Footprint {
     /// Every resident page, shared ones in full.
     pub(crate) rss: f64,
     /// Shared pages divided among those who share them.
     pub(crate) pss: f64,
+    /// The part of it that is no file's: a process has it alone.
+    pub(crate) anonymous: f64,
+}
+
+impl Sum for Footprint {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, one| Self {
+            rss: sum.rss + one.rss,
+            pss: sum.pss + one.pss,
+            anonymous: sum.anonymous + one.anonymous,
+        })
+    }
 }
 
 impl Footprint {
@@ -23,17 +37,48 @@ impl Footprint {
     }
 
     fn parse(text: &str) -> Result<Self> {
-        let mib = |name| -> Result<f64> {
-            let value = field(text, name).with_context(|| format!("no {name} in smaps_rollup"))?;
-            let kib = value.strip_suffix(" kB").context("not in kB")?;
-            Ok(kib.trim().parse::<f64>()? / 1024.0)
-        };
-        Ok(Self { rss: mib("Rss")?, pss: mib("Pss")? })
+        Ok(Self {
+            rss: mib(text, "Rss")?,
+            pss: mib(text, "Pss")?,
+            anonymous: mib(text, "Pss_Anon")?,
+        })
     }
 }
 
-/// The child of this process whose first argument is `word`.
-pub(crate) fn child_told_to(word: &str) -> Result<i32> {
+/// A field of one of the kernel's tables, in MiB.
+fn mib(text: &str, name: &str) -> Result<f64> {
+    let value = field(text, name).with_context(|| format!("the kernel tells no {name}"))?;
+    let kib = value.strip_suffix(" kB").with_context(|| format!("{name} is not in kB"))?;
+    Ok(kib.trim().parse::<f64>()? / 1024.0)
+}
+
+/// What the host could still give to processes, in MiB.
+pub(crate) fn available() -> Result<f64> {
+    let text = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
+    mib(&text, "MemAvailable")
+}
+
+/// What the files in memory take that a process holds open under such a name, in MiB.
+pub(crate) fn memory_files(pid: i32, name: &str) -> Result<f64> {
+    // One file may be open more than once.
+    let mut found = BTreeMap::new();
+    let dir = format!("/proc/{pid}/fd");
+    for entry in fs::read_dir(&dir).with_context(|| format!("cannot read {dir}"))? {
+        let path = entry?.path();
+        // It may have been closed meanwhile.
+        let Ok(target) = fs::read_link(&path) else { continue };
+        if !target.to_string_lossy().starts_with(&format!("/memfd:{name} ")) {
+            continue;
+        }
+        if let Ok(metadata) = fs::metadata(&path) {
+            found.insert(metadata.ino(), metadata.blocks() * 512);
+        }
+    }
+    Ok(found.values().sum::<u64>() as f64 / f64::from(1 << 20))
+}
+
+/// The children of this process whose first argument is `word`.
+pub(crate) fn children_told_to(word: &str) -> Result<Vec<i32>> {
     let own = std::process::id().to_string();
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
@@ -47,11 +92,7 @@ pub(crate) fn child_told_to(word: &str) -> Result<i32> {
             found.push(pid);
         }
     }
-    ensure!(found.len() < 2, "more than one child was told to {word}: {found:?}");
-    match found.first() {
-        Some(pid) => Ok(*pid),
-        None => bail!("no child was told to {word}"),
-    }
+    Ok(found)
 }
 
 fn pid_of(path: &Path) -> Option<i32> {
@@ -69,14 +110,31 @@ mod tests {
     #[test]
     fn a_rollup_is_read() {
         let text = "55 - 7f [rollup]\nRss:     2048 kB\nPss:     1536 kB\nPss_Dirty:  1 kB\n";
-        assert_eq!(Footprint::parse(text).unwrap(), Footprint { rss: 2.0, pss: 1.5 });
-        assert!(Footprint::parse("Rss: 1 kB\n").is_err(), "half of it");
+        assert!(Footprint::parse(text).is_err(), "half of it");
+        let one = Footprint::parse(&format!("{text}Pss_Anon:   512 kB\n")).unwrap();
+        assert_eq!(one, Footprint { rss: 2.0, pss: 1.5, anonymous: 0.5 });
+        let two: Footprint = [one, one].into_iter().sum();
+        assert_eq!(two, Footprint { rss: 4.0, pss: 3.0, anonymous: 1.0 });
     }
 
     #[test]
     fn this_process_has_a_footprint() {
         let own = Footprint::of(i32::try_from(std::process::id()).unwrap()).unwrap();
-        assert!(own.rss > 0.0 && own.pss > 0.0 && own.pss <= own.rss, "{own:?}");
+        assert!(own.rss > 0.0 && own.anonymous > 0.0, "{own:?}");
+        assert!(own.anonymous <= own.pss && own.pss <= own.rss, "{own:?}");
+        assert!(available().unwrap() > 0.0);
+    }
+
+    #[test]
+    fn files_in_memory_are_counted_once() {
+        use nix::sys::memfd::{MFdFlags, memfd_create};
+        let name = "bench-test";
+        let file = fs::File::from(memfd_create(name, MFdFlags::MFD_CLOEXEC).unwrap());
+        std::io::Write::write_all(&mut &file, &[1; 1 << 20]).unwrap();
+        let _again = file.try_clone().unwrap();
+        let own = i32::try_from(std::process::id()).unwrap();
+        assert_eq!(memory_files(own, name).unwrap(), 1.0);
+        assert_eq!(memory_files(own, "bench").unwrap(), 0.0, "another name");
     }
 
     #[test]
@@ -85,14 +143,15 @@ mod tests {
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
         let found = loop {
             // Until it has executed its program it has our arguments.
-            match child_told_to("61.25") {
-                Err(_) if std::time::Instant::now() < deadline => std::thread::yield_now(),
-                other => break other,
+            let found = children_told_to("61.25").unwrap();
+            if !found.is_empty() || std::time::Instant::now() > deadline {
+                break found;
             }
+            std::thread::yield_now();
         };
         child.kill().unwrap();
         child.wait().unwrap();
-        assert_eq!(found.unwrap(), i32::try_from(child.id()).unwrap());
-        assert!(child_told_to("do nothing of the kind").is_err());
+        assert_eq!(found, [i32::try_from(child.id()).unwrap()]);
+        assert_eq!(children_told_to("do nothing of the kind").unwrap(), [0; 0]);
     }
 }

@@ -24,6 +24,11 @@ impl Pace {
         Self::new(30, 600, now)
     }
 
+    /// For everything else.
+    pub(crate) fn of_reads(now: Instant) -> Self {
+        Self::new(60, 1200, now)
+    }
+
     fn new(burst: u32, per_minute: u32, now: Instant) -> Self {
         // The original may not be full when this is made, and its clock need not run as ours does:
         // a fifth less of everything.

@@ -1,4 +1,4 @@
-//! What a run found: a table for people, the same with every sample for programs.
+//! What a run found: tables for people, the same with every sample for programs.
 
 use std::fmt::{self, Write as _};
 
@@ -6,31 +6,87 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::environment::Environment;
-use crate::memory::Footprint;
-use crate::rounds::{Boots, Execs, Starts};
-use crate::same::SameMachine;
 use crate::stats::Series;
 
-/// What `create` may take, over the bare boot.
-const CREATE_RATIO: f64 = 1.15;
-/// What `exec` over the API may take more than over the bare link, in milliseconds.
-const EXEC_EXTRA_MS: f64 = 2.0;
-
 /// Everything one run has found.
-pub(crate) struct Findings {
+#[derive(Serialize)]
+pub(crate) struct Report {
     pub(crate) environment: Environment,
-    pub(crate) boots: Boots,
-    pub(crate) execs: Execs,
-    pub(crate) same: SameMachine,
-    pub(crate) starts: Starts,
-    pub(crate) memory: Vec<(&'static str, Footprint)>,
-    /// What the agent wrote about its boot, of the resident.
-    pub(crate) boot_phases: String,
+    pub(crate) parts: Vec<Part>,
+}
+
+/// What was found about one thing.
+#[derive(Default, Serialize)]
+pub(crate) struct Part {
+    pub(crate) tables: Vec<Table>,
+    /// Whole paragraphs.
+    pub(crate) notes: Vec<String>,
+    pub(crate) budgets: Vec<Budget>,
+}
+
+/// One table; the first column says what a row is about.
+#[derive(Serialize)]
+pub(crate) struct Table {
+    columns: Vec<&'static str>,
+    rows: Vec<Row>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    cells: Vec<String>,
+    /// What the row sums up, if it was measured again and again.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    samples_ms: Vec<f64>,
+}
+
+impl Table {
+    pub(crate) fn new(columns: &[&'static str]) -> Self {
+        Self { columns: columns.to_vec(), rows: Vec::new() }
+    }
+
+    /// A table of series: how many samples, their middle, their slow end, and `last`.
+    pub(crate) fn of_series(name: &'static str, last: &'static str) -> Self {
+        Self::new(&[name, "n", "p50 ms", "p99 ms", last])
+    }
+
+    /// A row about a series, which has `more` columns than these four.
+    pub(crate) fn series<const N: usize>(
+        &mut self,
+        series: &Series,
+        digits: usize,
+        more: [String; N],
+    ) {
+        let (p50, p99) = (series.percentile(50), series.percentile(99));
+        let figures = [
+            series.name.to_owned(),
+            series.len().to_string(),
+            format!("{p50:.digits$}"),
+            format!("{p99:.digits$}"),
+        ];
+        let cells = figures.into_iter().chain(more).collect();
+        self.rows.push(Row { cells, samples_ms: series.millis() });
+    }
+
+    /// Any other row.
+    pub(crate) fn row(&mut self, cells: Vec<String>) {
+        self.rows.push(Row { cells, samples_ms: Vec::new() });
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "| {} |", self.columns.join(" | "))?;
+        writeln!(f, "|{}", "---|".repeat(self.columns.len()))?;
+        for row in &self.rows {
+            writeln!(f, "| {} |", row.cells.join(" | "))?;
+        }
+        Ok(())
+    }
 }
 
 /// One promise and what this run says about it.
 #[derive(Debug, Serialize)]
-struct Budget {
+pub(crate) struct Budget {
     promise: &'static str,
     measured: f64,
     allowed: f64,
@@ -39,9 +95,25 @@ struct Budget {
 }
 
 impl Budget {
-    fn new(promise: &'static str, measured: f64, allowed: f64, unit: &'static str) -> Self {
+    /// At most so much is allowed.
+    pub(crate) fn at_most(
+        promise: &'static str,
+        measured: f64,
+        allowed: f64,
+        unit: &'static str,
+    ) -> Self {
         // NaN meets nothing.
         Self { promise, measured, allowed, unit, met: measured <= allowed }
+    }
+
+    /// At least so much is promised.
+    pub(crate) fn at_least(
+        promise: &'static str,
+        measured: f64,
+        allowed: f64,
+        unit: &'static str,
+    ) -> Self {
+        Self { promise, measured, allowed, unit, met: measured >= allowed }
     }
 }
 
@@ -53,81 +125,15 @@ impl fmt::Display for Budget {
     }
 }
 
-#[derive(Serialize)]
-struct Row {
-    name: &'static str,
-    n: usize,
-    p50_ms: f64,
-    p99_ms: f64,
-    samples_ms: Vec<f64>,
-}
-
-#[derive(Serialize)]
-struct Process {
-    name: &'static str,
-    #[serde(rename = "rss_mib")]
-    rss: f64,
-    #[serde(rename = "pss_mib")]
-    pss: f64,
-}
-
-#[derive(Serialize)]
-struct Json<'a> {
-    environment: &'a Environment,
-    series: Vec<Row>,
-    memory: Vec<Process>,
-    boot_phases: &'a str,
-    budgets: Vec<Budget>,
-}
-
-impl Findings {
-    fn budgets(&self) -> Vec<Budget> {
-        let Self { boots, same, .. } = self;
-        let ratio = |series: &Series| series.percentile(50) / boots.bare.percentile(50);
-        let extra = same.api.percentile(50) - same.link.percentile(50);
-        vec![
-            Budget::new(
-                "create by CLI / bare first reply, p50",
-                ratio(&boots.cli),
-                CREATE_RATIO,
-                "x",
-            ),
-            Budget::new(
-                "create by API / bare first reply, p50",
-                ratio(&boots.api),
-                CREATE_RATIO,
-                "x",
-            ),
-            Budget::new("exec by API - bare link, same machine, p50", extra, EXEC_EXTRA_MS, " ms"),
-        ]
-    }
-
+impl Report {
     /// Everything, with every sample in milliseconds.
     pub(crate) fn json(&self) -> Result<String> {
-        let all = self.boots.all().into_iter().chain(self.execs.all());
-        let all = all.chain(self.same.all()).chain(self.starts.all());
-        let row = |series: &Series| Row {
-            name: series.name,
-            n: series.len(),
-            p50_ms: series.percentile(50),
-            p99_ms: series.percentile(99),
-            samples_ms: series.millis(),
-        };
-        let process =
-            |(name, of): &(&'static str, Footprint)| Process { name, rss: of.rss, pss: of.pss };
-        let json = Json {
-            environment: &self.environment,
-            series: all.map(row).collect(),
-            memory: self.memory.iter().map(process).collect(),
-            boot_phases: &self.boot_phases,
-            budgets: self.budgets(),
-        };
-        Ok(serde_json::to_string_pretty(&json)?)
+        Ok(serde_json::to_string_pretty(self)?)
     }
 
     /// Markdown, as `docs/performance.md` has it.
     pub(crate) fn markdown(&self) -> Result<String> {
-        let Self { environment: env, boots, execs, starts, .. } = self;
+        let Self { environment: env, parts } = self;
         let mut text = String::new();
         let [before, after] = env.load;
         writeln!(text, "{}, commit {}", env.date, env.commit)?;
@@ -136,55 +142,51 @@ impl Findings {
         if !env.optimised {
             writeln!(text, "not optimised: these figures are of a debug build")?;
         }
-        writeln!(text, "\n| boot | n | p50 ms | p99 ms | over bare, by round |")?;
-        writeln!(text, "|---|---|---|---|---|")?;
-        for series in boots.all() {
-            let ratio = series.median_ratio(&boots.bare)?;
-            line(&mut text, series, 0, &format!("{ratio:.3}x"))?;
+        for part in parts {
+            for table in &part.tables {
+                write!(text, "\n{table}")?;
+            }
+            for note in &part.notes {
+                writeln!(text, "\n{}", note.trim_end())?;
+            }
         }
-        writeln!(text, "\n| exec | n | p50 ms | p99 ms | over bare, by round |")?;
-        writeln!(text, "|---|---|---|---|---|")?;
-        for series in execs.all() {
-            let extra = series.median_difference(&execs.bare)?;
-            line(&mut text, series, 2, &format!("{extra:+.2} ms"))?;
-        }
-        for series in self.same.all() {
-            let extra = series.median_difference(&self.same.link)?;
-            line(&mut text, series, 2, &format!("{extra:+.2} ms"))?;
-        }
-        for series in starts.all() {
-            line(&mut text, series, 2, "")?;
-        }
-        writeln!(text, "\n| memory | RSS MiB | PSS MiB |")?;
-        writeln!(text, "|---|---|---|")?;
-        for (name, Footprint { rss, pss }) in &self.memory {
-            writeln!(text, "| {name} | {rss:.1} | {pss:.1} |")?;
-        }
-        writeln!(text, "\nboot phases, by the guest's clock:\n{}", self.boot_phases.trim_end())?;
         writeln!(text)?;
-        for budget in self.budgets() {
+        for budget in parts.iter().flat_map(|part| &part.budgets) {
             writeln!(text, "{budget}")?;
         }
         Ok(text)
     }
 }
 
-fn line(text: &mut String, series: &Series, digits: usize, last: &str) -> fmt::Result {
-    let (name, n) = (series.name, series.len());
-    let (p50, p99) = (series.percentile(50), series.percentile(99));
-    writeln!(text, "| {name} | {n} | {p50:.digits$} | {p99:.digits$} | {last} |")
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
     fn a_budget_is_met_up_to_its_edge() {
-        for (measured, met) in [(1.0, true), (1.15, true), (1.16, false), (f64::NAN, false)] {
-            let budget = Budget::new("create", measured, CREATE_RATIO, "x");
-            assert_eq!(budget.met, met, "{budget}");
-            assert_eq!(budget.to_string().starts_with("MET"), met, "{budget}");
+        for (measured, most, least) in
+            [(1.0, true, false), (1.15, true, true), (1.16, false, true), (f64::NAN, false, false)]
+        {
+            for (budget, met) in [
+                (Budget::at_most("create", measured, 1.15, "x"), most),
+                (Budget::at_least("create", measured, 1.15, "x"), least),
+            ] {
+                assert_eq!(budget.met, met, "{budget}");
+                assert_eq!(budget.to_string().starts_with("MET"), met, "{budget}");
+            }
         }
+    }
+
+    #[test]
+    fn a_table_is_markdown() {
+        let mut series = Series::new("x");
+        series.push(Duration::from_micros(1500));
+        let mut table = Table::of_series("thing", "over");
+        table.series(&series, 2, ["1.0x".to_owned()]);
+        let expected = "| thing | n | p50 ms | p99 ms | over |\n|---|---|---|---|---|\n\
+            | x | 1 | 1.50 | 1.50 | 1.0x |\n";
+        assert_eq!(table.to_string(), expected);
     }
 }

@@ -1,4 +1,4 @@
-//! The daemon under measurement, through its API and its command.
+//! The daemon under measurement that boots its machines, through its API and its command.
 
 use std::process::{Command, Stdio};
 
@@ -7,10 +7,20 @@ use bhatti_api::{CreateSandbox, ExecRequest};
 use bhatti_client::Client;
 use bhatti_testkit::{TestDaemon, User};
 
+use crate::memory;
+
 /// The sandbox that is there all the time.
 pub(crate) const RESIDENT: &str = "resident";
 /// What every machine is, in MiB; with one CPU.
 pub(crate) const MEMORY_MIB: u32 = 512;
+
+/// Every create boots, and nothing sleeps.
+const CONFIG: &str = "goldens:
+  max_mb: 0
+thermal:
+  warm_after: never
+  cold_after: never
+";
 
 /// A daemon with one sandbox, [`RESIDENT`], and two users: one who owns it, and one who has none.
 pub(crate) struct Subject {
@@ -22,7 +32,7 @@ pub(crate) struct Subject {
 
 impl Subject {
     pub(crate) async fn start() -> Result<Self> {
-        let daemon = TestDaemon::start();
+        let daemon = TestDaemon::start_with(CONFIG);
         let owner = daemon.create_user("bench", 10);
         let newcomer = daemon.create_user("newcomer", 10);
         let (client, newcomer) = (daemon.client(&owner), daemon.client(&newcomer));
@@ -74,6 +84,16 @@ impl Subject {
     pub(crate) async fn end(mut self) -> Result<()> {
         destroy(&self.client, RESIDENT).await?;
         self.stop_daemon()
+    }
+}
+
+/// The one daemon that is none of those in `before`.
+pub(crate) fn newest_daemon(before: &[i32]) -> Result<i32> {
+    let mut daemons = memory::children_told_to("serve")?;
+    daemons.retain(|pid| !before.contains(pid));
+    match daemons[..] {
+        [pid] => Ok(pid),
+        _ => bail!("one daemon should have been started, these were: {daemons:?}"),
     }
 }
 

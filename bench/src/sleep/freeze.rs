@@ -1,0 +1,121 @@
+//! Freezing: how long it takes and how much it writes, by what has changed since the last time.
+
+use anyhow::Result;
+
+use super::Guests;
+use super::fleet::{Fleet, Keep, Stopped};
+use crate::bare::{Bare, Bench, Saved, Written};
+use crate::report::{Part, Table};
+use crate::stats::Series;
+
+/// How much is written anew between two freezes, in MiB.
+const DIRTIED: u32 = 100;
+
+pub(super) struct Freezes(Vec<Kind>);
+
+/// One kind of freeze.
+struct Kind {
+    /// Request to answer, or what it takes by hand.
+    took: Series,
+    /// The daemon's own time until the record says cold.
+    inside: Series,
+    /// Bytes written, and bytes of the whole; by freeze.
+    bytes: Vec<(u64, u64)>,
+}
+
+impl Kind {
+    fn new(name: &'static str) -> Self {
+        Self { took: Series::new(name), inside: Series::new(name), bytes: Vec::new() }
+    }
+
+    fn stopped(&mut self, stopped: Stopped) {
+        let Stopped { took, frozen } = stopped;
+        self.took.push(took);
+        self.inside.push(std::time::Duration::from_millis(frozen.millis));
+        self.bytes.push((frozen.written, frozen.bytes));
+    }
+
+    fn by_hand(&mut self, written: Written) {
+        self.took.push(written.took);
+        self.bytes.push((written.bytes, written.bytes));
+    }
+
+    fn cells(&self) -> [String; 3] {
+        let mib = |part: fn(&(u64, u64)) -> u64| {
+            let mut all: Vec<u64> = self.bytes.iter().map(part).collect();
+            all.sort_unstable();
+            all.get(all.len() / 2).map_or(f64::NAN, |middle| *middle as f64 / f64::from(1 << 20))
+        };
+        let inside = match self.inside.len() {
+            0 => String::new(),
+            _ => format!("{:.0}", self.inside.percentile(50)),
+        };
+        let (written, whole) = (mib(|bytes| bytes.0), mib(|bytes| bytes.1));
+        [inside, format!("{written:.1}"), format!("{whole:.1}")]
+    }
+}
+
+impl Freezes {
+    /// `first` are freezes of clones that were measured already.
+    pub(super) async fn measure(
+        fleet: &mut Fleet,
+        bench: &Bench,
+        saved: &Saved,
+        first: &[Stopped],
+        runs: usize,
+    ) -> Result<Self> {
+        let mut clone = Kind::new("first freeze of a clone, after one command");
+        first.iter().for_each(|stopped| clone.stopped(*stopped));
+        let mut again = Kind::new("again, after one command");
+        let mut untouched = Kind::new("again, nothing was run");
+        let mut dirtied = Kind::new("again, 100 MiB dirtied");
+        let mut bare = Kind::new("by hand: a clone, after one command");
+        let mut bare_dirtied = Kind::new("by hand: the same, 100 MiB dirtied");
+
+        let sandbox = fleet.create(0, Keep::Hot).await?.sandbox;
+        // Its pages are there from now on, and are only written again.
+        fleet.shell(&sandbox, &Guests::fill(DIRTIED)).await?;
+        fleet.stop(&sandbox).await?;
+        for round in 0..runs {
+            fleet.exec_true(&sandbox).await?;
+            again.stopped(fleet.stop(&sandbox).await?);
+            fleet.start_again(&sandbox).await?;
+            untouched.stopped(fleet.stop(&sandbox).await?);
+            bare.by_hand(freeze_by_hand(bench, saved, "true").await?);
+            // This takes the guest seconds.
+            if round % 2 == 0 {
+                fleet.shell(&sandbox, &Guests::fill(DIRTIED)).await?;
+                dirtied.stopped(fleet.stop(&sandbox).await?);
+                let line = Guests::fill(DIRTIED);
+                bare_dirtied.by_hand(freeze_by_hand(bench, saved, &line).await?);
+            }
+            eprintln!("freezes: round {} of {runs}", round + 1);
+        }
+        fleet.destroy(&sandbox).await?;
+        Ok(Self(vec![clone, again, untouched, dirtied, bare, bare_dirtied]))
+    }
+
+    pub(super) fn part(&self) -> Part {
+        let columns = [
+            "freeze",
+            "n",
+            "p50 ms",
+            "p99 ms",
+            "until recorded, p50 ms",
+            "written MiB, p50",
+            "in all MiB, p50",
+        ];
+        let mut table = Table::new(&columns);
+        for kind in &self.0 {
+            table.series(&kind.took, 0, kind.cells());
+        }
+        Part { tables: vec![table], ..Part::default() }
+    }
+}
+
+async fn freeze_by_hand(bench: &Bench, saved: &Saved, line: &str) -> Result<Written> {
+    let ready = bench.ready(saved).await?;
+    let (mut bare, _): (Bare, _) = bench.restore(ready, saved).await?;
+    Guests::shell(&bare, line).await?;
+    bare.freeze().await
+}
