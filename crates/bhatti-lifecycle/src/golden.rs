@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bhatti_engine::{Below, BootSpec, Nic, Private, RootDisk, Save, Shape, Vm};
-use bhatti_guest_client::{ExecSpec, Guest, Mode};
+use bhatti_guest_client::{Configure, ExecSpec, Guest, Mode, Network};
 use bhatti_store::{GoldenRow, Store};
 use bhatti_types::{EngineId, GoldenId, Mib};
 use camino::{Utf8Path, Utf8PathBuf};
@@ -340,6 +340,7 @@ async fn build(
     let root = world.engine.create_root(below, &dir, None, owner).await;
     let root = root.map_err(WakeError::Engine)?;
     let tap = world.taps.open_detached().await.map_err(WakeError::Network)?;
+    let placeholder = placeholder(world, scratch, tap.is_some());
     let spec = BootSpec {
         id: scratch.clone(),
         dir,
@@ -357,7 +358,7 @@ async fn build(
     let saved = tokio::select! {
         biased;
         () = stopping.cancelled() => Err(WakeError::ShuttingDown),
-        saved = freeze(world, &vm, into.clone()) => saved,
+        saved = freeze(world, &vm, placeholder, into.clone()) => saved,
     };
     end(world, &vm).await;
     let bytes = saved?;
@@ -366,13 +367,33 @@ async fn build(
     Ok((to_json("root disk", &sealed)?, bytes + disk_bytes))
 }
 
-async fn freeze(world: &World, vm: &Arc<dyn Vm>, into: Utf8PathBuf) -> Result<u64, WakeError> {
+async fn freeze(
+    world: &World,
+    vm: &Arc<dyn Vm>,
+    placeholder: Configure,
+    into: Utf8PathBuf,
+) -> Result<u64, WakeError> {
     let guest = guest::reach(world, vm, Mode::FirstBoot, world.settings.boot_timeout).await?;
+    guest.configure(placeholder).await?;
     warm_up(&guest).await;
     guest.quiesce(QUIESCE).await?;
     vm.pause().await.map_err(WakeError::Engine)?;
     let save = Save { into, since: None, base: None };
     Ok(vm.save(save).await.map_err(WakeError::Engine)?.total)
+}
+
+/// An identity that is nobody's. A clone gets its own in half the time if there was one before:
+/// what must be set up once is there (54 ms against 105 ms under emulation). The address is one
+/// of those reserved for documentation.
+fn placeholder(world: &World, scratch: &EngineId, networked: bool) -> Configure {
+    let network = networked.then(|| Network {
+        address: "192.0.2.2".to_owned(),
+        prefix_len: 24,
+        gateway: "192.0.2.1".to_owned(),
+        nameservers: world.settings.nameservers.clone(),
+        mac: bhatti_net::guest_mac(scratch),
+    });
+    Configure { hostname: "golden".to_owned(), network, ..Configure::default() }
 }
 
 /// Has the guest read what every sandbox reads, so that clones find it in memory.

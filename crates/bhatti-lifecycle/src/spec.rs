@@ -17,6 +17,8 @@ pub struct CreateSpec {
     pub memory: Option<Mib>,
     pub disk_size: Option<Mib>,
     pub keep_hot: Option<bool>,
+    /// Memory in pages of 2 MiB, which the host must have reserved.
+    pub hugepages: Option<bool>,
     pub env: BTreeMap<String, String>,
     pub init: String,
     pub files: Vec<FileContent>,
@@ -96,7 +98,7 @@ impl CreateSpec {
             cpus: self.cpus.unwrap_or(Cpus::ONE),
             memory: self.memory.unwrap_or(DEFAULT_MEMORY.min(caller.max_memory)),
             disk_size: self.disk_size.unwrap_or(Mib(0)),
-            hugepages: false,
+            hugepages: self.hugepages.unwrap_or(false),
             keep_hot: self.keep_hot.unwrap_or(false),
             labels: self.labels.clone(),
             env: self.env.clone(),
@@ -117,6 +119,7 @@ impl CreateSpec {
             && same(self.memory, row.memory)
             && same(self.disk_size, row.disk_size)
             && same(self.keep_hot, row.keep_hot)
+            && same(self.hugepages, row.hugepages)
             && (self.labels.is_empty() || self.labels == row.labels)
             && (self.env.is_empty() || self.env == row.env)
             && (self.init.is_empty() || self.init == row.init)

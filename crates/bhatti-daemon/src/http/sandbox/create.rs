@@ -47,6 +47,7 @@ fn parse(body: CreateSandbox) -> Result<CreateSpec, ApiError> {
         memory: size("memory_mb", body.memory_mb)?,
         disk_size: size("disk_size_mb", body.disk_size_mb)?,
         keep_hot: body.keep_hot,
+        hugepages: body.hugepages,
         env: body.env,
         init: body.init,
         files: body.files.into_iter().map(file).collect::<Result<_, _>>()?,
@@ -63,7 +64,6 @@ fn refuse_what_is_not_here(body: &CreateSandbox) -> Result<(), ApiError> {
         return Err(ApiError::BadRequest(format!("secret {secret:?} not found")));
     }
     let asked = [
-        (body.hugepages == Some(true), "hugepages"),
         (!body.persistent_volumes.is_empty(), "volumes"),
         (!body.new_volumes.is_empty(), "volumes"),
     ];
