@@ -12,6 +12,8 @@ use tracing::Instrument;
 pub struct Tasks {
     stop: CancellationToken,
     tracker: TaskTracker,
+    #[cfg(test)]
+    pub(crate) life: crate::tests::Life,
 }
 
 impl Tasks {
@@ -22,6 +24,11 @@ impl Tasks {
     {
         let span = tracing::info_span!("task", name);
         let future = task(self.stop.child_token());
+        #[cfg(test)]
+        let future = {
+            let life = self.life.clone();
+            async move { life.guard(future).await.unwrap_or_default() }
+        };
         drop(self.tracker.spawn(future.instrument(span)));
     }
 

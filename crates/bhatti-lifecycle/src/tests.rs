@@ -1,14 +1,24 @@
 //! The lifecycle on simulated machines, with a pretended agent on a real link.
 
+mod crash;
+mod create;
+mod golden;
+mod life;
+mod recovery;
+mod sleep;
+mod snapshot;
+
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bhatti_engine_sim::{Call, Fault, SimEngine, SimHost};
+use bhatti_engine::RootDisk;
+use bhatti_engine_sim::{SimEngine, SimHost};
 use bhatti_storage::Layout;
-use bhatti_store::{Db, ImageRow, NewUser, Store, UserRow};
+use bhatti_store::{Db, ImageRow, NewUser, SandboxRow, Store, UserRow};
 use bhatti_types::{EngineId, ImageId, Mib, Phase};
 use bhatti_wire::message::{
     ActivityReply, Configure, ErrorKind, Failure, HelloReply, Operation, PROTOCOL_VERSION, Reply,
@@ -17,19 +27,42 @@ use bhatti_wire::message::{
 use camino::Utf8PathBuf;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
+pub(crate) use life::Life;
+
 use crate::{
     CreateSpec, Created, Deps, FileContent, GoldenLimits, PatchSpec, Sandboxes, ServiceError,
     Settings, Taps, Tasks, Thermal,
 };
 
 /// What the pretended agents were told, and how they are to behave.
-#[derive(Default)]
 struct Agents {
     configured: Mutex<Vec<Configure>>,
     files: Mutex<Vec<String>>,
     refuse_files: Mutex<bool>,
+    refuse_identity: Mutex<bool>,
+    /// It takes no greeting any more.
+    mute: Mutex<bool>,
+    /// How much its guests use of a CPU, in percent. `None`: it does not say.
+    busy: Mutex<Option<u64>>,
+    /// How often it was asked for that.
+    questions: AtomicUsize,
     /// Where the machines are, for an agent that is told to power off.
     host: OnceLock<SimHost>,
+}
+
+impl Default for Agents {
+    fn default() -> Self {
+        Self {
+            configured: Mutex::default(),
+            files: Mutex::default(),
+            refuse_files: Mutex::default(),
+            refuse_identity: Mutex::default(),
+            mute: Mutex::default(),
+            busy: Mutex::new(Some(0)),
+            questions: AtomicUsize::default(),
+            host: OnceLock::default(),
+        }
+    }
 }
 
 impl Agents {
@@ -50,9 +83,16 @@ impl Agents {
         let mut reply = Reply { failure: None };
         match request.operation? {
             Operation::Hello(_) => {
+                if *self.mute.lock().unwrap() {
+                    return None;
+                }
                 let hello = HelloReply { protocol: PROTOCOL_VERSION, ..HelloReply::default() };
                 bhatti_link::write_message(&mut stream, &hello).await.ok()?;
                 return stream.shutdown().await.ok();
+            }
+            Operation::Configure(_) if *self.refuse_identity.lock().unwrap() => {
+                let kind = ErrorKind::Other.into();
+                reply.failure = Some(Failure { kind, message: "no such device".to_owned() });
             }
             Operation::Configure(configure) => self.configured.lock().unwrap().push(configure),
             Operation::WriteFile(file) => {
@@ -68,7 +108,13 @@ impl Agents {
                 self.host.get()?.power_off(id);
             }
             Operation::Activity(_) => {
-                let reply = ActivityReply { since_millis: 10_000, ..ActivityReply::default() };
+                self.questions.fetch_add(1, Ordering::Relaxed);
+                let busy = (*self.busy.lock().unwrap())?;
+                let reply = ActivityReply {
+                    since_millis: 10_000,
+                    busy_millis: busy * 100,
+                    ..ActivityReply::default()
+                };
                 bhatti_link::write_message(&mut stream, &reply).await.ok()?;
                 return stream.shutdown().await.ok();
             }
@@ -115,6 +161,9 @@ struct House {
     host: SimHost,
     agents: Arc<Agents>,
     network: Arc<NoNetwork>,
+    thermal: Thermal,
+    goldens: GoldenLimits,
+    fingerprint: &'static str,
 }
 
 /// One daemon's sandboxes on it.
@@ -125,16 +174,33 @@ struct Daemon {
     layout: Arc<Layout>,
 }
 
+/// No golden snapshots.
+const BOOT: GoldenLimits = GoldenLimits { count: 0, bytes: 0 };
+
 impl House {
+    /// Where every create boots, and nothing falls asleep within a test.
     fn new() -> Self {
-        let scratch = tempfile::tempdir().unwrap();
+        // In memory where there is such a place: what is tested here is no medium.
+        let scratch = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         std::fs::write(scratch.path().join("vmlinux"), "kernel").unwrap();
         std::fs::write(scratch.path().join("initramfs"), "initramfs").unwrap();
         let agents = Arc::new(Agents::default());
         let guests = agents.clone();
         let host = SimHost::new(Arc::new(move |id, stream| guests.serve(id, stream)));
         agents.host.set(host.clone()).ok();
-        Self { scratch, host, agents, network: Arc::default() }
+        let (thermal, goldens) = (Thermal::default(), BOOT);
+        let network = Arc::default();
+        Self { scratch, host, agents, network, thermal, goldens, fingerprint: "sim" }
+    }
+
+    fn with_goldens(count: usize) -> Self {
+        Self { goldens: GoldenLimits { count, bytes: 1 << 30 }, ..Self::new() }
+    }
+
+    /// Where sandboxes sleep after so many milliseconds.
+    fn sleepy(warm: Option<u64>, cold: Option<u64>) -> Self {
+        let [warm_after, cold_after] = [warm, cold].map(|after| after.map(Duration::from_millis));
+        Self { thermal: Thermal { warm_after, cold_after }, ..Self::new() }
     }
 
     fn path(&self, name: &str) -> Utf8PathBuf {
@@ -142,6 +208,11 @@ impl House {
     }
 
     async fn daemon(&self) -> Daemon {
+        self.daemon_of(Life::default()).await.unwrap()
+    }
+
+    /// `None`: its life was too short to come up.
+    async fn daemon_of(&self, life: Life) -> Option<Daemon> {
         let layout = Arc::new(Layout::open(&self.path("data")).unwrap());
         let image = layout.images().join("rootfs-minimal-amd64.ext4");
         if !image.exists() {
@@ -161,9 +232,11 @@ impl House {
         };
         store.set_builtin_images(&[row]).unwrap();
         let db = Db::start(store).unwrap();
-        let tasks = Tasks::default();
-        let sandboxes = Sandboxes::recover(Deps {
-            engine: Arc::new(SimEngine::new(self.host.clone())),
+        let mut tasks = Tasks::default();
+        tasks.life = life.clone();
+        let engine = SimEngine::new(self.host.clone()).with_fingerprint(self.fingerprint);
+        let recovered = Sandboxes::recover(Deps {
+            engine: Arc::new(engine),
             taps: self.network.clone(),
             layout: layout.clone(),
             db: db.clone(),
@@ -175,14 +248,18 @@ impl House {
                 boot_timeout: Duration::from_secs(10),
                 nameservers: Vec::new(),
                 version: "test".to_owned(),
-                thermal: Thermal::default(),
-                goldens: GoldenLimits { count: 0, bytes: 0 },
+                thermal: self.thermal,
+                goldens: self.goldens,
             },
             tasks: tasks.clone(),
-        })
-        .await
-        .unwrap();
-        Daemon { sandboxes, db, tasks, layout }
+        });
+        match life.guard(recovered).await {
+            Some(sandboxes) => Some(Daemon { sandboxes: sandboxes.unwrap(), db, tasks, layout }),
+            None => {
+                bury(db, tasks, layout).await;
+                None
+            }
+        }
     }
 
     /// Fails unless the host is as if no sandbox had ever been.
@@ -190,10 +267,40 @@ impl House {
         assert!(self.host.running().is_empty(), "machines run");
         let (rows, _) = daemon.db.call(|store| store.all_sandboxes()).await.unwrap();
         assert_eq!(rows, [], "rows are left");
-        for part in ["sandboxes", "bases"] {
-            let left = std::fs::read_dir(self.path("data").join(part)).unwrap().count();
-            assert_eq!(left, 0, "{part} are left");
+        for part in ["sandboxes", "bases", "frozen", "layers"] {
+            assert_eq!(self.names(part), BTreeSet::new(), "{part} are left");
         }
+    }
+
+    /// What lies in a part of the data directory.
+    fn names(&self, part: &str) -> BTreeSet<String> {
+        let Ok(entries) = self.path("data").join(part).read_dir_utf8() else {
+            return BTreeSet::new();
+        };
+        entries.map(|entry| entry.unwrap().file_name().to_owned()).collect()
+    }
+
+    /// The only machine that runs.
+    fn machine(&self) -> EngineId {
+        let [id] = self.host.running().into_iter().collect::<Vec<_>>().try_into().unwrap();
+        id
+    }
+}
+
+/// Waits for what the tasks of a dead daemon sent elsewhere, and lets go of its directory.
+async fn bury(db: Db, tasks: Tasks, layout: Arc<Layout>) {
+    tasks.life.end();
+    tasks.shut_down(Duration::from_secs(10)).await.unwrap();
+    eventually("file operations end", async || Arc::strong_count(&layout) == 1).await;
+    db.call(|_| Ok(())).await.unwrap();
+}
+
+/// Waits for a state.
+async fn eventually(what: &str, is_so: impl AsyncFn() -> bool) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while !is_so().await {
+        assert!(std::time::Instant::now() < deadline, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 
@@ -204,363 +311,62 @@ impl Daemon {
         self.db.call(move |store| store.create_user(&new)).await.unwrap().0
     }
 
+    /// The user of a former daemon.
+    async fn known(&self, user: &UserRow) -> UserRow {
+        let id = user.id.clone();
+        self.db.call(move |store| store.user(&id)).await.unwrap()
+    }
+
+    async fn row(&self, user: &UserRow, name: &str) -> SandboxRow {
+        self.sandboxes.get(user, name).await.unwrap()
+    }
+
+    async fn phase(&self, user: &UserRow, name: &str) -> Phase {
+        self.row(user, name).await.phase
+    }
+
+    /// Waits until the record says so too.
+    async fn comes_to(&self, user: &UserRow, name: &str, phase: Phase) -> SandboxRow {
+        let recorded = async || {
+            let (id, key) = (user.id.clone(), name.to_owned());
+            let row = self.db.call(move |store| store.find_sandbox(&id, &key)).await.unwrap();
+            row.unwrap()
+        };
+        eventually(&format!("{name} is {phase}"), async || recorded().await.phase == phase).await;
+        recorded().await
+    }
+
+    /// What the guest has on its disk, layer by layer.
+    fn disk(row: &SandboxRow) -> String {
+        let disk: RootDisk = serde_json::from_value(row.root_disk.clone().unwrap()).unwrap();
+        let layers = disk.layers.iter().chain([&disk.file]);
+        layers.map(|layer| std::fs::read_to_string(layer).unwrap()).collect()
+    }
+
+    /// Has the guest write to its disk.
+    async fn write(&self, user: &UserRow, name: &str, text: &str) {
+        use std::io::Write;
+        let row = self.row(user, name).await;
+        let disk: RootDisk = serde_json::from_value(row.root_disk.unwrap()).unwrap();
+        let mut top = std::fs::File::options().append(true).open(disk.file).unwrap();
+        top.write_all(text.as_bytes()).unwrap();
+    }
+
     /// Ends it as a clean shutdown does.
     async fn stop(self) {
         drop(self.sandboxes);
         self.tasks.shut_down(Duration::from_secs(10)).await.unwrap();
         drop(self.layout);
     }
+
+    /// Ends it as `kill -9` does.
+    async fn die(self) {
+        let Self { sandboxes, db, tasks, layout } = self;
+        drop(sandboxes);
+        bury(db, tasks, layout).await;
+    }
 }
 
 fn named(name: &str) -> CreateSpec {
     CreateSpec { name: Some(name.parse().unwrap()), ..CreateSpec::default() }
-}
-
-#[tokio::test]
-async fn a_create_gives_the_guest_its_identity() {
-    let house = House::new();
-    let daemon = house.daemon().await;
-    let alice = daemon.user("alice", 5).await;
-    let file = FileContent { path: "/etc/x".into(), mode: 0o644, content: "x".into() };
-    let spec = CreateSpec {
-        env: [("A".to_owned(), "1".to_owned())].into(),
-        files: vec![file],
-        ..named("dev")
-    };
-    let Created::New(row) = daemon.sandboxes.create(&alice, spec.clone()).await.unwrap() else {
-        panic!("it is new")
-    };
-    assert_eq!((row.phase, row.ip.to_string().as_str()), (Phase::Hot, "10.0.1.2"));
-    let told = house.agents.configured.lock().unwrap().clone();
-    assert_eq!((told.len(), told[0].hostname.as_str(), told[0].env["A"].as_str()), (1, "dev", "1"));
-    let network = told[0].network.clone().unwrap();
-    assert_eq!((network.address.as_str(), network.gateway.as_str()), ("10.0.1.2", "10.0.1.1"));
-    assert_eq!(*house.agents.files.lock().unwrap(), ["/etc/x"]);
-    // Again: the same, or less, finds it. Something else is a conflict.
-    for same in [spec.clone(), named("dev")] {
-        let again = daemon.sandboxes.create(&alice, same).await.unwrap();
-        assert!(matches!(again, Created::Existing(found) if found.id == row.id));
-    }
-    let other = CreateSpec { memory: Some(Mib(2048)), ..named("dev") };
-    let refused = daemon.sandboxes.create(&alice, other).await;
-    assert!(matches!(refused, Err(ServiceError::Exists(_))), "{refused:?}");
-    assert_eq!(house.host.started(), 1);
-    daemon.sandboxes.destroy(&alice, "dev").await.unwrap();
-    house.assert_nothing_left(&daemon).await;
-    assert_eq!(house.network.released.load(Ordering::Relaxed), 1);
-}
-
-#[tokio::test]
-async fn a_failed_boot_leaves_nothing() {
-    let house = House::new();
-    let daemon = house.daemon().await;
-    let alice = daemon.user("alice", 5).await;
-    let with_file = || CreateSpec {
-        files: vec![FileContent { path: "/x".into(), mode: 0o644, content: "x".into() }],
-        ..named("dev")
-    };
-    for call in [Call::CreateRoot, Call::Boot, Call::OpenLink] {
-        house.host.inject(call, Fault::Fail("no".to_owned()));
-        let failed = daemon.sandboxes.create(&alice, with_file()).await;
-        assert!(matches!(failed, Err(ServiceError::Create(_))), "{call:?}: {failed:?}");
-        house.assert_nothing_left(&daemon).await;
-    }
-    house.host.inject(Call::Boot, Fault::Die("kernel panic".to_owned()));
-    let died = daemon.sandboxes.create(&alice, with_file()).await.unwrap_err();
-    assert!(crate::chain(&died).contains("kernel panic"), "{}", crate::chain(&died));
-    house.assert_nothing_left(&daemon).await;
-    *house.agents.refuse_files.lock().unwrap() = true;
-    let refused = daemon.sandboxes.create(&alice, with_file()).await.unwrap_err();
-    assert!(crate::chain(&refused).contains("disk full"), "{}", crate::chain(&refused));
-    house.assert_nothing_left(&daemon).await;
-    *house.network.broken.lock().unwrap() = true;
-    let cut = daemon.sandboxes.create(&alice, named("dev")).await.unwrap_err();
-    assert!(crate::chain(&cut).contains("no bridge"), "{}", crate::chain(&cut));
-    house.assert_nothing_left(&daemon).await;
-    *house.network.broken.lock().unwrap() = false;
-    daemon.sandboxes.create(&alice, named("dev")).await.unwrap();
-    assert_eq!(house.host.faults_left(), 0);
-}
-
-#[tokio::test]
-async fn two_creates_of_one_name_make_one() {
-    let house = House::new();
-    let daemon = house.daemon().await;
-    let alice = daemon.user("alice", 5).await;
-    house.host.set_latency(Call::Boot, Duration::from_millis(50));
-    let create = || daemon.sandboxes.create(&alice, named("dev"));
-    let (a, b, c) = tokio::join!(create(), create(), create());
-    let new = [a, b, c].map(|created| matches!(created.unwrap(), Created::New(_)));
-    assert_eq!(new.iter().filter(|new| **new).count(), 1);
-    assert_eq!(house.host.started(), 1);
-}
-
-#[tokio::test]
-async fn a_create_after_a_failed_twin_tries_itself() {
-    let house = House::new();
-    let daemon = house.daemon().await;
-    let alice = daemon.user("alice", 5).await;
-    house.host.set_latency(Call::Boot, Duration::from_millis(50));
-    house.host.inject(Call::Boot, Fault::Fail("no".to_owned()));
-    let create = || daemon.sandboxes.create(&alice, named("dev"));
-    let (a, b) = tokio::join!(create(), create());
-    assert_eq!((a.is_err(), b.is_ok()), (true, true));
-    assert_eq!(house.host.running().len(), 1);
-}
-
-#[tokio::test]
-async fn twenty_creates_at_once_respect_the_quota() {
-    let house = House::new();
-    let daemon = house.daemon().await;
-    let alice = daemon.user("alice", 5).await;
-    let creates = (0..20).map(|i| {
-        let (sandboxes, alice) = (daemon.sandboxes.clone(), alice.clone());
-        tokio::spawn(async move { sandboxes.create(&alice, named(&format!("c{i}"))).await })
-    });
-    let creates: Vec<_> = creates.collect();
-    let mut made = 0;
-    for create in creates {
-        match create.await.unwrap() {
-            Ok(_) => made += 1,
-            Err(ServiceError::Quota { used: 5, max: 5 }) => {}
-            Err(other) => panic!("{other}"),
-        }
-    }
-    assert_eq!((made, house.host.running().len()), (5, 5));
-}
-
-/// The caller goes away: the sandbox is made all the same.
-#[tokio::test]
-async fn a_create_nobody_waits_for_is_finished() {
-    let house = House::new();
-    let daemon = house.daemon().await;
-    let alice = daemon.user("alice", 5).await;
-    house.host.set_latency(Call::Boot, Duration::from_millis(50));
-    let create = daemon.sandboxes.create(&alice, named("dev"));
-    let reserved = async {
-        while daemon.db.call(|store| store.all_sandboxes()).await.unwrap().0.is_empty() {}
-    };
-    tokio::select! {
-        biased;
-        _ = create => panic!("it is still booting"),
-        () = reserved => {}
-    }
-    // An identical create waits for the one under way.
-    let found = daemon.sandboxes.create(&alice, named("dev")).await.unwrap();
-    assert!(matches!(found, Created::Existing(row) if row.phase == Phase::Hot));
-    assert_eq!(house.host.started(), 1);
-}
-
-#[tokio::test]
-async fn a_restart_adopts_what_runs() {
-    let house = House::new();
-    let daemon = house.daemon().await;
-    let alice = daemon.user("alice", 5).await;
-    daemon.sandboxes.create(&alice, named("dev")).await.unwrap();
-    let running = house.host.running();
-    daemon.stop().await;
-    assert_eq!(house.host.running(), running, "a machine outlives the daemon");
-    let daemon = house.daemon().await;
-    assert_eq!(house.host.running(), running);
-    daemon.sandboxes.lease(&alice, "dev").await.unwrap();
-    assert_eq!(house.agents.configured.lock().unwrap().len(), 1, "it is not configured again");
-    daemon.stop().await;
-    house.host.reboot();
-    let daemon = house.daemon().await;
-    let row = daemon.sandboxes.get(&alice, "dev").await.unwrap();
-    assert_eq!((row.phase, row.reason.as_str()), (Phase::Stopped, crate::recover::LOST));
-    daemon.sandboxes.lease(&alice, "dev").await.unwrap();
-    assert_eq!(daemon.sandboxes.get(&alice, "dev").await.unwrap().phase, Phase::Hot);
-    assert_eq!(house.host.started(), 2);
-}
-
-/// A daemon that dies in the middle of a create leaves a row, a directory and a machine.
-#[tokio::test]
-async fn what_a_crash_cut_short_is_undone() {
-    let house = House::new();
-    let daemon = house.daemon().await;
-    let alice = daemon.user("alice", 5).await;
-    daemon.sandboxes.create(&alice, named("half")).await.unwrap();
-    daemon.stop().await;
-    // The last step of a create is the move to `hot`; without it, it was cut short.
-    let store = house.path("data/state.db");
-    let mut store = Store::open(store.as_std_path()).unwrap();
-    let id = store.all_sandboxes().unwrap().0[0].id.clone();
-    store
-        .set_phase(
-            &id,
-            &[Phase::Hot],
-            Phase::Creating,
-            "as before the last step",
-            &bhatti_store::Change::default(),
-        )
-        .unwrap();
-    drop(store);
-    assert_eq!(house.host.running().len(), 1);
-    let stray = house.path("data/sandboxes").join(EngineId::random().as_str());
-    std::fs::create_dir(&stray).unwrap();
-
-    let daemon = house.daemon().await;
-    house.assert_nothing_left(&daemon).await;
-    assert!(!stray.exists(), "directories nobody knows are swept");
-    daemon.sandboxes.create(&alice, named("half")).await.unwrap();
-}
-
-/// A shutdown in the middle of a create undoes it.
-#[tokio::test]
-async fn a_shutdown_undoes_what_is_not_finished() {
-    let house = House::new();
-    let daemon = house.daemon().await;
-    let alice = daemon.user("alice", 5).await;
-    house.host.inject(Call::OpenLink, Fault::Hang);
-    let (sandboxes, caller) = (daemon.sandboxes.clone(), alice.clone());
-    let create = tokio::spawn(async move { sandboxes.create(&caller, named("half")).await });
-    while house.host.running().is_empty() {
-        tokio::task::yield_now().await;
-    }
-    assert!(daemon.sandboxes.list(&alice).await.unwrap().is_empty(), "it is not listed yet");
-    daemon.stop().await;
-    assert!(create.await.unwrap().is_err());
-    let daemon = house.daemon().await;
-    house.assert_nothing_left(&daemon).await;
-}
-
-#[tokio::test]
-async fn a_machine_that_ends_is_booted_on_use() {
-    let house = House::new();
-    let daemon = house.daemon().await;
-    let alice = daemon.user("alice", 5).await;
-    daemon.sandboxes.create(&alice, named("dev")).await.unwrap();
-    let [id] = house.host.running().into_iter().collect::<Vec<_>>().try_into().unwrap();
-    assert!(house.host.power_off(&id));
-    let row = loop {
-        let row = daemon.sandboxes.get(&alice, "dev").await.unwrap();
-        if row.phase != Phase::Hot {
-            break row;
-        }
-        tokio::task::yield_now().await;
-    };
-    assert_eq!((row.phase, row.reason.as_str()), (Phase::Stopped, "the guest powered off"));
-    assert!(row.stopped_at.is_some());
-    let lease = || daemon.sandboxes.lease(&alice, "dev");
-    let (a, b) = tokio::join!(lease(), lease());
-    assert!(a.is_ok() && b.is_ok());
-    assert_eq!(house.host.started(), 2, "one boot for both");
-    assert_eq!(house.agents.configured.lock().unwrap().len(), 2);
-}
-
-#[tokio::test]
-async fn a_destroy_that_fails_can_be_tried_again() {
-    let house = House::new();
-    let daemon = house.daemon().await;
-    let alice = daemon.user("alice", 5).await;
-    daemon.sandboxes.create(&alice, named("dev")).await.unwrap();
-    house.host.inject(Call::Kill, Fault::Fail("busy".to_owned()));
-    assert!(daemon.sandboxes.destroy(&alice, "dev").await.is_err());
-    daemon.sandboxes.destroy(&alice, "dev").await.unwrap();
-    house.assert_nothing_left(&daemon).await;
-    let gone = daemon.sandboxes.destroy(&alice, "dev").await;
-    assert!(matches!(gone, Err(ServiceError::NoSandbox(_))));
-}
-
-#[tokio::test]
-async fn others_see_nothing() {
-    let house = House::new();
-    let daemon = house.daemon().await;
-    let (alice, bob) = (daemon.user("alice", 5).await, daemon.user("bob", 5).await);
-    daemon.sandboxes.create(&alice, named("dev")).await.unwrap();
-    let patch = PatchSpec { keep_hot: Some(true), ..PatchSpec::default() };
-    let gone = |result: Result<(), ServiceError>| matches!(result, Err(ServiceError::NoSandbox(_)));
-    assert!(gone(daemon.sandboxes.get(&bob, "dev").await.map(drop)));
-    assert!(gone(daemon.sandboxes.patch(&bob, "dev", patch).await.map(drop)));
-    assert!(gone(daemon.sandboxes.lease(&bob, "dev").await.map(drop)));
-    assert!(gone(daemon.sandboxes.destroy(&bob, "dev").await));
-    assert!(daemon.sandboxes.list(&bob).await.unwrap().is_empty());
-}
-
-/// What is wrong with one sandbox must not keep the daemon from the others.
-#[tokio::test]
-async fn a_machine_that_cannot_be_told_is_unknown_and_the_rest_goes_on() {
-    let house = House::new();
-    let daemon = house.daemon().await;
-    let alice = daemon.user("alice", 5).await;
-    daemon.sandboxes.create(&alice, named("odd")).await.unwrap();
-    daemon.sandboxes.create(&alice, named("fine")).await.unwrap();
-    let running = house.host.running();
-    daemon.stop().await;
-    // Rows are recovered oldest first.
-    house.host.inject(Call::Adopt, Fault::Fail("its socket is gone".to_owned()));
-    let daemon = house.daemon().await;
-    assert_eq!(house.host.running(), running, "what cannot be told is left alone");
-    let odd = daemon.sandboxes.get(&alice, "odd").await.unwrap();
-    assert_eq!(odd.phase, Phase::Unknown);
-    assert!(odd.reason.contains("its socket is gone"), "{}", odd.reason);
-    let refused = daemon.sandboxes.lease(&alice, "odd").await.map(drop);
-    assert!(matches!(refused, Err(ServiceError::Denied(_))), "{refused:?}");
-    daemon.sandboxes.lease(&alice, "fine").await.unwrap();
-    // What was wrong has passed: the next start takes it back, and an unknown one can be destroyed.
-    daemon.stop().await;
-    let daemon = house.daemon().await;
-    assert_eq!(daemon.sandboxes.get(&alice, "odd").await.unwrap().phase, Phase::Hot);
-    daemon.sandboxes.lease(&alice, "odd").await.unwrap();
-    daemon.stop().await;
-    house.host.inject(Call::Adopt, Fault::Fail("again".to_owned()));
-    let daemon = house.daemon().await;
-    daemon.sandboxes.destroy(&alice, "odd").await.unwrap();
-    daemon.sandboxes.destroy(&alice, "fine").await.unwrap();
-    house.assert_nothing_left(&daemon).await;
-}
-
-#[tokio::test]
-async fn a_wake_that_fails_leaves_no_machine_and_can_be_tried_again() {
-    let house = House::new();
-    let daemon = house.daemon().await;
-    let alice = daemon.user("alice", 5).await;
-    daemon.sandboxes.create(&alice, named("dev")).await.unwrap();
-    daemon.sandboxes.power_off_all().await;
-    assert_eq!(daemon.sandboxes.get(&alice, "dev").await.unwrap().phase, Phase::Stopped);
-    assert!(house.host.running().is_empty());
-    house.host.inject(Call::OpenLink, Fault::Fail("no".to_owned()));
-    assert!(daemon.sandboxes.lease(&alice, "dev").await.is_err());
-    assert!(house.host.running().is_empty(), "half a wake is no wake");
-    daemon.sandboxes.lease(&alice, "dev").await.unwrap();
-    assert_eq!(house.host.running().len(), 1);
-}
-
-/// A boot that hangs does not stand in the way of whoever wants the sandbox gone.
-#[tokio::test]
-async fn a_destroy_interrupts_a_wake() {
-    let house = House::new();
-    let daemon = house.daemon().await;
-    let alice = daemon.user("alice", 5).await;
-    daemon.sandboxes.create(&alice, named("dev")).await.unwrap();
-    daemon.sandboxes.power_off_all().await;
-    house.host.inject(Call::OpenLink, Fault::Hang);
-    let wake = daemon.sandboxes.lease(&alice, "dev");
-    let destroy = async {
-        while house.host.running().is_empty() {
-            tokio::task::yield_now().await;
-        }
-        daemon.sandboxes.destroy(&alice, "dev").await
-    };
-    let both = async { tokio::join!(wake, destroy) };
-    let (woken, destroyed) = tokio::time::timeout(Duration::from_secs(5), both).await.unwrap();
-    assert!(woken.is_err() && destroyed.is_ok());
-    house.assert_nothing_left(&daemon).await;
-}
-
-#[tokio::test]
-async fn a_rename_changes_neither_host_name_nor_machine_id() {
-    let house = House::new();
-    let daemon = house.daemon().await;
-    let alice = daemon.user("alice", 5).await;
-    daemon.sandboxes.create(&alice, named("my_box")).await.unwrap();
-    let patch = PatchSpec { name: Some("other".parse().unwrap()), ..PatchSpec::default() };
-    daemon.sandboxes.patch(&alice, "my_box", patch).await.unwrap();
-    daemon.sandboxes.power_off_all().await;
-    daemon.sandboxes.lease(&alice, "other").await.unwrap();
-    let told = house.agents.configured.lock().unwrap().clone();
-    assert_eq!((told[0].hostname.as_str(), told.len()), ("my-box", 2));
-    assert_eq!((&told[0].hostname, &told[0].machine_id), (&told[1].hostname, &told[1].machine_id));
-    assert_eq!(told[0].machine_id.len(), 32);
 }

@@ -55,8 +55,8 @@ impl Actor {
     ) -> Result<(), WakeError> {
         let resumed = matches!(origin, Origin::Snapshot(_));
         let Made { mut change, reason, golden, clone_of } = match origin {
-            Origin::Image { file } => self.from_image(&row, file).await?,
-            Origin::Snapshot(snapshot) => self.from_snapshot(&row, &snapshot).await?,
+            Origin::Image { file } => self.make_from_image(&row, file).await?,
+            Origin::Snapshot(snapshot) => self.continue_snapshot(&row, &snapshot).await?,
         };
         let Some(machine) = &mut self.machine else { return Err(WakeError::Gone) };
         change.vm = Some(Some(machine.to_json()?));
@@ -82,7 +82,11 @@ impl Actor {
     }
 
     /// Clones the golden snapshot of that image and shape, or boots.
-    async fn from_image(&mut self, row: &SandboxRow, file: Utf8PathBuf) -> Result<Made, WakeError> {
+    async fn make_from_image(
+        &mut self,
+        row: &SandboxRow,
+        file: Utf8PathBuf,
+    ) -> Result<Made, WakeError> {
         let shape = Shape { milli_cpus: row.cpus.milli(), memory: row.memory };
         let found = tokio::select! {
             biased;
@@ -91,7 +95,7 @@ impl Actor {
         };
         if let Some(golden) = found {
             let id = golden.row.id.clone();
-            match self.from_golden(row, golden).await {
+            match self.clone_golden(row, golden).await {
                 Err(WakeError::Engine(EngineError::Unusable { why })) => {
                     tracing::error!(why, golden = %id, "a golden snapshot is of no use");
                     golden::forget(&self.world, &id).await;
@@ -116,7 +120,7 @@ impl Actor {
         Ok(Made { change, reason: "created by booting".to_owned(), golden: None, clone_of: None })
     }
 
-    async fn from_golden(&mut self, row: &SandboxRow, golden: Golden) -> Result<Made, WakeError> {
+    async fn clone_golden(&mut self, row: &SandboxRow, golden: Golden) -> Result<Made, WakeError> {
         let world = &self.world;
         let below = machine::disk_record(&golden.row.disk)?;
         let image = below.base.clone().ok_or_else(|| {
@@ -138,7 +142,7 @@ impl Actor {
 
     /// Continues a named snapshot as another sandbox. Its files get names here, as a generation:
     /// so the snapshot may be deleted, and the next freeze need not write what is in them.
-    async fn from_snapshot(
+    async fn continue_snapshot(
         &mut self,
         row: &SandboxRow,
         from: &SnapshotRow,

@@ -1,0 +1,188 @@
+//! What a daemon finds when it starts, and machines that end by themselves.
+
+use bhatti_engine_sim::{Call, Fault};
+
+use super::*;
+
+#[tokio::test]
+async fn a_restart_adopts_what_runs() {
+    let house = House::new();
+    let daemon = house.daemon().await;
+    let alice = daemon.user("alice", 5).await;
+    daemon.sandboxes.create(&alice, named("dev")).await.unwrap();
+    let running = house.host.running();
+    daemon.stop().await;
+    assert_eq!(house.host.running(), running, "a machine outlives the daemon");
+    let daemon = house.daemon().await;
+    assert_eq!(house.host.running(), running);
+    daemon.sandboxes.lease(&alice, "dev").await.unwrap();
+    assert_eq!(house.agents.configured.lock().unwrap().len(), 1, "it is not configured again");
+    daemon.stop().await;
+    house.host.reboot();
+    let daemon = house.daemon().await;
+    let row = daemon.sandboxes.get(&alice, "dev").await.unwrap();
+    assert_eq!((row.phase, row.reason.as_str()), (Phase::Stopped, crate::recover::LOST));
+    daemon.sandboxes.lease(&alice, "dev").await.unwrap();
+    assert_eq!(daemon.sandboxes.get(&alice, "dev").await.unwrap().phase, Phase::Hot);
+    assert_eq!(house.host.started(), 2);
+}
+
+/// A daemon that dies in the middle of a create leaves a row, a directory and a machine.
+#[tokio::test]
+async fn what_a_crash_cut_short_is_undone() {
+    let house = House::new();
+    let daemon = house.daemon().await;
+    let alice = daemon.user("alice", 5).await;
+    daemon.sandboxes.create(&alice, named("half")).await.unwrap();
+    daemon.stop().await;
+    // The last step of a create is the move to `hot`; without it, it was cut short.
+    let store = house.path("data/state.db");
+    let mut store = Store::open(store.as_std_path()).unwrap();
+    let id = store.all_sandboxes().unwrap().0[0].id.clone();
+    store
+        .set_phase(
+            &id,
+            &[Phase::Hot],
+            Phase::Creating,
+            "as before the last step",
+            &bhatti_store::Change::default(),
+        )
+        .unwrap();
+    drop(store);
+    assert_eq!(house.host.running().len(), 1);
+    let stray = house.path("data/sandboxes").join(EngineId::random().as_str());
+    std::fs::create_dir(&stray).unwrap();
+
+    let daemon = house.daemon().await;
+    house.assert_nothing_left(&daemon).await;
+    assert!(!stray.exists(), "directories nobody knows are swept");
+    daemon.sandboxes.create(&alice, named("half")).await.unwrap();
+}
+
+/// A shutdown in the middle of a create undoes it.
+#[tokio::test]
+async fn a_shutdown_undoes_what_is_not_finished() {
+    let house = House::new();
+    let daemon = house.daemon().await;
+    let alice = daemon.user("alice", 5).await;
+    house.host.inject(Call::OpenLink, Fault::Hang);
+    let (sandboxes, caller) = (daemon.sandboxes.clone(), alice.clone());
+    let create = tokio::spawn(async move { sandboxes.create(&caller, named("half")).await });
+    while house.host.running().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert!(daemon.sandboxes.list(&alice).await.unwrap().is_empty(), "it is not listed yet");
+    daemon.stop().await;
+    assert!(create.await.unwrap().is_err());
+    let daemon = house.daemon().await;
+    house.assert_nothing_left(&daemon).await;
+}
+
+#[tokio::test]
+async fn a_machine_that_ends_is_booted_on_use() {
+    let house = House::new();
+    let daemon = house.daemon().await;
+    let alice = daemon.user("alice", 5).await;
+    daemon.sandboxes.create(&alice, named("dev")).await.unwrap();
+    let [id] = house.host.running().into_iter().collect::<Vec<_>>().try_into().unwrap();
+    assert!(house.host.power_off(&id));
+    let row = loop {
+        let row = daemon.sandboxes.get(&alice, "dev").await.unwrap();
+        if row.phase != Phase::Hot {
+            break row;
+        }
+        tokio::task::yield_now().await;
+    };
+    assert_eq!((row.phase, row.reason.as_str()), (Phase::Stopped, "the guest powered off"));
+    assert!(row.stopped_at.is_some());
+    let lease = || daemon.sandboxes.lease(&alice, "dev");
+    let (a, b) = tokio::join!(lease(), lease());
+    assert!(a.is_ok() && b.is_ok());
+    assert_eq!(house.host.started(), 2, "one boot for both");
+    assert_eq!(house.agents.configured.lock().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn a_destroy_that_fails_can_be_tried_again() {
+    let house = House::new();
+    let daemon = house.daemon().await;
+    let alice = daemon.user("alice", 5).await;
+    daemon.sandboxes.create(&alice, named("dev")).await.unwrap();
+    house.host.inject(Call::Kill, Fault::Fail("busy".to_owned()));
+    assert!(daemon.sandboxes.destroy(&alice, "dev").await.is_err());
+    daemon.sandboxes.destroy(&alice, "dev").await.unwrap();
+    house.assert_nothing_left(&daemon).await;
+    let gone = daemon.sandboxes.destroy(&alice, "dev").await;
+    assert!(matches!(gone, Err(ServiceError::NoSandbox(_))));
+}
+
+/// What is wrong with one sandbox must not keep the daemon from the others.
+#[tokio::test]
+async fn a_machine_that_cannot_be_told_is_unknown_and_the_rest_goes_on() {
+    let house = House::new();
+    let daemon = house.daemon().await;
+    let alice = daemon.user("alice", 5).await;
+    daemon.sandboxes.create(&alice, named("odd")).await.unwrap();
+    daemon.sandboxes.create(&alice, named("fine")).await.unwrap();
+    let running = house.host.running();
+    daemon.stop().await;
+    // Rows are recovered oldest first.
+    house.host.inject(Call::Adopt, Fault::Fail("its socket is gone".to_owned()));
+    let daemon = house.daemon().await;
+    assert_eq!(house.host.running(), running, "what cannot be told is left alone");
+    let odd = daemon.sandboxes.get(&alice, "odd").await.unwrap();
+    assert_eq!(odd.phase, Phase::Unknown);
+    assert!(odd.reason.contains("its socket is gone"), "{}", odd.reason);
+    let refused = daemon.sandboxes.lease(&alice, "odd").await.map(drop);
+    assert!(matches!(refused, Err(ServiceError::Denied(_))), "{refused:?}");
+    daemon.sandboxes.lease(&alice, "fine").await.unwrap();
+    // What was wrong has passed: the next start takes it back, and an unknown one can be destroyed.
+    daemon.stop().await;
+    let daemon = house.daemon().await;
+    assert_eq!(daemon.sandboxes.get(&alice, "odd").await.unwrap().phase, Phase::Hot);
+    daemon.sandboxes.lease(&alice, "odd").await.unwrap();
+    daemon.stop().await;
+    house.host.inject(Call::Adopt, Fault::Fail("again".to_owned()));
+    let daemon = house.daemon().await;
+    daemon.sandboxes.destroy(&alice, "odd").await.unwrap();
+    daemon.sandboxes.destroy(&alice, "fine").await.unwrap();
+    house.assert_nothing_left(&daemon).await;
+}
+
+#[tokio::test]
+async fn a_wake_that_fails_leaves_no_machine_and_can_be_tried_again() {
+    let house = House::new();
+    let daemon = house.daemon().await;
+    let alice = daemon.user("alice", 5).await;
+    daemon.sandboxes.create(&alice, named("dev")).await.unwrap();
+    daemon.sandboxes.power_off_all().await;
+    assert_eq!(daemon.sandboxes.get(&alice, "dev").await.unwrap().phase, Phase::Stopped);
+    assert!(house.host.running().is_empty());
+    house.host.inject(Call::OpenLink, Fault::Fail("no".to_owned()));
+    assert!(daemon.sandboxes.lease(&alice, "dev").await.is_err());
+    assert!(house.host.running().is_empty(), "half a wake is no wake");
+    daemon.sandboxes.lease(&alice, "dev").await.unwrap();
+    assert_eq!(house.host.running().len(), 1);
+}
+
+/// A boot that hangs does not stand in the way of whoever wants the sandbox gone.
+#[tokio::test]
+async fn a_destroy_interrupts_a_wake() {
+    let house = House::new();
+    let daemon = house.daemon().await;
+    let alice = daemon.user("alice", 5).await;
+    daemon.sandboxes.create(&alice, named("dev")).await.unwrap();
+    daemon.sandboxes.power_off_all().await;
+    house.host.inject(Call::OpenLink, Fault::Hang);
+    let wake = daemon.sandboxes.lease(&alice, "dev");
+    let destroy = async {
+        while house.host.running().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        daemon.sandboxes.destroy(&alice, "dev").await
+    };
+    let both = async { tokio::join!(wake, destroy) };
+    let (woken, destroyed) = tokio::time::timeout(Duration::from_secs(5), both).await.unwrap();
+    assert!(woken.is_err() && destroyed.is_ok());
+    house.assert_nothing_left(&daemon).await;
+}

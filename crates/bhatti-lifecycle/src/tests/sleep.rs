@@ -1,0 +1,393 @@
+//! Falling asleep and waking.
+
+use bhatti_engine_sim::{Call, Fault};
+
+use super::*;
+use crate::WakeError;
+
+fn fail() -> Fault {
+    Fault::Fail("no luck".to_owned())
+}
+
+/// A daemon with one sandbox of alice's, `dev`.
+async fn with_dev(house: &House) -> (Daemon, UserRow) {
+    let daemon = house.daemon().await;
+    let alice = daemon.user("alice", 5).await;
+    daemon.sandboxes.create(&alice, named("dev")).await.unwrap();
+    house.host.set_memory(&house.machine(), b"work".to_vec());
+    (daemon, alice)
+}
+
+#[tokio::test]
+async fn it_cools_in_two_steps_and_says_why() {
+    let house = House::sleepy(Some(60), Some(300));
+    let (daemon, alice) = with_dev(&house).await;
+    let row = daemon.comes_to(&alice, "dev", Phase::Warm).await;
+    assert_eq!(row.reason, "idle for 0 s");
+    assert_eq!(house.host.paused(&house.machine()), Some(true));
+    let row = daemon.comes_to(&alice, "dev", Phase::Cold).await;
+    assert_eq!(row.reason, "nobody used it for the time set");
+    eventually("its process ends", async || house.host.running().is_empty()).await;
+    assert!(row.stopped_at.is_some());
+
+    let lease = daemon.sandboxes.lease(&alice, "dev").await.unwrap();
+    let row = daemon.row(&alice, "dev").await;
+    assert_eq!((row.phase, row.reason.as_str()), (Phase::Hot, "woken"));
+    assert_eq!(house.host.memory(&house.machine()).as_deref(), Some(&b"work"[..]));
+    assert_eq!(house.host.started(), 2);
+    assert_eq!(house.agents.configured.lock().unwrap().len(), 1, "it is who it was");
+    drop(lease);
+    let row = daemon.comes_to(&alice, "dev", Phase::Warm).await;
+    assert_eq!(row.generations.len(), 1);
+}
+
+#[tokio::test]
+async fn a_lease_keeps_it_hot() {
+    let house = House::sleepy(Some(5), Some(10));
+    let (daemon, alice) = with_dev(&house).await;
+    let lease = daemon.sandboxes.lease(&alice, "dev").await.unwrap();
+    let second = lease.clone();
+    drop(lease);
+    // A second sandbox shows that the time has passed twice over.
+    daemon.sandboxes.create(&alice, named("other")).await.unwrap();
+    daemon.comes_to(&alice, "other", Phase::Cold).await;
+    assert_eq!(daemon.phase(&alice, "dev").await, Phase::Hot);
+    drop(second);
+    daemon.comes_to(&alice, "dev", Phase::Cold).await;
+}
+
+#[tokio::test]
+async fn keep_hot_is_heard_at_once_and_wakes() {
+    let house = House::sleepy(Some(5), Some(10));
+    let (daemon, alice) = with_dev(&house).await;
+    daemon.comes_to(&alice, "dev", Phase::Cold).await;
+    let keep = |keep| PatchSpec { keep_hot: Some(keep), ..PatchSpec::default() };
+    let row = daemon.sandboxes.patch(&alice, "dev", keep(true)).await.unwrap();
+    assert_eq!((row.phase, row.keep_hot), (Phase::Hot, true));
+    daemon.sandboxes.create(&alice, named("other")).await.unwrap();
+    daemon.comes_to(&alice, "other", Phase::Cold).await;
+    assert_eq!(daemon.phase(&alice, "dev").await, Phase::Hot);
+    daemon.sandboxes.patch(&alice, "dev", keep(false)).await.unwrap();
+    daemon.comes_to(&alice, "dev", Phase::Cold).await;
+}
+
+#[tokio::test]
+async fn a_guest_that_works_stays_hot() {
+    let house = House::sleepy(Some(3), None);
+    *house.agents.busy.lock().unwrap() = Some(50);
+    let (daemon, alice) = with_dev(&house).await;
+    let asked = || house.agents.questions.load(Ordering::Relaxed);
+    eventually("it was asked often", async || asked() >= 12).await;
+    assert_eq!(daemon.phase(&alice, "dev").await, Phase::Hot);
+    *house.agents.busy.lock().unwrap() = Some(0);
+    daemon.comes_to(&alice, "dev", Phase::Warm).await;
+}
+
+#[tokio::test]
+async fn a_guest_that_says_nothing_sleeps_after_three_questions() {
+    let house = House::sleepy(Some(3), None);
+    *house.agents.busy.lock().unwrap() = None;
+    let (daemon, alice) = with_dev(&house).await;
+    let row = daemon.comes_to(&alice, "dev", Phase::Warm).await;
+    assert!(row.reason.contains("its agent does not answer"), "{}", row.reason);
+    // Each time of quiet has two: that before the decision counts, but decides nothing.
+    assert_eq!(house.agents.questions.load(Ordering::Relaxed), 4);
+}
+
+#[tokio::test]
+async fn without_a_warm_state_it_goes_cold_directly() {
+    let house = House::sleepy(None, Some(5));
+    let (daemon, alice) = with_dev(&house).await;
+    let row = daemon.comes_to(&alice, "dev", Phase::Cold).await;
+    assert!(row.reason.starts_with("idle for"), "{}", row.reason);
+    assert!(daemon.sandboxes.lease(&alice, "dev").await.is_ok());
+}
+
+#[tokio::test]
+async fn concurrent_uses_share_one_wake() {
+    let house = House::new();
+    let (daemon, alice) = with_dev(&house).await;
+    daemon.sandboxes.stop(&alice, "dev").await.unwrap();
+    house.host.set_latency(Call::Restore, Duration::from_millis(30));
+    let uses = (0..20).map(|_| daemon.sandboxes.lease(&alice, "dev"));
+    for lease in futures_util::future::join_all(uses).await {
+        lease.unwrap();
+    }
+    assert_eq!(house.host.started(), 2);
+}
+
+/// An exec on a hot sandbox costs no write and no question to the engine or the guest.
+#[tokio::test]
+async fn a_use_of_what_is_hot_costs_nothing() {
+    let house = House::new();
+    let (daemon, alice) = with_dev(&house).await;
+    drop(daemon.sandboxes.lease(&alice, "dev").await.unwrap());
+    let (calls, row) = (house.host.calls(), daemon.row(&alice, "dev").await);
+    let wal = || house.path("data/state.db-wal").metadata().unwrap().modified().unwrap();
+    let written = wal();
+    for _ in 0..50 {
+        drop(daemon.sandboxes.lease(&alice, "dev").await.unwrap());
+    }
+    daemon.db.call(|_| Ok(())).await.unwrap();
+    assert_eq!((house.host.calls(), wal()), (calls, written));
+    assert_eq!(daemon.row(&alice, "dev").await, row);
+}
+
+#[tokio::test]
+async fn stop_and_start_may_be_said_twice() {
+    let house = House::sleepy(Some(10), None);
+    let (daemon, alice) = with_dev(&house).await;
+    daemon.comes_to(&alice, "dev", Phase::Warm).await;
+    // Whoever uses it meanwhile loses the link, not the sandbox.
+    let lease = daemon.sandboxes.lease(&alice, "dev").await.unwrap();
+    for _ in 0..2 {
+        let row = daemon.sandboxes.stop(&alice, "dev").await.unwrap();
+        assert_eq!((row.phase, row.reason.as_str()), (Phase::Cold, "stop requested"));
+        assert!(house.host.running().is_empty());
+    }
+    assert!(lease.guest().set_clock().await.is_err());
+    for _ in 0..2 {
+        let row = daemon.sandboxes.start(&alice, "dev", false).await.unwrap();
+        assert_eq!(row.phase, Phase::Hot);
+    }
+    drop(lease);
+    daemon.comes_to(&alice, "dev", Phase::Warm).await;
+    let row = daemon.sandboxes.start(&alice, "dev", false).await.unwrap();
+    assert_eq!(row.phase, Phase::Hot);
+    assert_eq!(house.host.started(), 2);
+    assert_eq!(house.host.memory(&house.machine()).as_deref(), Some(&b"work"[..]));
+}
+
+#[tokio::test]
+async fn a_failed_freeze_leaves_it_running() {
+    for call in [Call::Pause, Call::Save] {
+        let house = House::new();
+        let (daemon, alice) = with_dev(&house).await;
+        house.host.inject(call, fail());
+        daemon.sandboxes.stop(&alice, "dev").await.unwrap_err();
+        let row = daemon.row(&alice, "dev").await;
+        assert_eq!((row.phase, row.generations.len()), (Phase::Hot, 0), "{call:?}");
+        assert_eq!(house.host.paused(&house.machine()), Some(false), "{call:?}");
+        assert!(house.names(&format!("frozen/{}", row.engine_id)).is_empty(), "{call:?}");
+        daemon.sandboxes.lease(&alice, "dev").await.unwrap().guest().set_clock().await.unwrap();
+        daemon.sandboxes.stop(&alice, "dev").await.unwrap();
+        assert_eq!(house.host.faults_left(), 0);
+    }
+}
+
+/// A machine that neither freezes nor goes on: the next use lets it, and is answered.
+#[tokio::test]
+async fn a_machine_that_could_not_go_on_does_on_use() {
+    let house = House::new();
+    let (daemon, alice) = with_dev(&house).await;
+    house.host.inject(Call::Save, fail());
+    house.host.inject(Call::Resume, fail());
+    daemon.sandboxes.stop(&alice, "dev").await.unwrap_err();
+    assert_eq!(house.host.paused(&house.machine()), Some(true));
+    let lease = daemon.sandboxes.lease(&alice, "dev").await.unwrap();
+    lease.guest().set_clock().await.unwrap();
+    assert_eq!((house.host.paused(&house.machine()), house.host.started()), (Some(false), 1));
+}
+
+/// The store takes nothing more while the machine stands.
+#[tokio::test]
+async fn a_freeze_that_cannot_be_recorded_is_none() {
+    let house = House::new();
+    let (daemon, alice) = with_dev(&house).await;
+    let row = daemon.row(&alice, "dev").await;
+    // What is in the way of a directory is as good as a full disk.
+    std::fs::write(house.path("data/frozen").join(row.engine_id.as_str()), "").unwrap();
+    daemon.sandboxes.stop(&alice, "dev").await.unwrap_err();
+    assert_eq!(daemon.phase(&alice, "dev").await, Phase::Hot);
+    assert_eq!(house.host.paused(&house.machine()), Some(false));
+}
+
+/// From the record on it is cold, whatever becomes of the process.
+#[tokio::test]
+async fn a_machine_that_does_not_end_is_ended_before_it_wakes() {
+    let house = House::new();
+    let (daemon, alice) = with_dev(&house).await;
+    daemon.write(&alice, "dev", "before").await;
+    house.host.inject(Call::Kill, fail());
+    house.host.inject(Call::End, fail());
+    daemon.sandboxes.stop(&alice, "dev").await.unwrap();
+    assert_eq!(daemon.phase(&alice, "dev").await, Phase::Cold);
+    assert_eq!(house.host.running().len(), 1);
+    // Still not: a wake must not begin beside it.
+    house.host.inject(Call::End, fail());
+    daemon.sandboxes.lease(&alice, "dev").await.map(drop).unwrap_err();
+    assert_eq!((house.host.running().len(), house.host.started()), (1, 1));
+    daemon.sandboxes.lease(&alice, "dev").await.unwrap();
+    assert_eq!(house.host.memory(&house.machine()).as_deref(), Some(&b"work"[..]));
+    assert!(Daemon::disk(&daemon.row(&alice, "dev").await).contains("before"));
+    assert_eq!(house.host.faults_left(), 0);
+}
+
+#[tokio::test]
+async fn a_failed_wake_can_be_repeated() {
+    let house = House::new();
+    let (daemon, alice) = with_dev(&house).await;
+    daemon.sandboxes.stop(&alice, "dev").await.unwrap();
+    let cold = daemon.row(&alice, "dev").await;
+    let refused = async |what: &str| {
+        let error = daemon.sandboxes.lease(&alice, "dev").await.map(drop).unwrap_err();
+        let row = daemon.row(&alice, "dev").await;
+        assert_eq!(row, cold, "{what}: {error}");
+        assert!(house.host.running().is_empty(), "{what}");
+        let left = house.names(&format!("sandboxes/{}", row.engine_id));
+        assert_eq!(left, BTreeSet::new(), "{what}");
+        crate::chain(&error)
+    };
+    for call in [Call::CreateRoot, Call::Restore, Call::Resume, Call::OpenLink] {
+        house.host.inject(call, fail());
+        let error = refused(&format!("{call:?}")).await;
+        assert!(error.contains("use 'bhatti start --force'"), "{call:?}: {error}");
+    }
+    house.host.inject(Call::Restore, Fault::Die("out of memory".to_owned()));
+    assert!(refused("death").await.contains("--force"));
+    *house.agents.mute.lock().unwrap() = true;
+    refused("hello").await;
+    *house.agents.mute.lock().unwrap() = false;
+    *house.network.broken.lock().unwrap() = true;
+    let error = refused("TAP").await;
+    assert!(!error.contains("--force"), "it is the host's fault: {error}");
+    *house.network.broken.lock().unwrap() = false;
+
+    daemon.sandboxes.lease(&alice, "dev").await.unwrap();
+    assert_eq!(house.host.memory(&house.machine()).as_deref(), Some(&b"work"[..]));
+    assert_eq!(house.host.faults_left(), 0);
+}
+
+/// What is wrong with the host costs nobody their memory, however much they insist.
+#[tokio::test]
+async fn force_gives_up_nothing_for_the_hosts_sake() {
+    let house = House::new();
+    let (daemon, alice) = with_dev(&house).await;
+    daemon.sandboxes.stop(&alice, "dev").await.unwrap();
+    *house.network.broken.lock().unwrap() = true;
+    daemon.sandboxes.start(&alice, "dev", true).await.unwrap_err();
+    *house.network.broken.lock().unwrap() = false;
+    let row = daemon.sandboxes.start(&alice, "dev", true).await.unwrap();
+    assert_eq!(row.reason, "woken");
+    assert_eq!(house.host.memory(&house.machine()).as_deref(), Some(&b"work"[..]));
+}
+
+/// Damages the newest generation of a sandbox's memory.
+fn damage(house: &House, row: &SandboxRow, generation: usize) {
+    let number = row.generations[generation].number;
+    let file = format!("data/frozen/{}/{number}/state.sim", row.engine_id);
+    std::fs::write(house.path(&file), "rubbish").unwrap();
+}
+
+#[tokio::test]
+async fn what_cannot_be_used_is_booted_from_disk_and_said() {
+    let house = House::new();
+    let (daemon, alice) = with_dev(&house).await;
+    daemon.write(&alice, "dev", "on disk").await;
+    let cold = daemon.sandboxes.stop(&alice, "dev").await.unwrap();
+    damage(&house, &cold, 0);
+    daemon.sandboxes.lease(&alice, "dev").await.unwrap();
+    let row = daemon.row(&alice, "dev").await;
+    assert!(row.reason.contains("memory and running processes are lost"), "{}", row.reason);
+    assert!(row.reason.contains("its state is damaged"), "{}", row.reason);
+    assert_eq!((row.phase, row.generations.len()), (Phase::Hot, 0));
+    assert!(Daemon::disk(&row).contains("on disk"));
+    let frozen = format!("frozen/{}", row.engine_id);
+    eventually("the generation goes", async || house.names(&frozen).is_empty()).await;
+}
+
+#[tokio::test]
+async fn two_generations_are_kept_until_the_newer_has_woken() {
+    let house = House::new();
+    let (daemon, alice) = with_dev(&house).await;
+    let kept = async |count: usize| {
+        let row = daemon.row(&alice, "dev").await;
+        let numbers: Vec<_> = row.generations.iter().map(|made| made.number).collect();
+        let names: BTreeSet<_> = numbers.iter().map(u32::to_string).collect();
+        let frozen = format!("frozen/{}", row.engine_id);
+        eventually("only those are there", async || house.names(&frozen) == names).await;
+        assert_eq!(numbers.len(), count);
+        numbers
+    };
+    daemon.sandboxes.stop(&alice, "dev").await.unwrap();
+    assert_eq!(kept(1).await, [1]);
+    daemon.sandboxes.start(&alice, "dev", false).await.unwrap();
+    assert_eq!(kept(1).await, [1]);
+    daemon.sandboxes.stop(&alice, "dev").await.unwrap();
+    assert_eq!(kept(2).await, [2, 1]);
+    daemon.sandboxes.start(&alice, "dev", false).await.unwrap();
+    assert_eq!(kept(1).await, [2]);
+}
+
+#[tokio::test]
+async fn only_force_goes_back_to_the_older_one() {
+    let house = House::new();
+    let (daemon, alice) = with_dev(&house).await;
+    daemon.write(&alice, "dev", "old,").await;
+    daemon.sandboxes.stop(&alice, "dev").await.unwrap();
+    daemon.sandboxes.start(&alice, "dev", false).await.unwrap();
+    house.host.set_memory(&house.machine(), b"newer".to_vec());
+    daemon.write(&alice, "dev", "new,").await;
+    let cold = daemon.sandboxes.stop(&alice, "dev").await.unwrap();
+    damage(&house, &cold, 0);
+    // Booting from the newest disk fails too.
+    house.host.inject(Call::Boot, fail());
+    let refused = daemon.sandboxes.start(&alice, "dev", false).await.unwrap_err();
+    assert!(matches!(refused, ServiceError::Wake(WakeError::NotAsItWas { .. })), "{refused:?}");
+    assert_eq!(daemon.row(&alice, "dev").await, cold);
+    house.host.inject(Call::Boot, fail());
+    let row = daemon.sandboxes.start(&alice, "dev", true).await.unwrap();
+    assert!(row.reason.starts_with("woken as it was at "), "{}", row.reason);
+    assert_eq!(house.host.memory(&house.machine()).as_deref(), Some(&b"work"[..]));
+    let disk = Daemon::disk(&row);
+    assert!(disk.contains("old,") && !disk.contains("new,"), "{disk}");
+    // And it sleeps and wakes as before, under a number of its own.
+    let cold = daemon.sandboxes.stop(&alice, "dev").await.unwrap();
+    assert_eq!(cold.generations[0].number, 3);
+    daemon.sandboxes.start(&alice, "dev", false).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_machine_that_dies_awake_has_nothing_to_wake_from() {
+    let house = House::new();
+    let (daemon, alice) = with_dev(&house).await;
+    daemon.sandboxes.stop(&alice, "dev").await.unwrap();
+    daemon.sandboxes.start(&alice, "dev", false).await.unwrap();
+    daemon.write(&alice, "dev", "later").await;
+    house.host.crash(&house.machine(), "oom");
+    let row = daemon.comes_to(&alice, "dev", Phase::Stopped).await;
+    assert_eq!((row.generations.len(), row.golden.as_ref()), (0, None));
+    assert_eq!(row.reason, "the VMM died: oom");
+    daemon.sandboxes.lease(&alice, "dev").await.unwrap();
+    assert!(Daemon::disk(&daemon.row(&alice, "dev").await).contains("later"));
+    assert_eq!(house.host.memory(&house.machine()).as_deref(), Some(&b""[..]));
+}
+
+/// A machine that dies while it is written is not cold, and not hot.
+#[tokio::test]
+async fn a_machine_that_dies_in_a_freeze_is_stopped() {
+    let house = House::new();
+    let (daemon, alice) = with_dev(&house).await;
+    house.host.inject(Call::Save, Fault::Die("oom".to_owned()));
+    daemon.sandboxes.stop(&alice, "dev").await.unwrap_err();
+    daemon.comes_to(&alice, "dev", Phase::Stopped).await;
+    daemon.sandboxes.lease(&alice, "dev").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_shutdown_may_freeze_everything() {
+    let house = House::new();
+    let (daemon, alice) = with_dev(&house).await;
+    daemon.sandboxes.create(&alice, named("other")).await.unwrap();
+    daemon.sandboxes.freeze_all().await;
+    assert!(house.host.running().is_empty());
+    daemon.stop().await;
+    house.host.reboot();
+    let daemon = house.daemon().await;
+    for name in ["dev", "other"] {
+        let row = daemon.row(&alice, name).await;
+        assert_eq!((row.phase, row.reason.as_str()), (Phase::Cold, "the daemon stopped"));
+    }
+    daemon.sandboxes.lease(&alice, "dev").await.unwrap();
+    assert_eq!(house.host.memory(&house.machine()).as_deref(), Some(&b"work"[..]));
+}
