@@ -304,6 +304,12 @@ pub(crate) struct Group {
 }
 
 impl Group {
+    /// Of a host without control groups.
+    #[cfg(test)]
+    pub(crate) fn nowhere() -> Self {
+        Self { places: Vec::new() }
+    }
+
     /// Its directories, for the machine's record.
     pub(crate) fn paths(&self) -> Vec<Utf8PathBuf> {
         // Hierarchies are mounted by people and named by the kernel: it is all plain text.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  QemuEngine::start ── probe ──▶ which QEMU, which accelerator, which cgroups, host TSC
-//!        │ boot
+//!        │ boot, or restore: manifest fits? template loaded?
 //!        ▼
 //!  open files ──▶ cmdline (pure) ──▶ confine + spawn ──▶ QMP greets ──▶ QemuVm
 //!  as root         argv, fd numbers   cgroup, namespaces, own root        │ one watcher task:
@@ -18,6 +18,9 @@
 //!   behaves, and can always be ended (`tests/all/recovery.rs`).
 //! - Whatever lies in a machine's directory after the VMM has run is its word, not ours: it is
 //!   opened without following links and read up to a bound (`machine_dir`).
+//! - A snapshot is checked to the last byte before its machine runs; one that does not fit is
+//!   refused with its reason. Saving, sealing and pausing run to their end, whoever waits
+//!   (`tests/all/snapshot.rs`). Memory is a private mapping, and ADR 0010 says why.
 //! - A machine that ends while no daemon runs waits, stopped, for the next one: its console and
 //!   the way it ended are not lost (`-no-shutdown`).
 //!

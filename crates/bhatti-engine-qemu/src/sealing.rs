@@ -7,17 +7,18 @@
 //! ```
 //!
 //! Everything that can fail for a reason of the host comes before the step that counts, and is
-//! undone. If the answer to that step is lost, the next call asks the VMM what it stands on and
-//! goes on from there.
+//! undone. If its answer is lost, or the daemon with it, a call with the same arguments asks the VMM
+//! what it stands on and goes on from there, to the same answer.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{PermissionsExt, fchown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::sync::Arc;
 
 use bhatti_engine::{EngineError, RootDisk};
 use camino::{Utf8Path, Utf8PathBuf};
+use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 
 use crate::disk::{self, MAX_LAYERS, TopName};
@@ -94,7 +95,13 @@ impl Sealing {
             return Err(file_error("seal", path)(io::Error::other(why)));
         }
         let dir = &self.machine.dir;
-        let layer = dir.open_file(&self.old.file()).map_err(file_error("open", path))?;
+        let layer = match dir.open_file(&self.old.file()) {
+            // The last step but one of an earlier call.
+            Err(error) if switched && error.kind() == io::ErrorKind::NotFound => {
+                disk::open_layer(&self.sealed)?.0
+            }
+            other => other.map_err(file_error("open", path))?,
+        };
         let bytes =
             disk::check_overlay(&layer, self.disk.bytes).map_err(file_error("use", path))?;
         link(&layer, &self.sealed).map_err(file_error("name a disk layer", &self.sealed))?;
@@ -146,6 +153,15 @@ impl Sealing {
 /// Gives an open file another name: this file, whatever its first name means by now.
 fn link(file: &File, name: &Utf8Path) -> io::Result<()> {
     let open = format!("/proc/self/fd/{}", file.as_raw_fd());
-    let name = name.as_std_path();
-    Ok(nix::unistd::linkat(AT_FDCWD, open.as_str(), AT_FDCWD, name, AtFlags::AT_SYMLINK_FOLLOW)?)
+    let flags = AtFlags::AT_SYMLINK_FOLLOW;
+    match nix::unistd::linkat(AT_FDCWD, open.as_str(), AT_FDCWD, name.as_std_path(), flags) {
+        Err(Errno::EEXIST) if is(name, file)? => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+/// Whether a name is this file's already.
+fn is(name: &Utf8Path, file: &File) -> io::Result<bool> {
+    let (there, here) = (std::fs::symlink_metadata(name)?, file.metadata()?);
+    Ok((there.dev(), there.ino()) == (here.dev(), here.ino()))
 }

@@ -353,3 +353,103 @@ async fn must_stand(qmp: &mut Qmp, what: &str) -> Result<(), EngineError> {
 fn refused(command: &str, message: &str) -> EngineError {
     EngineError::Control { command: command.to_owned(), message: message.to_owned() }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Stdio;
+
+    use camino::Utf8Path;
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    /// A VMM that obeys and notes what it was told; a full disk meets every attempt to write, of
+    /// which there is one when it stops and one when it goes on.
+    async fn play_qemu(peer: UnixStream, told: watch::Sender<Vec<String>>) {
+        const FULL: &[u8] = b"{\"event\": \"BLOCK_IO_ERROR\", \"data\": {\"action\": \"stop\"}}\n";
+        let mut peer = BufReader::new(peer);
+        let mut standing = "running";
+        peer.write_all(b"{\"QMP\": {}}\n").await.unwrap();
+        let mut line = String::new();
+        while peer.read_line(&mut line).await.is_ok_and(|count| count > 0) {
+            let command: serde_json::Value = serde_json::from_str(&line).unwrap();
+            let command = command["execute"].as_str().unwrap().to_owned();
+            line.clear();
+            let answer = match command.as_str() {
+                "stop" => {
+                    standing = if standing == "running" { "paused" } else { standing };
+                    peer.write_all(FULL).await.unwrap();
+                    "{}".to_owned()
+                }
+                "cont" => {
+                    standing = "io-error";
+                    "{}".to_owned()
+                }
+                "query-status" => format!("{{\"status\": \"{standing}\"}}"),
+                "ringbuf-read" => "\"\"".to_owned(),
+                _ => "{}".to_owned(),
+            };
+            peer.write_all(format!("{{\"return\": {answer}}}\n").as_bytes()).await.unwrap();
+            if command == "cont" {
+                peer.write_all(FULL).await.unwrap();
+            }
+            told.send_modify(|told| told.push(command));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_disk_lets_go_on_what_was_not_paused() {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = Arc::new(MachineDir::open(Utf8Path::from_path(scratch.path()).unwrap()).unwrap());
+        let mut child = std::process::Command::new("sleep");
+        // If this fails, whoever reads what tests print must not wait for it.
+        child.arg("1000").stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = child.spawn().unwrap();
+        let process = Process::child(i32::try_from(child.id()).unwrap()).unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (told, mut heard) = watch::channel(Vec::new());
+        let vmm = tokio::spawn(play_qemu(theirs, told));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let qmp = Qmp::greet(ours, deadline).await.unwrap();
+        let (commands, inbox) = mpsc::channel(8);
+        let watcher = Watcher::new(Watched {
+            process: Arc::new(process),
+            control: Control::new(Arc::clone(&dir), dir.owner().unwrap(), Some(qmp)),
+            group: Group::nowhere(),
+            log: None,
+            dir,
+            console: Arc::default(),
+            inbox,
+            killed: Arc::default(),
+        });
+        let (exit, mut ended) = watch::channel(None);
+        let watcher = tokio::spawn(watcher.run(exit));
+        let conts = |told: &Vec<String>| told.iter().filter(|told| *told == "cont").count();
+        let ask = async |command: fn(Reply<()>) -> Command| {
+            let (reply, answer) = oneshot::channel();
+            commands.send(command(reply)).await.ok().unwrap();
+            answer.await.unwrap()
+        };
+
+        ask(Command::Pause).await.unwrap();
+        // Longer than it waits between two tries.
+        let never = heard.wait_for(|told| conts(told) > 0);
+        assert!(timeout(DISK_FULL_PAUSE * 5, never).await.is_err(), "somebody wants it to stand");
+
+        ask(Command::Resume).await.unwrap();
+        let again = heard.wait_for(|told| conts(told) >= 3);
+        timeout(DISK_FULL_PAUSE * 5, again).await.expect("it tries again and again").unwrap();
+        let refused = ask(Command::Pause).await.unwrap_err().to_string();
+        assert!(refused.contains("disk is full"), "{refused}");
+        let again = heard.wait_for(|told| conts(told) >= 5);
+        timeout(DISK_FULL_PAUSE * 5, again).await.expect("it still does").unwrap();
+
+        commands.send(Command::Kill).await.ok().unwrap();
+        ended.wait_for(Option::is_some).await.unwrap();
+        assert_eq!(*ended.borrow(), Some(Exit::Killed));
+        watcher.await.unwrap();
+        vmm.abort();
+        child.wait().ok();
+    }
+}

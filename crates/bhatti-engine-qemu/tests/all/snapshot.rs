@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bhatti_engine::conformance::Harness;
 use bhatti_engine::{
-    Below, BootSpec, Engine, EngineError, Exit, RestoreSpec, RootDisk, Save, Saved, Vm,
+    Below, BootSpec, Engine, EngineError, Exit, Private, RestoreSpec, RootDisk, Save, Saved, Vm,
 };
 use bhatti_engine_qemu::QemuEngine;
 use bhatti_types::Mib;
@@ -251,6 +251,128 @@ async fn sealing_under_load_keeps_every_byte() {
     assert_eq!(ask(&*other, check).await, before);
     other.kill().await.unwrap();
     vm.kill().await.unwrap();
+}
+
+/// A daemon that ended before it heard that a disk was sealed asks again, and is told the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sealing_may_be_asked_for_again() {
+    let harness = QemuHarness::new();
+    let engine = harness.qemu().await;
+    let (vm, disk) = booted(&harness, &engine).await;
+    ask(&*vm, "echo kept > ~/kept; sync").await;
+    vm.pause().await.unwrap();
+    let sealed = harness.shelf().join("layer");
+    let done = vm.seal_disk(&disk, &sealed).await.unwrap();
+    let record = vm.record();
+    drop(vm);
+    let vm = harness.qemu().await.adopt(&record).await.unwrap().expect("it lives");
+    assert_eq!(vm.seal_disk(&disk, &sealed).await.unwrap(), done);
+    // As if it had been interrupted before it removed the first name.
+    std::fs::hard_link(&sealed, &disk.file).unwrap();
+    assert_eq!(vm.seal_disk(&disk, &sealed).await.unwrap(), done);
+    assert!(!disk.file.exists());
+    vm.seal_disk(&disk, &harness.shelf().join("elsewhere")).await.unwrap_err();
+    vm.resume().await.unwrap();
+    assert_eq!(ask(&*vm, "cat ~/kept").await, "kept");
+    vm.kill().await.unwrap();
+}
+
+/// A disk whose layer cannot be where it shall stays as it is, and in use.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failed_sealing_changes_nothing() {
+    let harness = QemuHarness::new();
+    let engine = harness.qemu().await;
+    let (vm, disk) = booted(&harness, &engine).await;
+    ask(&*vm, "sync").await;
+    vm.pause().await.unwrap();
+    let taken = harness.shelf().join("taken");
+    std::fs::write(&taken, "somebody else's").unwrap();
+    for place in [taken.clone(), "/dev/shm/bhatti-test-layer".into(), harness.path().join("no/x")] {
+        let error = vm.seal_disk(&disk, &place).await.unwrap_err();
+        assert!(error.to_string().contains(place.as_str()), "{error}");
+    }
+    assert_eq!(std::fs::read_to_string(&taken).unwrap(), "somebody else's");
+    // A leftover in the new layer's place is no obstacle.
+    std::fs::write(vm.record().dir.join("root-1.qcow2"), "rubbish").unwrap();
+    vm.resume().await.unwrap();
+    ask(&*vm, "echo still here > ~/x; sync; cat ~/x").await;
+    vm.pause().await.unwrap();
+    vm.seal_disk(&disk, &harness.shelf().join("layer")).await.unwrap();
+    vm.resume().await.unwrap();
+    assert_eq!(ask(&*vm, "cat ~/x").await, "still here");
+    vm.kill().await.unwrap();
+}
+
+/// A full disk of the host stops a machine by itself. That is no pause: it cannot be saved, and
+/// goes on when there is room. But a machine that was paused stays so, disk full or not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_is_no_pause() {
+    let harness = QemuHarness::new();
+    let engine = harness.qemu().await;
+    let mut spec = harness.spec().await;
+    let small = SmallDisk::over(&spec.dir);
+    let base = spec.root.base.clone().unwrap();
+    let below = Below { base, layers: Vec::new() };
+    spec.root = engine.create_root(below, &spec.dir, None, OWNER).await.unwrap();
+    let vm = engine.boot(spec).await.unwrap();
+    harness.booted();
+    let talk = Talk::with(&*vm).await;
+    let write = talk.run("head -c 150M /dev/zero | tr '\\0' x > ~/big; sync; echo done");
+    let paused = async {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let refused = loop {
+            assert!(tokio::time::Instant::now() < deadline, "the disk does not fill up");
+            match vm.pause().await {
+                Ok(()) if small.is_full() => break None,
+                Ok(()) => vm.resume().await.unwrap(),
+                Err(error) => break Some(error),
+            }
+        };
+        if let Some(error) = refused {
+            assert!(error.to_string().contains("disk is full"), "{error}");
+            let attempt = Save { into: harness.shelf(), since: None, base: None };
+            vm.save(attempt).await.unwrap_err();
+        }
+        small.grow();
+        // Whichever of the two it was.
+        vm.resume().await.unwrap();
+    };
+    let (said, ()) = tokio::join!(write, paused);
+    assert_eq!(said, "done");
+    talk.end().await;
+    vm.kill().await.unwrap();
+}
+
+/// A little file system of its own for a machine's directory.
+struct SmallDisk(Utf8PathBuf);
+
+impl SmallDisk {
+    fn over(dir: &Utf8Path) -> Self {
+        let Private { uid, gid } = OWNER;
+        let options = format!("size=100m,mode=700,uid={uid},gid={gid}");
+        mount(&["-t", "tmpfs", "-o", &options, "bhatti-test", dir.as_str()]);
+        Self(dir.to_owned())
+    }
+
+    fn is_full(&self) -> bool {
+        let stat = nix::sys::statvfs::statvfs(self.0.as_std_path()).unwrap();
+        stat.blocks_available() < 16
+    }
+
+    fn grow(&self) {
+        mount(&["-o", "remount,size=500m", self.0.as_str()]);
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        std::process::Command::new("umount").args(["-l", self.0.as_str()]).status().ok();
+    }
+}
+
+fn mount(arguments: &[&str]) {
+    let status = std::process::Command::new("mount").args(arguments).status().unwrap();
+    assert!(status.success(), "{arguments:?}");
 }
 
 /// Whether a process holds a file open for writing.
