@@ -72,7 +72,7 @@ pub(crate) fn look() -> String {
 pub(crate) fn explain() -> String {
     "cd /home/lohar/soak; date; uptime; ls -la . /tmp/soak; head -qn1 d? /tmp/soak/t?; \
      cat /tmp/soak/log; pgrep -af perl; exec 3<>/dev/tcp/127.0.0.1/7007 && echo dump >&3 && \
-     sort <&3 | uniq -c; sudo dmesg | tail -n 20"
+     sort <&3 | uniq -c | grep -v '^ *1 '; sudo dmesg | tail -n 20"
         .to_owned()
 }
 

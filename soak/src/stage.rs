@@ -73,7 +73,9 @@ impl Stage {
 
     /// A script in the guest of a place, not started yet.
     pub(crate) fn script(&self, place: usize, script: &str) -> Command {
-        self.command(&["exec", &self.places[place].name, "--", "bash", "-c", script])
+        let name = &self.places[place].name;
+        // Longer than the script waits for anything itself.
+        self.command(&["exec", name, "--timeout", "90", "--", "bash", "-c", script])
     }
 
     /// `bhatti create` for a place, not started yet.

@@ -9,25 +9,31 @@ use Socket;
 
 my ($life, $blocks) = @ARGV;
 my $size = 65536;
-my $here = pack_sockaddr_in(7007, INADDR_LOOPBACK);
 $SIG{PIPE} = 'IGNORE';
 
-socket(my $door, PF_INET, SOCK_STREAM, 0) or die "socket: $!";
-setsockopt($door, SOL_SOCKET, SO_REUSEADDR, 1) or die "setsockopt: $!";
-bind($door, $here) or die "bind: $!";
-listen($door, 16) or die "listen: $!";
+# Waits for callers on a port of this machine.
+sub door {
+    my ($port) = @_;
+    socket(my $door, PF_INET, SOCK_STREAM, 0) or die "socket: $!";
+    setsockopt($door, SOL_SOCKET, SO_REUSEADDR, 1) or die "setsockopt: $!";
+    bind($door, pack_sockaddr_in($port, INADDR_LOOPBACK)) or die "bind: $!";
+    listen($door, 16) or die "listen: $!";
+    return $door;
+}
 
-# The far end of the connection that has to outlive every sleep: it answers each byte with the
-# next one.
+# The connection that has to outlive every sleep. Its far end answers each byte with the next one.
+# It has a port of its own, so that no early question takes its place.
+my $once = door(7006);
 my $child = fork // die "fork: $!";
 if (!$child) {
-    close $door;
+    close $once;
     socket(my $line, PF_INET, SOCK_STREAM, 0) or die "socket: $!";
-    connect($line, $here) or die "connect: $!";
+    connect($line, pack_sockaddr_in(7006, INADDR_LOOPBACK)) or die "connect: $!";
     while (sysread($line, my $byte, 1)) { syswrite($line, chr((1 + ord $byte) % 256)) }
     exit;
 }
-accept(my $peer, $door) or die "accept: $!";
+accept(my $peer, $once) or die "accept: $!";
+close $once;
 
 my @block;
 
@@ -38,6 +44,7 @@ sub fill {
 }
 fill($_, 0) for 0 .. $blocks - 1;
 
+my $door = door(7007);
 my ($ticks, $echoes, $broken) = (0, 0, 0);
 while (1) {
     my $ready = '';
