@@ -77,7 +77,7 @@ pub(crate) fn start(
     };
     let span = tracing::info_span!("sandbox", id = %row.id, name = %row.name);
     world.tasks.spawn("sandbox", |stop| actor.run(row, start, stop).instrument(span));
-    Handle { commands, phase: watching, interrupt }
+    Handle { commands, phase: watching, interrupt, stopping: world.tasks.stopping() }
 }
 
 /// What the loop turns to next.
@@ -168,7 +168,7 @@ impl Actor {
         let reason = describe(exit);
         tracing::warn!(how = reason, "machine ended");
         self.machine = None;
-        self.owe(Phase::Stopped, &reason);
+        self.owed = Some((Phase::Stopped, reason));
         self.catch_up().await;
     }
 
@@ -273,6 +273,7 @@ impl Actor {
                 // same out for itself, or pauses what the next use lets go on.
                 Err(error) => {
                     tracing::error!(error = crate::chain(&error), "failed to record a move");
+                    self.phase.send_replace(to);
                 }
             }
         }

@@ -48,7 +48,7 @@ const USE_NOTED_EVERY: SignedDuration = SignedDuration::from_mins(1);
 
 /// Counts as part of what a golden snapshot was made with: raise it when what is done to the
 /// machine before it is frozen changes.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
 
 /// Those that are being made, and those that could not be.
 #[derive(Default)]

@@ -267,7 +267,7 @@ impl Sandboxes {
         while let Some(result) = frozen.next().await {
             match result {
                 // What is being destroyed or cannot be vouched for is left as it is.
-                Ok(()) | Err(WakeError::Denied(_) | WakeError::Gone) => {}
+                Ok(()) | Err(WakeError::Denied(_) | WakeError::Gone | WakeError::ShuttingDown) => {}
                 Err(error) => {
                     tracing::error!(error = crate::chain(&error), "failed to freeze a machine");
                 }
@@ -281,8 +281,11 @@ impl Sandboxes {
         let handles: Vec<Handle> = self.inner.handles().values().cloned().collect();
         let endings = handles.iter().map(|handle| handle.power_off());
         for ended in futures_util::future::join_all(endings).await {
-            if let Err(error) = ended {
-                tracing::error!(error = crate::chain(&error), "failed to power off a machine");
+            match ended {
+                Ok(()) | Err(WakeError::Gone | WakeError::ShuttingDown) => {}
+                Err(error) => {
+                    tracing::error!(error = crate::chain(&error), "failed to power off a machine");
+                }
             }
         }
     }
@@ -499,7 +502,7 @@ impl Sandboxes {
     /// Removes a sandbox and everything of it. One whose removal failed can be removed again.
     pub async fn destroy(&self, caller: &UserRow, key: &str) -> Result<(), ServiceError> {
         let row = self.find(caller, key, |phase| phase != Phase::Creating)?;
-        self.handle(&row)?.destroy().await.map_err(ServiceError::Wake)
+        self.handle(&row)?.destroy().await.map_err(|error| wake_error(&row, error))
     }
 
     /// A guest that answers, waking it if need be.

@@ -83,6 +83,8 @@ pub(crate) struct Handle {
     pub(super) phase: watch::Receiver<Phase>,
     /// Ends a boot under way: somebody wants the sandbox gone, or the daemon stops.
     pub(super) interrupt: CancellationToken,
+    /// The daemon stops, and its actors with it.
+    pub(super) stopping: CancellationToken,
 }
 
 /// How many requests may wait for one sandbox before callers wait to ask.
@@ -91,33 +93,27 @@ pub(super) const QUEUE: usize = 64;
 impl Handle {
     /// A guest that answers. Safe to drop at any point: the actor finishes, the answer is lost.
     pub(crate) async fn lease(&self) -> Result<Lease, WakeError> {
-        let (reply, answer) = oneshot::channel();
-        self.ask(Command::Use { reply }, answer).await.unwrap_or(Err(WakeError::Gone))
+        self.ask(|reply| Command::Use { reply }).await
     }
 
     /// Makes it hot. Safe to drop: the actor finishes.
     pub(crate) async fn start(&self, force: bool) -> Result<(), WakeError> {
-        let (reply, answer) = oneshot::channel();
-        self.ask(Command::Start { force, reply }, answer).await.unwrap_or(Err(WakeError::Gone))
+        self.ask(|reply| Command::Start { force, reply }).await
     }
 
     /// Freezes it, whoever uses it. Safe to drop: the actor finishes.
     pub(crate) async fn stop(&self, reason: &'static str) -> Result<(), WakeError> {
-        let (reply, answer) = oneshot::channel();
-        self.ask(Command::Stop { reason, reply }, answer).await.unwrap_or(Err(WakeError::Gone))
+        self.ask(|reply| Command::Stop { reason, reply }).await
     }
 
     /// Saves it, without waking it.
     pub(crate) async fn checkpoint(&self, into: CheckpointDirs) -> Result<Checkpoint, WakeError> {
-        let (reply, answer) = oneshot::channel();
-        let asked = self.ask(Command::Checkpoint { into, reply }, answer).await;
-        asked.unwrap_or(Err(WakeError::Gone))
+        self.ask(|reply| Command::Checkpoint { into, reply }).await
     }
 
     /// Ends the machine as its own `poweroff` would. Safe to drop: the actor finishes.
     pub(crate) async fn power_off(&self) -> Result<(), WakeError> {
-        let (reply, answer) = oneshot::channel();
-        self.ask(Command::PowerOff { reply }, answer).await.unwrap_or(Ok(()))
+        self.ask(|reply| Command::PowerOff { reply }).await
     }
 
     /// Tells it that the record says so.
@@ -129,20 +125,28 @@ impl Handle {
     /// Removes the sandbox. Safe to drop: the actor finishes.
     pub(crate) async fn destroy(&self) -> Result<(), WakeError> {
         self.interrupt.cancel();
-        let (reply, answer) = oneshot::channel();
-        // No answer means that the actor ended: somebody else's destroy was first.
-        self.ask(Command::Destroy { reply }, answer).await.unwrap_or(Ok(()))
+        match self.ask(|reply| Command::Destroy { reply }).await {
+            // Somebody else's destroy was first.
+            Err(WakeError::Gone) => Ok(()),
+            answer => answer,
+        }
     }
 
-    /// `None`: the actor ended before it answered. A command that is sent in the moment the
-    /// actor ends stays in the queue unread, so waiting for the answer alone could be for ever.
-    async fn ask<T>(&self, command: Command, mut answer: oneshot::Receiver<T>) -> Option<T> {
-        self.commands.send(command).await.ok()?;
-        tokio::select! {
+    /// [`WakeError::Gone`]: the actor ended before it answered, because there is no sandbox any
+    /// more. A command that is sent in the moment the actor ends stays in the queue unread, so
+    /// waiting for the answer alone could be for ever.
+    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, WakeError> {
+        let (reply, mut answer) = oneshot::channel();
+        let gone = || {
+            if self.stopping.is_cancelled() { WakeError::ShuttingDown } else { WakeError::Gone }
+        };
+        self.commands.send(command(reply)).await.map_err(|_| gone())?;
+        let answered = tokio::select! {
             biased;
             answer = &mut answer => answer.ok(),
             () = self.commands.closed() => answer.try_recv().ok(),
-        }
+        };
+        answered.unwrap_or_else(|| Err(gone()))
     }
 
     /// The phase as it is, which the record may learn a moment later.

@@ -1,1 +1,150 @@
-//! Golden snapshots.
+//! Named snapshots: of what runs and what sleeps, and what comes of them.
+
+use bhatti_engine_sim::{Call, Fault};
+
+use super::*;
+
+fn name(text: &str) -> bhatti_types::Name {
+    text.parse().unwrap()
+}
+
+async fn with_dev(house: &House) -> (Daemon, UserRow) {
+    let daemon = house.daemon().await;
+    let alice = daemon.user("alice", 9).await;
+    daemon.sandboxes.create(&alice, named("dev")).await.unwrap();
+    house.host.set_memory(&house.machine(), b"work".to_vec());
+    daemon.write(&alice, "dev", "files,").await;
+    (daemon, alice)
+}
+
+/// Another sandbox than its source, as that was.
+async fn assert_copy(house: &House, daemon: &Daemon, alice: &UserRow, row: &SandboxRow) {
+    let row = daemon.row(alice, row.name.as_str()).await;
+    assert_eq!(row.phase, Phase::Hot);
+    assert_eq!(house.host.memory(&row.engine_id).as_deref(), Some(&b"work"[..]));
+    let disk = Daemon::disk(&row);
+    assert!(disk.contains("files,") && !disk.contains("later,"), "{disk}");
+    let told = house.agents.configured.lock().unwrap().clone();
+    assert!(told.iter().any(|told| told.hostname == row.hostname
+        && told.network.as_ref().unwrap().address == row.ip.to_string()));
+}
+
+#[tokio::test]
+async fn of_what_is_hot_warm_or_cold() {
+    for (phase, house) in [
+        (Phase::Hot, House::with_goldens(2)),
+        (Phase::Warm, House::sleepy(Some(5), None)),
+        (Phase::Cold, House::with_goldens(2)),
+    ] {
+        let (daemon, alice) = with_dev(&house).await;
+        if phase == Phase::Cold {
+            daemon.sandboxes.stop(&alice, "dev").await.unwrap();
+        }
+        daemon.comes_to(&alice, "dev", phase).await;
+        let started = house.host.started();
+        let made = daemon.sandboxes.checkpoint(&alice, "dev", name("base")).await.unwrap();
+        assert!(made.bytes > 0, "{phase}");
+        assert_eq!(daemon.phase(&alice, "dev").await, phase, "none is woken");
+        assert_eq!(house.host.started(), started, "{phase}");
+        if phase != Phase::Cold {
+            assert_eq!(house.host.paused(&house.machine()), Some(phase == Phase::Warm), "{phase}");
+        }
+        // What happens to the source afterwards is not in it.
+        daemon.sandboxes.start(&alice, "dev", false).await.unwrap();
+        house.host.set_memory(&house.machine(), b"other".to_vec());
+        daemon.write(&alice, "dev", "later,").await;
+        let one = daemon.sandboxes.resume_snapshot(&alice, "base", None).await.unwrap();
+        assert_eq!(one.reason, "resumed from snapshot base", "{phase}");
+        assert!(one.name.as_str().starts_with("base-"), "{}", one.name);
+        assert_copy(&house, &daemon, &alice, &one).await;
+        // And the source goes on, sleeps and wakes.
+        daemon.sandboxes.stop(&alice, "dev").await.unwrap();
+        daemon.sandboxes.start(&alice, "dev", false).await.unwrap();
+        let disk = Daemon::disk(&daemon.row(&alice, "dev").await);
+        assert!(disk.contains("files,") && disk.contains("later,"), "{disk}");
+    }
+}
+
+#[tokio::test]
+async fn a_snapshot_outlives_its_source_and_its_clones_outlive_it() {
+    let house = House::with_goldens(2);
+    let (daemon, alice) = with_dev(&house).await;
+    daemon.sandboxes.checkpoint(&alice, "dev", name("base")).await.unwrap();
+    daemon.sandboxes.destroy(&alice, "dev").await.unwrap();
+    let resume = |to: &str| daemon.sandboxes.resume_snapshot(&alice, "base", Some(name(to)));
+    let (one, two) = tokio::join!(resume("one"), resume("two"));
+    let (one, two) = (one.unwrap(), two.unwrap());
+    assert_ne!((one.ip, &one.engine_id), (two.ip, &two.engine_id));
+    daemon.sandboxes.delete_snapshot(&alice, "base").await.unwrap();
+    assert!(house.names("snapshots").is_empty());
+    for row in [one, two] {
+        assert_copy(&house, &daemon, &alice, &row).await;
+        daemon.sandboxes.stop(&alice, row.name.as_str()).await.unwrap();
+        daemon.sandboxes.start(&alice, row.name.as_str(), false).await.unwrap();
+        assert_copy(&house, &daemon, &alice, &row).await;
+    }
+    let gone = daemon.sandboxes.resume_snapshot(&alice, "base", None).await;
+    assert!(matches!(gone, Err(ServiceError::NoSnapshot(_))), "{gone:?}");
+}
+
+/// A snapshot of a clone, and of that one's clone: the layers add up.
+#[tokio::test]
+async fn a_snapshot_of_a_clone_of_a_snapshot() {
+    let house = House::with_goldens(2);
+    let (daemon, alice) = with_dev(&house).await;
+    let mut source = name("dev");
+    for round in ["one", "two", "three"] {
+        daemon.sandboxes.checkpoint(&alice, source.as_str(), name(round)).await.unwrap();
+        daemon.sandboxes.destroy(&alice, source.as_str()).await.unwrap();
+        let row = daemon.sandboxes.resume_snapshot(&alice, round, None).await.unwrap();
+        assert_copy(&house, &daemon, &alice, &row).await;
+        daemon.write(&alice, row.name.as_str(), round).await;
+        source = row.name;
+    }
+    assert!(Daemon::disk(&daemon.row(&alice, source.as_str()).await).contains("onesim disk\ntwo"));
+    daemon.sandboxes.stop(&alice, source.as_str()).await.unwrap();
+    daemon.sandboxes.start(&alice, source.as_str(), false).await.unwrap();
+}
+
+#[tokio::test]
+async fn names_quotas_and_what_does_not_run() {
+    let house = House::new();
+    let (daemon, alice) = with_dev(&house).await;
+    let bob = daemon.user("bob", 5).await;
+    let save = |to: &str| daemon.sandboxes.checkpoint(&alice, "dev", name(to));
+    save("base").await.unwrap();
+    let taken = save("base").await;
+    assert!(matches!(taken, Err(ServiceError::SnapshotExists(_))), "{taken:?}");
+    let twin = daemon.sandboxes.resume_snapshot(&alice, "base", Some(name("dev"))).await;
+    assert!(matches!(twin, Err(ServiceError::NameTaken(_))), "{twin:?}");
+    let others = daemon.sandboxes.resume_snapshot(&bob, "base", None).await;
+    assert!(matches!(others, Err(ServiceError::NoSnapshot(_))), "{others:?}");
+    let max = daemon.known(&alice).await.max_snapshots;
+    for i in 1..max {
+        save(&format!("s{i}")).await.unwrap();
+    }
+    let full = save("more").await;
+    assert!(matches!(full, Err(ServiceError::SnapshotQuota { used, .. }) if used == max));
+    daemon.sandboxes.delete_snapshot(&alice, "base").await.unwrap();
+    daemon.sandboxes.power_off_all().await;
+    let off = save("more").await;
+    assert!(matches!(off, Err(ServiceError::NotRunning(_))), "{off:?}");
+    assert_eq!(daemon.sandboxes.snapshots(&alice).await.unwrap().len(), max as usize - 1);
+}
+
+/// Each step may fail: the sandbox goes on as it was, and the name is free again.
+#[tokio::test]
+async fn a_failed_checkpoint_changes_nothing() {
+    for call in [Call::Pause, Call::Save, Call::SealDisk] {
+        let house = House::new();
+        let (daemon, alice) = with_dev(&house).await;
+        house.host.inject(call, Fault::Fail("no luck".to_owned()));
+        daemon.sandboxes.checkpoint(&alice, "dev", name("base")).await.unwrap_err();
+        assert_eq!(daemon.phase(&alice, "dev").await, Phase::Hot, "{call:?}");
+        assert_eq!(house.host.paused(&house.machine()), Some(false), "{call:?}");
+        assert!(house.names("snapshots").is_empty(), "{call:?}");
+        daemon.sandboxes.checkpoint(&alice, "dev", name("base")).await.unwrap();
+        let row = daemon.sandboxes.resume_snapshot(&alice, "base", None).await.unwrap();
+        assert_copy(&house, &daemon, &alice, &row).await;
+    }
+}
