@@ -19,8 +19,9 @@ use tokio::signal::unix::{SignalKind, signal};
 pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
 
 /// Runs the daemon until SIGTERM or SIGINT. Machines go on running afterwards and the next daemon
-/// adopts them, unless `on_shutdown` says that they are to be frozen. SIGUSR2 powers every machine off cleanly first, for an operator who is about to
-/// stop the host; the daemon goes on serving.
+/// adopts them, unless `on_shutdown` says that they are to be frozen. SIGUSR2 freezes every
+/// machine, and powers off what cannot be frozen, for an operator who is about to stop the host;
+/// the daemon goes on serving.
 pub fn serve(config: ServerConfig) -> anyhow::Result<()> {
     telemetry::init();
     raise_open_files();
@@ -35,7 +36,7 @@ pub fn serve(config: ServerConfig) -> anyhow::Result<()> {
         })?;
         let mut terminate =
             signal(SignalKind::terminate()).context("failed to listen for SIGTERM")?;
-        let mut power_off =
+        let mut put_away =
             signal(SignalKind::user_defined2()).context("failed to listen for SIGUSR2")?;
         let token = stop.clone();
         let sandboxes = app.sandboxes();
@@ -50,10 +51,11 @@ pub fn serve(config: ServerConfig) -> anyhow::Result<()> {
                         tracing::info!(signal = "interrupt", "shutting down");
                         break;
                     }
-                    _ = power_off.recv() => {
-                        tracing::info!("powering off every machine");
+                    _ = put_away.recv() => {
+                        tracing::info!("freezing every machine");
+                        sandboxes.freeze_all().await;
                         sandboxes.power_off_all().await;
-                        tracing::info!("every machine is off");
+                        tracing::info!("no machine runs");
                     }
                 }
             }
