@@ -5,13 +5,17 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bhatti_engine::conformance::Harness;
 use bhatti_engine::{Below, BootSpec, Carrier, Engine, Private, Shape, Vm, VmRecord};
 use bhatti_engine_qemu::{AccelChoice, QemuConfig, QemuEngine};
-use bhatti_guest_client::{ExecEvent, ExecSpec, Guest};
+use bhatti_link::{Link, read_message, write_message};
 use bhatti_types::{EngineId, Mib};
+use bhatti_wire::message::{
+    Exec, ExecOutput, ExecOutputEvent, Hello, HelloReply, Operation, PROTOCOL_VERSION, Request,
+};
 use camino::{Utf8Path, Utf8PathBuf};
 
 /// How long a guest may take to answer. Emulation on a busy machine is slow.
@@ -96,21 +100,34 @@ fn guest_dir() -> Utf8PathBuf {
     dir
 }
 
-/// A conversation with the agent of a machine. Ends when dropped, and with it the link.
+/// A conversation with the agent of a machine.
 pub(crate) struct Talk {
-    guest: Guest,
+    link: Link,
     driver: tokio::task::JoinHandle<()>,
 }
 
 impl Talk {
-    /// Greets the agent.
+    /// Greets the agent, which sets its clock and stirs its randomness.
     pub(crate) async fn with(vm: &dyn Vm) -> Self {
         let Carrier::Single(stream) = vm.open_link().await.unwrap();
-        let connect = Guest::connect(stream, bhatti_link::Mode::Reconnect);
-        let (guest, driver) = tokio::time::timeout(PATIENCE, connect).await.unwrap().unwrap();
+        let nonce = EngineId::random().as_str().as_bytes().try_into().unwrap();
+        let connect = bhatti_link::connect(stream, nonce, bhatti_link::Mode::Reconnect);
+        let (link, driver) = tokio::time::timeout(PATIENCE, connect).await.unwrap().unwrap();
         let driver = tokio::spawn(async move { drop(driver.await) });
-        guest.hello("test").await.unwrap();
-        Self { guest, driver }
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        let hello = Hello {
+            protocol: PROTOCOL_VERSION,
+            host_version: "test".to_owned(),
+            unix_nanos: u64::try_from(now.as_nanos()).unwrap(),
+            entropy: [7; 64].to_vec().into(),
+        };
+        let mut stream = link.open().unwrap();
+        write_message(&mut stream, &Request { operation: Some(Operation::Hello(hello)) })
+            .await
+            .unwrap();
+        let reply = read_message::<HelloReply>(&mut stream);
+        tokio::time::timeout(PATIENCE, reply).await.unwrap().unwrap().expect("a reply");
+        Self { link, driver }
     }
 
     /// Hangs up. Returns when that is done: a VMM serves one link at a time.
@@ -123,19 +140,24 @@ impl Talk {
     /// What a script prints in the guest; it must succeed.
     pub(crate) async fn run(&self, script: &str) -> String {
         let argv = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
-        let mut running = self.guest.exec(ExecSpec { argv, ..ExecSpec::default() }).await.unwrap();
+        let exec = Operation::Exec(Exec { argv, ..Exec::default() });
+        let mut stream = self.link.open().unwrap();
+        write_message(&mut stream, &Request { operation: Some(exec) }).await.unwrap();
         let mut output = Vec::new();
-        while let Some(event) = running.next().await.unwrap() {
-            match event {
-                ExecEvent::Stdout(bytes) | ExecEvent::Stderr(bytes) => {
-                    output.extend_from_slice(&bytes)
+        loop {
+            let said = read_message::<ExecOutput>(&mut stream).await.unwrap();
+            match said.expect("an exit comes last").event.unwrap() {
+                ExecOutputEvent::Started(_) => {}
+                ExecOutputEvent::Stdout(bytes) | ExecOutputEvent::Stderr(bytes) => {
+                    output.extend_from_slice(&bytes);
                 }
-                ExecEvent::Exit { code, .. } => {
-                    assert_eq!(code, 0, "{script}: {}", String::from_utf8_lossy(&output));
+                ExecOutputEvent::Failed(failure) => panic!("{script}: {failure:?}"),
+                ExecOutputEvent::Exit(exit) => {
+                    assert_eq!(exit.code, 0, "{script}: {}", String::from_utf8_lossy(&output));
+                    return String::from_utf8(output).unwrap().trim_end().to_owned();
                 }
             }
         }
-        String::from_utf8(output).unwrap().trim_end().to_owned()
     }
 }
 
