@@ -3,6 +3,7 @@
 use bhatti_engine::{RootDisk, Save};
 use bhatti_store::{Generation, SandboxRow};
 use bhatti_types::Phase;
+use camino::Utf8PathBuf;
 use tokio::time::Instant;
 
 use super::Actor;
@@ -77,12 +78,15 @@ impl Actor {
         row: &SandboxRow,
         save: Save,
     ) -> Result<(u64, RootDisk), WakeError> {
+        // Whatever need not be done while it stands is done before.
+        let id = row.id.clone();
+        let number = self.world.db.call(move |store| store.next_serial(&id)).await?;
+        let (layout, id) = (self.world.layout.clone(), row.engine_id.clone());
+        let layers = blocking(move || layout.make_layers(&id)).await?;
         let Some(machine) = &mut self.machine else { return Err(WakeError::Gone) };
         machine.pause().await?;
         let saved = machine.vm.save(save).await.map_err(WakeError::Engine)?;
-        let id = row.id.clone();
-        let number = self.world.db.call(move |store| store.next_serial(&id)).await?;
-        Ok((saved.written, self.seal_running(row, number).await?))
+        Ok((saved.written, self.seal_running(row, number, layers).await?))
     }
 
     /// Seals the disk of the paused machine, which writes into a new top from then on. Returns
@@ -90,12 +94,15 @@ impl Actor {
     ///
     /// The machine stands until the new top is recorded, so whatever a crash leaves in between
     /// has nothing in it ([`disk::put_right`]).
-    async fn seal_running(&mut self, row: &SandboxRow, number: u32) -> Result<RootDisk, WakeError> {
+    async fn seal_running(
+        &mut self,
+        row: &SandboxRow,
+        number: u32,
+        layers: Utf8PathBuf,
+    ) -> Result<RootDisk, WakeError> {
         let Some(machine) = &self.machine else { return Err(WakeError::Gone) };
         let present = disk::current(row)?;
         let sealed = disk::sealed_as(&self.world, row, &present, number);
-        let (layout, id) = (self.world.layout.clone(), row.engine_id.clone());
-        let layers = blocking(move || layout.make_layers(&id)).await?;
         let next = machine.vm.seal_disk(&present, &sealed.file).await.map_err(WakeError::Engine)?;
         // Kept here too: if it cannot be recorded now, the next record of anything says it.
         let value = to_json("root disk", &next)?;

@@ -393,3 +393,63 @@ async fn deleting_a_snapshot() {
     };
     Case { house: golden, power_cut: false, prepare, operation, check }.at_every_step().await;
 }
+
+/// What the dead daemon of before left in the middle of a freeze, a wake or a checkpoint is put
+/// right by a daemon that dies in the middle of that, and by the one after it.
+#[tokio::test]
+async fn a_recovery() {
+    /// Every so many steps of the operation one is cut short: all of them would take minutes.
+    const STRIDE: usize = 5;
+    for operation in 0..3 {
+        for cut_at in (STRIDE..200).step_by(STRIDE) {
+            let mut complete = false;
+            let mut recovered = false;
+            for steps in (0..).step_by(2) {
+                let house = golden();
+                let daemon = house.daemon().await;
+                let alice = daemon.user("alice", 5).await;
+                make_rested_dev(&house, &daemon, &alice).await;
+                if operation == 1 {
+                    assert!(stop(&daemon, &alice).await);
+                }
+                let life = daemon.tasks.life.clone();
+                life.limit(cut_at);
+                let work = async {
+                    match operation {
+                        0 => stop(&daemon, &alice).await,
+                        1 => daemon.sandboxes.lease(&alice, "dev").await.is_ok(),
+                        _ => checkpoint(&daemon, &alice).await,
+                    }
+                };
+                tokio::select! {
+                    biased;
+                    () = life.over() => {}
+                    _ = work => {}
+                }
+                settle(&daemon).await;
+                complete = !life.is_over();
+                daemon.die().await;
+
+                let life = Life::default();
+                life.limit(steps);
+                if let Some(daemon) = house.daemon_of(life.clone()).await {
+                    settle(&daemon).await;
+                    recovered = !life.is_over();
+                    daemon.die().await;
+                }
+                let daemon = house.daemon().await;
+                let alice = daemon.known(&alice).await;
+                let trial = Trial { house: &house, daemon, alice, acknowledged: false };
+                trial.agree(&format!("{operation} cut at {cut_at}, recovery at {steps}")).await;
+                trial.dev_is_whole().await;
+                if recovered {
+                    break;
+                }
+            }
+            assert!(recovered);
+            if complete {
+                break;
+            }
+        }
+    }
+}

@@ -186,3 +186,74 @@ async fn a_destroy_interrupts_a_wake() {
     assert!(woken.is_err() && destroyed.is_ok());
     house.assert_nothing_left(&daemon).await;
 }
+
+/// A daemon that went while some slept, and one on a host that was restarted meanwhile.
+#[tokio::test]
+async fn a_restart_keeps_the_warm_warm_and_the_cold_cold() {
+    let house = House::sleepy(Some(10), None);
+    let daemon = house.daemon().await;
+    let alice = daemon.user("alice", 5).await;
+    daemon.sandboxes.create(&alice, named("cold")).await.unwrap();
+    house.host.set_memory(&house.machine(), b"work".to_vec());
+    daemon.sandboxes.stop(&alice, "cold").await.unwrap();
+    daemon.sandboxes.create(&alice, named("warm")).await.unwrap();
+    daemon.comes_to(&alice, "warm", Phase::Warm).await;
+    let machine = house.machine();
+    daemon.die().await;
+    let daemon = house.daemon().await;
+    assert_eq!((house.machine(), house.host.paused(&machine)), (machine.clone(), Some(true)));
+    assert_eq!(daemon.phase(&alice, "warm").await, Phase::Warm);
+    assert_eq!(daemon.phase(&alice, "cold").await, Phase::Cold);
+    let lease = daemon.sandboxes.lease(&alice, "warm").await.unwrap();
+    lease.guest().set_clock().await.unwrap();
+    drop(lease);
+    daemon.comes_to(&alice, "warm", Phase::Warm).await;
+    daemon.die().await;
+    house.host.reboot();
+    let daemon = house.daemon().await;
+    let row = daemon.row(&alice, "warm").await;
+    assert_eq!((row.phase, row.reason.as_str()), (Phase::Stopped, crate::recover::LOST));
+    daemon.sandboxes.lease(&alice, "cold").await.unwrap();
+    assert_eq!(house.host.memory(&house.machine()).as_deref(), Some(&b"work"[..]));
+}
+
+#[tokio::test]
+async fn what_is_kept_hot_is_woken_when_the_daemon_starts() {
+    let house = House::new();
+    let daemon = house.daemon().await;
+    let alice = daemon.user("alice", 5).await;
+    let spec = CreateSpec { keep_hot: Some(true), ..named("dev") };
+    daemon.sandboxes.create(&alice, spec).await.unwrap();
+    house.host.set_memory(&house.machine(), b"work".to_vec());
+    daemon.sandboxes.create(&alice, named("other")).await.unwrap();
+    daemon.sandboxes.freeze_all().await;
+    daemon.stop().await;
+    let daemon = house.daemon().await;
+    daemon.comes_to(&alice, "dev", Phase::Hot).await;
+    assert_eq!(house.host.memory(&house.machine()).as_deref(), Some(&b"work"[..]));
+    assert_eq!(daemon.phase(&alice, "other").await, Phase::Cold);
+}
+
+/// A machine that is found but does not go on when it is told to: the next use tells it again.
+#[tokio::test]
+async fn an_adopted_machine_that_stands_goes_on_on_use() {
+    let house = House::new();
+    let daemon = house.daemon().await;
+    let alice = daemon.user("alice", 5).await;
+    daemon.sandboxes.create(&alice, named("dev")).await.unwrap();
+    // It dies in a freeze: the machine stands, the record says hot.
+    house.host.inject(Call::Save, Fault::Hang);
+    let stop = daemon.sandboxes.stop(&alice, "dev");
+    let stands = async || house.host.calls().contains(&Call::Save);
+    tokio::select! {
+        _ = stop => panic!("it hangs"),
+        () = eventually("it stands", stands) => {}
+    }
+    daemon.die().await;
+    house.host.inject(Call::Resume, Fault::Fail("no luck".to_owned()));
+    let daemon = house.daemon().await;
+    assert_eq!(house.host.paused(&house.machine()), Some(true));
+    let lease = daemon.sandboxes.lease(&alice, "dev").await.unwrap();
+    lease.guest().set_clock().await.unwrap();
+    assert_eq!(house.host.paused(&house.machine()), Some(false));
+}

@@ -391,3 +391,23 @@ async fn a_shutdown_may_freeze_everything() {
     daemon.sandboxes.lease(&alice, "dev").await.unwrap();
     assert_eq!(house.host.memory(&house.machine()).as_deref(), Some(&b"work"[..]));
 }
+
+/// A disk that cannot be sealed now is sealed before anything is made of it.
+#[tokio::test]
+async fn a_freeze_that_could_not_seal_is_finished_by_the_wake() {
+    let house = House::new();
+    let (daemon, alice) = with_dev(&house).await;
+    daemon.write(&alice, "dev", "before").await;
+    let row = daemon.row(&alice, "dev").await;
+    let in_the_way = house.path("data/layers").join(row.engine_id.as_str());
+    std::fs::write(&in_the_way, "").unwrap();
+    let row = daemon.sandboxes.stop(&alice, "dev").await.unwrap();
+    assert_eq!(row.phase, Phase::Cold);
+    assert!(house.host.running().is_empty());
+    daemon.sandboxes.lease(&alice, "dev").await.map(drop).unwrap_err();
+    assert_eq!(daemon.phase(&alice, "dev").await, Phase::Cold);
+    std::fs::remove_file(&in_the_way).unwrap();
+    daemon.sandboxes.lease(&alice, "dev").await.unwrap();
+    assert_eq!(house.host.memory(&house.machine()).as_deref(), Some(&b"work"[..]));
+    assert!(Daemon::disk(&daemon.row(&alice, "dev").await).contains("before"));
+}
