@@ -23,12 +23,12 @@ use std::time::Instant;
 use anyhow::Result;
 
 use crate::bare::{Bare, Bench, Medium};
-use crate::report::Part;
+use crate::report::{Budget, Part};
 use cold::Cold;
 use create::Creates;
 use crowd::Crowd;
 use density::Density;
-use fleet::Fleet;
+use fleet::{Fleet, Origins};
 use freeze::Freezes;
 use warm::Warm;
 
@@ -47,8 +47,10 @@ pub(crate) async fn measure(bench: &Bench, runs: usize) -> Result<Vec<Part>> {
     let cold = Cold::measure(&mut fleet, bench, runs.div_ceil(2)).await?;
     let half = runs.div_ceil(2);
     let freezes = Freezes::measure(&mut fleet, bench, &saved, &density.freezes, half).await?;
+    let origins = fleet.origins();
     fleet.end()?;
     Ok(vec![
+        clones(&origins),
         creates.part()?,
         warm.part()?,
         cold.part()?,
@@ -56,6 +58,18 @@ pub(crate) async fn measure(bench: &Bench, runs: usize) -> Result<Vec<Part>> {
         freezes.part(),
         density.part(),
     ])
+}
+
+/// Whether it was clones that were measured: a daemon that cannot make them boots instead.
+fn clones(origins: &Origins) -> Part {
+    let Origins { sandboxes, clones, other } = origins;
+    let note = other.as_ref().map(|reason| format!("Not all sandboxes were clones: {reason}."));
+    let (clones, all) = (*clones as f64, *sandboxes as f64);
+    Part {
+        notes: note.into_iter().collect(),
+        budgets: vec![Budget::at_least("sandboxes made that are clones", clones, all, "")],
+        ..Part::default()
+    }
 }
 
 /// What is done in guests, by either way.

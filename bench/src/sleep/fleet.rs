@@ -39,6 +39,16 @@ pub(super) struct Fleet {
     accounts: Vec<Account>,
     /// For names that were not there before.
     made: usize,
+    origins: Origins,
+}
+
+/// Where the sandboxes that were made by API came from.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Origins {
+    pub(super) sandboxes: usize,
+    pub(super) clones: usize,
+    /// What the record says of one that is no clone.
+    pub(super) other: Option<String>,
 }
 
 struct Account {
@@ -92,7 +102,7 @@ impl Fleet {
             Account { user, client, creates, execs, reads: Pace::of_reads(now) }
         };
         let accounts = (0..USERS).map(account).collect();
-        Ok(Self { daemon, serve, accounts, made: 0 })
+        Ok(Self { daemon, serve, accounts, made: 0, origins: Origins::default() })
     }
 
     /// A connection of its own for whoever owns the sandbox.
@@ -116,7 +126,15 @@ impl Fleet {
         let created = account_of.client.create(&wanted).await.context("create failed")?;
         let took = started.elapsed();
         ensure!(!created.existing, "sandbox {name} was there already");
+        account_of.read().await?;
+        let record = account_of.client.get(&name).await.context("inspect failed")?;
+        self.origins.count(record.last_transition.map(|last| last.reason).unwrap_or_default());
         Ok(Made { sandbox: Sandbox { account, name, id: created.sandbox.id }, took })
+    }
+
+    /// Of all sandboxes made so far.
+    pub(super) fn origins(&self) -> Origins {
+        self.origins.clone()
     }
 
     /// The same by the command, ready to run, and the name it gives.
@@ -246,6 +264,18 @@ impl Fleet {
         let code = self.daemon.terminate();
         ensure!(code == 0, "the daemon ended with {code}");
         Ok(())
+    }
+}
+
+impl Origins {
+    fn count(&mut self, reason: String) {
+        self.sandboxes += 1;
+        if reason.contains("golden") {
+            self.clones += 1;
+        } else {
+            eprintln!("a sandbox that should be a clone is not: {reason}");
+            self.other = Some(reason);
+        }
     }
 }
 
