@@ -44,6 +44,9 @@ const HOST_PART: u8 = 2;
 const AGENT_SOCKET: &str = "agent.sock";
 const QMP_SOCKET: &str = "qmp.sock";
 const DISK: &str = "root.qcow2";
+const LOG: &str = "qemu.log";
+/// How much of what QEMU said is of interest.
+const LOG_TAIL: usize = 1000;
 
 /// Starts machines by hand.
 pub(crate) struct Bench {
@@ -102,9 +105,14 @@ impl Bench {
         let memory = saved.memory()?;
         let started = Instant::now();
         let mut starting = self.start(ready.0, Some(memory))?;
-        let mut qmp = Qmp::greet(starting.within(Starting::connect(QMP_SOCKET)).await?).await?;
-        qmp.load_devices(&state).await?;
-        qmp.go_on().await?;
+        let socket = starting.within(Starting::connect(QMP_SOCKET)).await?;
+        let loaded = async {
+            let mut qmp = Qmp::greet(socket).await?;
+            qmp.load_devices(&state).await?;
+            qmp.go_on().await?;
+            Ok::<_, anyhow::Error>(qmp)
+        };
+        let qmp = loaded.await.with_context(|| format!("QEMU says: {}", starting.log()))?;
         let guest = starting.within(Starting::greet(Mode::Reconnect)).await?;
         let first_reply = started.elapsed();
         Ok((starting.with(guest, Some(qmp)), Restored { started, first_reply }))
@@ -135,6 +143,8 @@ impl Bench {
         for inherited in [Some(&tap), memory.as_ref()].into_iter().flatten() {
             fcntl(inherited.as_fd(), FcntlArg::F_SETFD(FdFlag::empty()))?;
         }
+        // It complains that /dev/zero has no length, which is of no interest to anybody.
+        command.stderr(fs::File::create(path.join(LOG))?);
         let child = command.spawn().context("cannot start QEMU by hand")?;
         Ok(Starting { process: Process(child), dir, path, identity })
     }
@@ -260,10 +270,16 @@ impl Starting {
                 Err(error) => return Err(error).context("cannot connect to a bare machine"),
             }
             if let Some(status) = self.process.0.try_wait()? {
-                bail!("QEMU started by hand ended: {status}");
+                bail!("QEMU started by hand ended: {status}: {}", self.log());
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+    }
+
+    /// The end of what QEMU said.
+    fn log(&self) -> String {
+        let said = fs::read(self.path.join(LOG)).unwrap_or_default();
+        String::from_utf8_lossy(&said[said.len().saturating_sub(LOG_TAIL)..]).into_owned()
     }
 
     fn with(self, guest: Guest, qmp: Option<Qmp>) -> Bare {

@@ -3,9 +3,11 @@
 use std::fmt::{self, Write as _};
 
 use anyhow::Result;
+use camino::Utf8Path;
 use serde::Serialize;
 
 use crate::environment::Environment;
+use crate::log;
 use crate::stats::Series;
 
 /// Everything one run has found.
@@ -22,6 +24,15 @@ pub(crate) struct Part {
     /// Whole paragraphs.
     pub(crate) notes: Vec<String>,
     pub(crate) budgets: Vec<Budget>,
+}
+
+impl Part {
+    /// What a daemon complained of, in the file of its log.
+    pub(crate) fn errors(file: &Utf8Path, promise: &'static str) -> Result<Self> {
+        let (count, first) = log::errors(file)?;
+        let budgets = vec![Budget::at_most(promise, count as f64, 0.0, "")];
+        Ok(Self { notes: first.into_iter().collect(), budgets, ..Self::default() })
+    }
 }
 
 /// One table; the first column says what a row is about.

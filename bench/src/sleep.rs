@@ -15,7 +15,6 @@ mod crowd;
 mod density;
 mod fleet;
 mod freeze;
-mod log;
 mod warm;
 
 use std::time::Instant;
@@ -32,8 +31,9 @@ use fleet::{Fleet, Origins};
 use freeze::Freezes;
 use warm::Warm;
 
-/// Measures it all. `runs` is how many creates there are.
-pub(crate) async fn measure(bench: &Bench, runs: usize) -> Result<Vec<Part>> {
+/// Measures it all; what has been found is in `parts` even if it ends early. `runs` is how many
+/// creates there are.
+pub(crate) async fn measure(bench: &Bench, runs: usize, parts: &mut Vec<Part>) -> Result<()> {
     let (bare, _) = bench.boot().await?;
     bare.exec_true().await?;
     let saved = bare.save(Medium::Memory).await?;
@@ -41,29 +41,24 @@ pub(crate) async fn measure(bench: &Bench, runs: usize) -> Result<Vec<Part>> {
 
     let mut fleet = Fleet::start()?;
     let (density, sandboxes) = Density::measure(&mut fleet).await?;
+    parts.push(density.part());
     let crowd = Crowd::measure(&mut fleet, bench, &saved, &sandboxes).await?;
-    let creates = Creates::measure(&mut fleet, bench, &saved, runs).await?;
-    let warm = Warm::measure(&mut fleet, bench, &saved, runs).await?;
-    let cold = Cold::measure(&mut fleet, bench, runs.div_ceil(2)).await?;
+    parts.push(crowd.part()?);
+    parts.push(Creates::measure(&mut fleet, bench, &saved, runs).await?.part()?);
+    parts.push(Warm::measure(&mut fleet, bench, &saved, runs).await?.part()?);
     let half = runs.div_ceil(2);
+    parts.push(Cold::measure(&mut fleet, bench, half).await?.part()?);
     let freezes = Freezes::measure(&mut fleet, bench, &saved, &density.freezes, half).await?;
-    let origins = fleet.origins();
-    fleet.end()?;
-    Ok(vec![
-        clones(&origins),
-        creates.part()?,
-        warm.part()?,
-        cold.part()?,
-        crowd.part()?,
-        freezes.part(),
-        density.part(),
-    ])
+    parts.push(freezes.part());
+    parts.push(clones(&fleet.origins()));
+    parts.push(fleet.end()?);
+    Ok(())
 }
 
 /// Whether it was clones that were measured: a daemon that cannot make them boots instead.
 fn clones(origins: &Origins) -> Part {
     let Origins { sandboxes, clones, other } = origins;
-    let note = other.as_ref().map(|reason| format!("Not all sandboxes were clones: {reason}."));
+    let note = other.as_ref().map(|reason| format!("Not all sandboxes were clones: {reason}"));
     let (clones, all) = (*clones as f64, *sandboxes as f64);
     Part {
         notes: note.into_iter().collect(),

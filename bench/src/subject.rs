@@ -8,6 +8,7 @@ use bhatti_client::Client;
 use bhatti_testkit::{TestDaemon, User};
 
 use crate::memory;
+use crate::report::Part;
 
 /// The sandbox that is there all the time.
 pub(crate) const RESIDENT: &str = "resident";
@@ -32,7 +33,9 @@ pub(crate) struct Subject {
 
 impl Subject {
     pub(crate) async fn start() -> Result<Self> {
-        let daemon = TestDaemon::start_with(CONFIG);
+        let mut daemon = TestDaemon::start_with(CONFIG);
+        // They are told with the results.
+        daemon.allow_error("");
         let owner = daemon.create_user("bench", 10);
         let newcomer = daemon.create_user("newcomer", 10);
         let (client, newcomer) = (daemon.client(&owner), daemon.client(&newcomer));
@@ -80,10 +83,11 @@ impl Subject {
         Ok(dir.path().join("agent.sock"))
     }
 
-    /// Removes the resident and ends the daemon.
-    pub(crate) async fn end(mut self) -> Result<()> {
+    /// Removes the resident and ends the daemon. Says what it complained of.
+    pub(crate) async fn end(mut self) -> Result<Part> {
         destroy(&self.client, RESIDENT).await?;
-        self.stop_daemon()
+        self.stop_daemon()?;
+        Part::errors(&self.daemon.log_file(), "errors in the log, sandboxes that boot")
     }
 }
 

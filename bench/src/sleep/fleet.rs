@@ -10,9 +10,10 @@ use bhatti_client::Client;
 use bhatti_testkit::{TestDaemon, User};
 use bhatti_types::{Labels, Status, Thermal};
 
-use super::log::{self, Frozen};
+use crate::log::{self, Frozen};
 use crate::memory::{self, Footprint};
 use crate::pace::Pace;
+use crate::report::Part;
 use crate::subject::{self, MEMORY_MIB};
 
 /// Warm comes soon, and cold only on demand: what is to stay hot is kept so.
@@ -93,7 +94,9 @@ pub(super) struct Stopped {
 impl Fleet {
     pub(super) fn start() -> Result<Self> {
         let before = memory::children_told_to("serve")?;
-        let daemon = TestDaemon::start_with(CONFIG);
+        let mut daemon = TestDaemon::start_with(CONFIG);
+        // They are told with the results.
+        daemon.allow_error("");
         let serve = subject::newest_daemon(&before)?;
         let account = |number| {
             let user = daemon.create_user(&format!("user{number}"), MAX_SANDBOXES);
@@ -259,11 +262,11 @@ impl Fleet {
         Ok((Footprint::of(self.serve)?, memory::memory_files(self.serve, TEMPLATE)?))
     }
 
-    /// Ends the daemon. Its machines end with it.
-    pub(super) fn end(mut self) -> Result<()> {
+    /// Ends the daemon, and its machines. Says what it complained of.
+    pub(super) fn end(mut self) -> Result<Part> {
         let code = self.daemon.terminate();
         ensure!(code == 0, "the daemon ended with {code}");
-        Ok(())
+        Part::errors(&self.daemon.log_file(), "errors in the log, sandboxes that sleep")
     }
 }
 

@@ -14,7 +14,7 @@ use crate::bare::{Bare, Bench, Saved};
 use crate::report::{Budget, Part, Table};
 use crate::stats::{Series, order};
 
-/// How many there are, half of them warm in a round. Two of a user share a connection.
+/// How many there are, half of them warm in a round.
 const SANDBOXES: usize = 6;
 /// What a wake may add, in milliseconds.
 const EXTRA_MS: f64 = 2.0;

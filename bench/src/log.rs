@@ -1,7 +1,7 @@
-//! What the daemon's log says about a freeze.
+//! What a daemon's log says: about a freeze, and about what went wrong.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -16,30 +16,30 @@ const MOST: u64 = 4 << 20;
 
 /// One freeze, in the daemon's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Frozen {
+pub(crate) struct Frozen {
     /// From its beginning until the record says cold. The process ends afterwards.
-    pub(super) millis: u64,
+    pub(crate) millis: u64,
     /// Bytes of memory and device state written.
-    pub(super) written: u64,
+    pub(crate) written: u64,
     /// Bytes of the whole generation, what is shared with older ones included.
-    pub(super) bytes: u64,
+    pub(crate) bytes: u64,
 }
 
 /// A place in the log.
-pub(super) struct Mark {
+pub(crate) struct Mark {
     file: Utf8PathBuf,
     from: u64,
 }
 
 impl Mark {
     /// The end of the log as it is now.
-    pub(super) fn now(file: &Utf8Path) -> Result<Self> {
+    pub(crate) fn now(file: &Utf8Path) -> Result<Self> {
         let from = file.metadata().with_context(|| format!("cannot look at {file}"))?.len();
         Ok(Self { file: file.to_owned(), from })
     }
 
     /// The freeze of that sandbox that was logged since.
-    pub(super) async fn frozen(&self, id: &str) -> Result<Frozen> {
+    pub(crate) async fn frozen(&self, id: &str) -> Result<Frozen> {
         let started = Instant::now();
         loop {
             let mut file = File::open(&self.file)?;
@@ -53,6 +53,24 @@ impl Mark {
             tokio::time::sleep(LOOK).await;
         }
     }
+}
+
+/// The errors in a log: how many, and the first.
+pub(crate) fn errors(file: &Utf8Path) -> Result<(usize, Option<String>)> {
+    let log = File::open(file).with_context(|| format!("cannot open {file}"))?;
+    let (mut count, mut first) = (0, None);
+    for line in BufReader::new(log).lines() {
+        let line = line?;
+        if is_error(&line) {
+            count += 1;
+            first.get_or_insert(line);
+        }
+    }
+    Ok((count, first))
+}
+
+fn is_error(line: &str) -> bool {
+    serde_json::from_str::<Value>(line).is_ok_and(|value| value["level"] == "ERROR")
 }
 
 fn find(text: &str, id: &str) -> Option<Frozen> {
@@ -77,6 +95,15 @@ fn parse(line: &str) -> Option<Frozen> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn errors_are_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = Utf8PathBuf::try_from(dir.path().join("log")).unwrap();
+        let (bad, good) = ("{\"level\":\"ERROR\",\"n\":1}", "{\"level\":\"INFO\"}");
+        std::fs::write(&file, format!("{good}\nERROR\n{bad}\n{bad}\n")).unwrap();
+        assert_eq!(errors(&file).unwrap(), (2, Some(bad.to_owned())));
+    }
 
     #[test]
     fn a_freeze_is_found_by_its_sandbox() {
