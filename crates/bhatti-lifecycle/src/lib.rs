@@ -16,15 +16,27 @@
 //! which may run twice and changes nothing the second time.
 //!
 //! Invariants, each with the test that holds it:
-//! - A create that fails at any step leaves nothing (`a_failed_boot_leaves_nothing`).
+//! - A create that fails at any step leaves nothing (`a_failed_boot_leaves_nothing`,
+//!   `a_clone_that_fails_leaves_nothing_and_costs_no_golden`).
 //! - Concurrent creates of one name make one sandbox (`two_creates_of_one_name_make_one`).
 //! - A quota holds under concurrency (`twenty_creates_at_once_respect_the_quota`).
 //! - A restarted daemon takes over running machines (`a_restart_adopts_what_runs`).
 //! - A machine is ended for sleep only when what it wakes from is on the medium and recorded; a
 //!   freeze that fails leaves it running (`a_failed_freeze_leaves_it_running`).
 //! - What a cold sandbox can wake from is written by nobody: a wake that fails can be tried again
-//!   (`a_failed_wake_can_be_repeated`).
+//!   (`a_failed_wake_can_be_repeated`), and never beside a machine that is still there
+//!   (`a_machine_that_does_not_end_is_ended_before_it_wakes`).
+//! - Memory is given up only for what is wrong with the memory, or on demand
+//!   (`what_cannot_be_used_is_booted_from_disk_and_said`, `only_force_goes_back_to_the_older_one`,
+//!   `force_gives_up_nothing_for_the_hosts_sake`).
 //! - While a lease lives nothing pauses its sandbox (`a_lease_keeps_it_hot`).
+//! - A use of a hot sandbox writes nothing and asks nobody (`a_use_of_what_is_hot_costs_nothing`).
+//! - A clone that has not taken its own identity is not handed out
+//!   (`a_clone_that_cannot_be_told_who_it_is_is_not_handed_out`).
+//! - A golden snapshot stays while anything stands on it, recorded or not yet
+//!   (`a_golden_does_not_go_from_under_a_clone_that_is_being_made`).
+//! - A daemon may die at any step of any of this: the next one finds what was acknowledged, and
+//!   nothing else stays (`tests/crash.rs`, which tries every step).
 //!
 //! Not here: HTTP, and which engine runs the machines.
 

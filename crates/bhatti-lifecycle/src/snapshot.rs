@@ -119,9 +119,16 @@ impl Sandboxes {
     }
 
     /// Deletes a snapshot. Sandboxes that continued from it keep what they need.
+    ///
+    /// Safe to drop: it is deleted whether or not anybody waits.
     pub async fn delete_snapshot(&self, caller: &UserRow, name: &str) -> Result<(), ServiceError> {
         let row = self.snapshot(caller, name).await?;
-        self.remove(&row.id).await.map_err(ServiceError::Wake)
+        let (reply, answer) = oneshot::channel();
+        let this = self.clone();
+        self.inner.world.tasks.spawn("delete snapshot", |_| async move {
+            drop(reply.send(this.remove(&row.id).await.map_err(ServiceError::Wake)));
+        });
+        answer.await.unwrap_or(Err(ServiceError::ShuttingDown))
     }
 
     /// The record first: files without one are removed at the next start.
