@@ -226,3 +226,17 @@ async fn another_engine_or_image_makes_another() {
     assert_eq!(daemon.goldens().await.len(), 3);
     assert_eq!(count(&house, Call::Restore), 3);
 }
+
+#[tokio::test]
+async fn goldens_are_bounded_in_bytes_too() {
+    let goldens = GoldenLimits { count: 9, bytes: 1 };
+    let house = House { goldens, ..House::new() };
+    let daemon = house.daemon().await;
+    let alice = daemon.user("alice", 9).await;
+    let reason = daemon.reason(&alice, sized("a", 256)).await;
+    assert_eq!(reason, "created from a golden snapshot", "one is always allowed");
+    assert_eq!(daemon.reason(&alice, sized("b", 512)).await, "created by booting");
+    daemon.sandboxes.destroy(&alice, "a").await.unwrap();
+    let empty = async || house.names("goldens").is_empty();
+    eventually("one that is too large goes with its last user", empty).await;
+}

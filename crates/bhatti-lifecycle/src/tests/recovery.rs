@@ -257,3 +257,32 @@ async fn an_adopted_machine_that_stands_goes_on_on_use() {
     lease.guest().set_clock().await.unwrap();
     assert_eq!(house.host.paused(&house.machine()), Some(false));
 }
+
+/// A request that an actor did not come to is not done, and is not said to be.
+#[tokio::test]
+async fn a_shutdown_is_told_to_those_who_wait() {
+    let house = House::new();
+    let daemon = house.daemon().await;
+    let alice = daemon.user("alice", 5).await;
+    daemon.sandboxes.create(&alice, named("dev")).await.unwrap();
+    house.host.inject(Call::Save, Fault::Slow(Duration::from_millis(50)));
+    let stop = daemon.sandboxes.stop(&alice, "dev");
+    let others = async {
+        let busy = async || house.host.calls().contains(&Call::Save);
+        eventually("the actor is busy", busy).await;
+        let lease = daemon.sandboxes.lease(&alice, "dev");
+        let destroy = daemon.sandboxes.destroy(&alice, "dev");
+        let shut_down = daemon.tasks.clone().shut_down(Duration::from_secs(10));
+        let (lease, destroy, shut_down) = tokio::join!(lease, destroy, shut_down);
+        shut_down.unwrap();
+        [lease.map(drop).unwrap_err(), destroy.unwrap_err()]
+    };
+    let (stopped, refused) = tokio::join!(stop, others);
+    stopped.unwrap();
+    for refused in refused {
+        assert!(matches!(refused, ServiceError::ShuttingDown), "{refused}");
+    }
+    daemon.stop().await;
+    let daemon = house.daemon().await;
+    assert_eq!(daemon.phase(&alice, "dev").await, Phase::Cold);
+}

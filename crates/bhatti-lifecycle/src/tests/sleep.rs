@@ -20,10 +20,10 @@ async fn with_dev(house: &House) -> (Daemon, UserRow) {
 
 #[tokio::test]
 async fn it_cools_in_two_steps_and_says_why() {
-    let house = House::sleepy(Some(60), Some(300));
+    let house = House::sleepy(Some(60), Some(1500));
     let (daemon, alice) = with_dev(&house).await;
     let row = daemon.comes_to(&alice, "dev", Phase::Warm).await;
-    assert_eq!(row.reason, "idle for 0 s");
+    assert!(row.reason.starts_with("idle for "), "{}", row.reason);
     assert_eq!(house.host.paused(&house.machine()), Some(true));
     let row = daemon.comes_to(&alice, "dev", Phase::Cold).await;
     assert_eq!(row.reason, "nobody used it for the time set");
@@ -123,13 +123,14 @@ async fn a_use_of_what_is_hot_costs_nothing() {
     let (daemon, alice) = with_dev(&house).await;
     drop(daemon.sandboxes.lease(&alice, "dev").await.unwrap());
     let (calls, row) = (house.host.calls(), daemon.row(&alice, "dev").await);
-    let wal = || house.path("data/state.db-wal").metadata().unwrap().modified().unwrap();
+    let wal = || std::fs::read(house.path("data/state.db-wal")).unwrap();
     let written = wal();
     for _ in 0..50 {
         drop(daemon.sandboxes.lease(&alice, "dev").await.unwrap());
     }
     daemon.db.call(|_| Ok(())).await.unwrap();
-    assert_eq!((house.host.calls(), wal()), (calls, written));
+    assert_eq!(house.host.calls(), calls);
+    assert!(wal() == written, "something was written");
     assert_eq!(daemon.row(&alice, "dev").await, row);
 }
 

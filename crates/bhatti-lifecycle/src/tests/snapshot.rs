@@ -148,3 +148,23 @@ async fn a_failed_checkpoint_changes_nothing() {
         assert_copy(&house, &daemon, &alice, &row).await;
     }
 }
+
+/// Whoever began to continue from it gets it whole.
+#[tokio::test]
+async fn deleting_waits_for_a_resume_under_way() {
+    let house = House::with_goldens(2);
+    let (daemon, alice) = with_dev(&house).await;
+    daemon.sandboxes.checkpoint(&alice, "dev", name("base")).await.unwrap();
+    let roots = || house.host.calls().into_iter().filter(|call| *call == Call::CreateRoot).count();
+    let before = roots();
+    house.host.inject(Call::CreateRoot, Fault::Slow(Duration::from_millis(50)));
+    let resume = daemon.sandboxes.resume_snapshot(&alice, "base", None);
+    let delete = async {
+        eventually("it is being linked", async || roots() > before).await;
+        daemon.sandboxes.delete_snapshot(&alice, "base").await
+    };
+    let (resumed, deleted) = tokio::join!(resume, delete);
+    deleted.unwrap();
+    assert_copy(&house, &daemon, &alice, &resumed.unwrap()).await;
+    assert!(house.names("snapshots").is_empty());
+}
