@@ -451,3 +451,41 @@ async fn a_recovery() {
         }
     }
 }
+
+async fn files_are_there(trial: &Trial<'_>) {
+    trial.daemon.sandboxes.lease(&trial.alice, "dev").await.unwrap();
+    let disk = Daemon::disk(&trial.daemon.row(&trial.alice, "dev").await);
+    assert!(disk.contains("files,"), "{disk}");
+}
+
+async fn use_dev(daemon: &Daemon, alice: &UserRow) -> bool {
+    daemon.sandboxes.lease(alice, "dev").await.is_ok()
+}
+
+/// Its memory is of no use: a wake boots.
+#[tokio::test]
+async fn a_wake_that_loses_memory() {
+    let prepare = async |house: &House, daemon: &Daemon, alice: &UserRow| {
+        make_cold_dev(house, daemon, alice).await;
+        let row = daemon.row(alice, "dev").await;
+        let state = format!("data/frozen/{}/{}/state.sim", row.engine_id, row.serial);
+        std::fs::write(house.path(&state), "rubbish").unwrap();
+    };
+    for power_cut in [false, true] {
+        let (operation, check) = (use_dev, files_are_there);
+        Case { house: golden, power_cut, prepare, operation, check }.at_every_step().await;
+    }
+}
+
+#[tokio::test]
+async fn a_boot_of_a_stopped_one() {
+    let prepare = async |house: &House, daemon: &Daemon, alice: &UserRow| {
+        make_rested_dev(house, daemon, alice).await;
+        house.host.crash(&house.machine(), "oom");
+        daemon.comes_to(alice, "dev", Phase::Stopped).await;
+    };
+    for power_cut in [false, true] {
+        let (operation, check) = (use_dev, files_are_there);
+        Case { house: golden, power_cut, prepare, operation, check }.at_every_step().await;
+    }
+}
