@@ -210,15 +210,15 @@ impl Machine {
                 "-blockdev",
                 &json!({
                     "driver": "raw",
-                    "node-name": "base",
+                    "node-name": IMAGE,
                     "read-only": true,
                     "file": { "driver": "file", "filename": "/dev/fdset/1", "read-only": true },
                 }),
             );
-            below = Some("base".to_owned());
+            below = Some(IMAGE.to_owned());
         }
         for (number, fd) in self.fds.layers.iter().enumerate() {
-            let (set, node) = (number + 2, format!("layer-{number}"));
+            let (set, node) = (layer_set(number), layer_node(number));
             line.option("-add-fd", format!("fd={fd},set={set},opaque={node}"));
             let file = format!("/dev/fdset/{set}");
             line.json(
@@ -254,6 +254,19 @@ impl Machine {
             }
         }
     }
+}
+
+/// The block node of the raw image.
+pub(crate) const IMAGE: &str = "base";
+
+/// The block node of a layer that was sealed before this VMM started.
+pub(crate) fn layer_node(number: usize) -> String {
+    format!("layer-{number}")
+}
+
+/// The number under which the VMM keeps that layer's descriptor. The image has the first.
+pub(crate) fn layer_set(number: usize) -> usize {
+    number + 2
 }
 
 /// The block node of a disk's top layer, over nothing. It is the file of that name in the working

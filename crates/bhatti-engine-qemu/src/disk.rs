@@ -35,7 +35,7 @@ const SECTOR: u64 = 512;
 const HOPELESS: Mib = Mib(64);
 
 /// What the top layer is called: the file in the machine's directory and the node in the VMM.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct TopName(u32);
 
 impl TopName {
@@ -177,7 +177,9 @@ pub(crate) fn check_overlay(overlay: &File, recorded: Option<u64>) -> io::Result
         return refuse("not a qcow2 file of version 3");
     }
     let bytes = long(&header, 24);
-    if long(&header, 8) != 0 {
+    // Not where the name is, but how long: when layers are merged, QEMU writes an empty name down,
+    // which is none when it is read.
+    if header[16..20] != [0; 4] {
         return refuse("its header names a backing file");
     }
     if header[32..36] != [0; 4] {
@@ -319,7 +321,8 @@ mod tests {
         for (at, value, word) in [
             (0, b'X', "version 3"),
             (7, 2, "version 3"),
-            (15, 1, "backing file"),
+            (19, 1, "backing file"),
+            (16, 1, "backing file"),
             (24, 1, "another size"),
             (35, 1, "encrypted"),
             (79, 4, "external data file"),

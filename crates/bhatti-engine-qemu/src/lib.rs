@@ -39,6 +39,7 @@ mod link;
 mod machine_dir;
 mod manifest;
 mod memory;
+mod merging;
 mod probe;
 mod process;
 mod qmp;

@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::cmdline::{CONSOLE, CONSOLE_BYTES, overlay};
 use crate::disk::TopName;
+use crate::merging;
 
 /// The longest line: a full console in base64 and its frame, twice over.
 const MAX_LINE: u64 = 256 * 1024;
@@ -43,6 +44,8 @@ pub(crate) struct Qmp {
     /// The other end has broken the rules or our patience: nothing it says later can be told
     /// from an answer to an earlier question.
     broken: bool,
+    /// Descriptors QEMU was told to close and will not before the machine runs.
+    unwanted: Vec<usize>,
 }
 
 /// How a machine stands.
@@ -99,7 +102,8 @@ impl Qmp {
         let (reader, writer) = stream.into_split();
         let reader = BufReader::new(reader);
         let (partial, events) = (Vec::new(), VecDeque::new());
-        let mut qmp = Self { reader, writer, partial, events, broken: false };
+        let unwanted = Vec::new();
+        let mut qmp = Self { reader, writer, partial, events, broken: false, unwanted };
         let greeting = timeout_at(deadline, qmp.line())
             .await
             .map_err(|_| EngineError::Timeout { action: "greet", seconds: 10 })??;
@@ -117,7 +121,7 @@ impl Qmp {
 
     /// Runs one command and returns what it returned. After an error of transport or time the
     /// connection [`Self::is_broken`]; after a refusal it is as good as before.
-    async fn execute(&mut self, command: &'static str, arguments: Value) -> Answer {
+    pub(crate) async fn execute(&mut self, command: &'static str, arguments: Value) -> Answer {
         self.execute_within(COMMAND_DEADLINE, command, arguments).await
     }
 
@@ -206,7 +210,28 @@ impl Qmp {
 
     /// Lets a stopped machine go on.
     pub(crate) async fn go_on(&mut self) -> Result<(), EngineError> {
-        self.execute("cont", json!({})).await.map(drop)
+        self.execute("cont", json!({})).await?;
+        for set in std::mem::take(&mut self.unwanted) {
+            self.close_set(set).await?;
+        }
+        Ok(())
+    }
+
+    /// Has a descriptor closed that QEMU was started with and uses no more: now, or (QEMU before
+    /// 9.1) when it is told again while the machine runs.
+    pub(crate) async fn close_set(&mut self, set: usize) -> Result<(), EngineError> {
+        match self.execute("remove-fd", json!({ "fdset-id": set })).await {
+            Err(error) if self.broken => Err(error),
+            // Refused: it is closed already.
+            Err(_) | Ok(_) => Ok(()),
+        }
+    }
+
+    /// The same, and again when the machine goes on.
+    pub(crate) async fn close_set_for_good(&mut self, set: usize) -> Result<(), EngineError> {
+        self.close_set(set).await?;
+        self.unwanted.push(set);
+        Ok(())
     }
 
     /// Stops the virtual CPUs and has everything written out that the guest has written.
@@ -233,8 +258,18 @@ impl Qmp {
         count.ok_or_else(|| broken(QUERY, "no list"))
     }
 
-    /// The root disk, as it is now.
+    /// The root disk, as it is now. A merge that a former daemon did not finish is given up first:
+    /// it would stand between the machine and its disk.
     pub(crate) async fn disk(&mut self) -> Result<Disk, EngineError> {
+        let disk = self.device().await?;
+        if disk.node != merging::FILTER {
+            return Ok(disk);
+        }
+        merging::abandon(self).await?;
+        self.device().await
+    }
+
+    async fn device(&mut self) -> Result<Disk, EngineError> {
         const QUERY: &str = "query-block";
         let devices = self.execute(QUERY, json!({})).await?;
         // There is one block device, the root disk.
@@ -351,7 +386,7 @@ impl Qmp {
 }
 
 /// What a command gives.
-type Answer = Result<Value, EngineError>;
+pub(crate) type Answer = Result<Value, EngineError>;
 
 fn command_line(command: &str, arguments: &Value) -> String {
     format!("{}\n", json!({ "execute": command, "arguments": arguments }))
@@ -365,7 +400,7 @@ fn event(line: &Value) -> Option<Event> {
     }
 }
 
-fn broken(command: &str, message: &str) -> EngineError {
+pub(crate) fn broken(command: &str, message: &str) -> EngineError {
     // Bounded: the text may be the guest's.
     let message = message.chars().take(300).collect();
     EngineError::Control { command: command.to_owned(), message }

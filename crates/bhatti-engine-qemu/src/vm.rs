@@ -10,7 +10,7 @@
 //! its process has been collected and its traces removed: who sees [`Vm::exited`] resolve finds
 //! nothing left. Dropping the handle stops the watching, not the machine.
 //!
-//! Pausing, resuming, saving and sealing happen one at a time and to their end; a caller that
+//! Pausing, resuming, saving, sealing and merging happen one at a time and to their end; a caller that
 //! goes away loses the answer only.
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -37,7 +37,7 @@ use crate::process::Process;
 use crate::qmp::Qmp;
 use crate::vmm_log::VmmLog;
 use crate::watcher::{Command, Reply, Watched, Watcher};
-use crate::{saving, sealing};
+use crate::{merging, saving, sealing};
 
 /// How long a kill waits for the watcher, which may be busy, before it goes past him.
 const KILL_PATIENCE: Duration = Duration::from_secs(1);
@@ -216,6 +216,11 @@ impl Vm for QemuVm {
     async fn seal_disk(&self, disk: &RootDisk, sealed: &Utf8Path) -> Result<RootDisk, EngineError> {
         let (machine, disk, sealed) = (Arc::clone(&self.machine), disk.clone(), sealed.to_owned());
         self.machine.to_its_end(sealing::seal(machine, disk, sealed)).await
+    }
+
+    async fn merge_disk(&self, disk: &RootDisk, keep: usize) -> Result<RootDisk, EngineError> {
+        let (machine, disk) = (Arc::clone(&self.machine), disk.clone());
+        self.machine.to_its_end(merging::merge(machine, disk, keep)).await
     }
 
     async fn disk_top(&self) -> Result<Utf8PathBuf, EngineError> {

@@ -17,6 +17,7 @@ use crate::cmdline::CONSOLE_BYTES;
 use crate::control::Control;
 use crate::disk::TopName;
 use crate::machine_dir::{CONSOLE_LOG, MachineDir};
+use crate::merging::{Progress, Step};
 use crate::process::{Process, Status};
 use crate::qmp::{Disk, Event, Qmp, Standing};
 use crate::vmm_log::VmmLog;
@@ -47,6 +48,8 @@ pub(crate) enum Command {
         old: TopName,
         reply: Reply<()>,
     },
+    /// One step of a merge of the paused machine's layers.
+    Merge(Step, Reply<Progress>),
 }
 
 /// What a VMM says of the machine it has saved.
@@ -185,6 +188,13 @@ impl Watcher {
                     qmp.put_on_top(&new, &old).await
                 });
                 drop(reply.send(switched.await));
+            }
+            Command::Merge(step, reply) => {
+                let taken = self.ask("block-stream", async |qmp| {
+                    must_stand(qmp, "block-stream").await?;
+                    step.take(qmp).await
+                });
+                drop(reply.send(taken.await));
             }
         }
     }

@@ -19,6 +19,7 @@ pub enum Call {
     Resume,
     Save,
     SealDisk,
+    MergeDisk,
     Kill,
 }
 

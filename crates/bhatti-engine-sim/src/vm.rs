@@ -8,7 +8,7 @@ use bhatti_engine::{Carrier, EngineError, Exit, RootDisk, Save, Saved, Vm, VmRec
 use camino::{Utf8Path, Utf8PathBuf};
 use tokio::sync::{oneshot, watch};
 
-use crate::engine::create_disk;
+use crate::engine::{create_disk, merge_disks};
 use crate::fault::{Call, Fault, failure};
 use crate::host::{Machine, SimHost};
 use crate::snapshot::{self, Contents};
@@ -150,6 +150,16 @@ impl Vm for SimVm {
         let mut after = disk.clone();
         after.layers.push(sealed.to_owned());
         Ok(RootDisk { file: fresh, ..after })
+    }
+
+    async fn merge_disk(&self, disk: &RootDisk, keep: usize) -> Result<RootDisk, EngineError> {
+        self.enter(Call::MergeDisk).await?;
+        self.while_paused(Call::MergeDisk, |_| ())?;
+        let mut after = disk.clone();
+        merge_disks(&disk.file, after.layers.get(keep..).unwrap_or_default())?;
+        give_way().await;
+        after.layers.truncate(keep);
+        Ok(after)
     }
 
     async fn disk_top(&self) -> Result<Utf8PathBuf, EngineError> {

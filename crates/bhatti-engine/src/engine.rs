@@ -95,6 +95,17 @@ pub trait Vm: Send + Sync {
     /// state, the answer the new one.
     async fn seal_disk(&self, disk: &RootDisk, sealed: &Utf8Path) -> Result<RootDisk, EngineError>;
 
+    /// Copies into the top of the paused machine's disk what the sealed layers above the first
+    /// `keep` hold and the top does not. Afterwards the disk stands on `disk.layers[..keep]`
+    /// alone, and the machine has let go of the others. `disk` is the present state, the answer
+    /// the new one; the top keeps its name. With nothing to merge nothing is done.
+    ///
+    /// No sealed layer is written. On failure, or if nobody lives to hear the answer, whoever
+    /// reads the disk through all layers of `disk` reads what he read before, and the call can be
+    /// repeated. What was copied need not be on the medium: before a layer is removed, the top is
+    /// to be synced.
+    async fn merge_disk(&self, disk: &RootDisk, keep: usize) -> Result<RootDisk, EngineError>;
+
     /// The file the machine writes its disk to now: what [`Self::seal_disk`] named last, whether
     /// or not its caller lived to hear it.
     async fn disk_top(&self) -> Result<Utf8PathBuf, EngineError>;

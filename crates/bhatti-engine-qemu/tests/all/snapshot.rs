@@ -558,8 +558,8 @@ async fn a_wrong_layer_is_named() {
     let mut machine = golden.machine(&harness, &engine).await;
     let other = harness.shelf().join("other");
     std::fs::copy(&layer, &other).unwrap();
-    // Byte 24 is the most significant one of the size, byte 15 the least of a backing name's place.
-    for (at, word) in [(24, "another size"), (15, "backing file")] {
+    // Byte 24 is the most significant one of the size, byte 19 the least of a backing name's length.
+    for (at, word) in [(24, "another size"), (19, "backing file")] {
         let file = std::fs::File::options().read(true).write(true).open(&other).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, &[1], at).unwrap();
         machine.root.layers = vec![other.clone()];

@@ -31,7 +31,7 @@ pub use sleep::{
     a_damaged_snapshot_is_unusable, a_machine_of_another_size_is_unusable,
     a_paused_machine_is_adopted_as_it_is, a_paused_machine_stands_still, a_sealed_disk_is_below,
     a_snapshot_brings_memory_back, clones_share_a_past_and_no_present,
-    only_a_paused_machine_is_saved, the_paused_can_be_killed,
+    merged_layers_are_not_needed, only_a_paused_machine_is_saved, the_paused_can_be_killed,
 };
 
 /// The longest a case waits for one thing. Emulation on a busy machine is slow.
@@ -95,6 +95,7 @@ macro_rules! conformance_tests {
             a_snapshot_brings_memory_back,
             clones_share_a_past_and_no_present,
             a_sealed_disk_is_below,
+            merged_layers_are_not_needed,
             a_damaged_snapshot_is_unusable,
             a_machine_of_another_size_is_unusable,
             a_paused_machine_is_adopted_as_it_is,

@@ -49,8 +49,15 @@ async fn keep(harness: &dyn Harness, vm: &dyn Vm, disk: &RootDisk) -> Kept {
 
 async fn seal(harness: &dyn Harness, vm: &dyn Vm, disk: &RootDisk) -> RootDisk {
     let sealed = harness.shelf().join("layer");
+    assert_eq!(top(vm).await, disk.file);
     let sealing = within("seal the disk", vm.seal_disk(disk, &sealed)).await;
-    sealing.expect("a paused machine's disk can be sealed")
+    let disk = sealing.expect("a paused machine's disk can be sealed");
+    assert_eq!(top(vm).await, disk.file, "it says what it was told to write");
+    disk
+}
+
+async fn top(vm: &dyn Vm) -> Utf8PathBuf {
+    within("say what it writes", vm.disk_top()).await.expect("a machine knows its disk")
 }
 
 /// A new machine whose disk lies on what was sealed of another.
@@ -223,6 +230,50 @@ pub async fn a_sealed_disk_is_below(harness: &dyn Harness) {
     ping(harness, &*heir).await;
     kill(&*heir).await;
     kill(&*vm).await;
+}
+
+/// Layers whose content was copied up can be removed, under the machine and for whoever starts
+/// from its disk. What is kept, and what was merged while it is still there, is not written.
+pub async fn merged_layers_are_not_needed(harness: &dyn Harness) {
+    let engine = harness.engine().await;
+    let spec = harness.spec().await;
+    let mut disk = spec.root.clone();
+    let vm = within("boot", engine.boot(spec)).await.expect("a machine boots");
+    harness.booted();
+    ping(harness, &*vm).await;
+    for _ in 0..4 {
+        pause(&*vm).await;
+        disk = seal(harness, &*vm, &disk).await;
+        resume(&*vm).await;
+        ping(harness, &*vm).await;
+    }
+    assert!(within("refuse", vm.merge_disk(&disk, 1)).await.is_err(), "it runs");
+    pause(&*vm).await;
+    let before: Vec<_> = disk.layers.iter().map(|layer| std::fs::read(layer).ok()).collect();
+    let all = within("merge nothing", vm.merge_disk(&disk, 4)).await.expect("nothing to do");
+    assert_eq!(all, disk);
+    let merged = within("merge", vm.merge_disk(&disk, 1)).await.expect("layers can be merged");
+    assert_eq!(merged, RootDisk { layers: disk.layers[..1].to_vec(), ..disk.clone() });
+    let after: Vec<_> = disk.layers.iter().map(|layer| std::fs::read(layer).ok()).collect();
+    assert!(before == after, "a sealed layer was written");
+    // Somebody died before he heard of it, and asks again.
+    let again = within("merge again", vm.merge_disk(&disk, 1)).await.expect("it is done");
+    assert_eq!(again, merged);
+    for layer in &disk.layers[1..] {
+        std::fs::remove_file(layer).expect("a layer");
+    }
+    resume(&*vm).await;
+    ping(harness, &*vm).await;
+    pause(&*vm).await;
+    // With the top sealed above it the disk is one like any other.
+    let kept = keep(harness, &*vm, &merged).await;
+    assert_eq!(kept.disk.layers.len(), 2);
+    kill(&*vm).await;
+    assert!(matches!(vm.merge_disk(&kept.disk, 0).await, Err(EngineError::Gone)), "it is dead");
+    let woken = restore(harness, &*engine, &kept, None).await;
+    resume(&*woken).await;
+    ping(harness, &*woken).await;
+    kill(&*woken).await;
 }
 
 /// A snapshot that was damaged anywhere, or is none, is said to be so and starts nothing.
