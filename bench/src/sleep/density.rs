@@ -87,7 +87,7 @@ impl Density {
             "of it anonymous, each",
             "template MiB",
             "daemon PSS MiB",
-            "host has less MiB",
+            "MemAvailable less by, MiB",
             "each",
         ];
         let mut table = Table::new(&columns);

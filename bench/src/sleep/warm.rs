@@ -1,9 +1,9 @@
 //! Waking from warm: the first byte of a command on a sandbox whose CPUs stand, beside the same on
 //! one that is hot.
 //!
-//! A sandbox differs from its neighbour by more than a wake costs, and one that was just used from
-//! one that was not. So each takes both parts in turn, and before a round all have been unused for
-//! as long as it takes to go warm.
+//! A wake costs less than what two machines may differ by, or one that was just used from one that
+//! was not. So each takes both parts in turn, and before a round all have been unused for as long as
+//! it takes to go warm.
 
 use std::time::Instant;
 
