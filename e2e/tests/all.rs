@@ -2,18 +2,28 @@
 
 #[path = "all/create.rs"]
 mod create;
+#[path = "all/golden.rs"]
+mod golden;
 #[path = "all/network.rs"]
 mod network;
 #[path = "all/recovery.rs"]
 mod recovery;
+#[path = "all/recovery_sleep.rs"]
+mod recovery_sleep;
 #[path = "all/refusals.rs"]
 mod refusals;
 #[path = "all/session.rs"]
 mod session;
+#[path = "all/sleep.rs"]
+mod sleep;
+#[path = "all/snapshots.rs"]
+mod snapshots;
 #[path = "all/start.rs"]
 mod start;
 #[path = "all/users.rs"]
 mod users;
+#[path = "all/workload.rs"]
+mod workload;
 
 /// A test file that is not listed above would never run.
 #[test]

@@ -53,6 +53,10 @@ impl Ran {
     }
 }
 
+/// What the daemon's log says of each machine that came up by booting: one of a sandbox, and one
+/// that was frozen at once for others to be cloned from.
+const BOOTED: [&str; 2] = ["machine is up", "made a golden snapshot"];
+
 /// A daemon with a data directory, a network and a control group of its own.
 pub struct TestDaemon {
     scratch: tempfile::TempDir,
@@ -181,7 +185,7 @@ impl TestDaemon {
         let mut whole = whole.expect("the log file opens");
         std::thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                if message(&line) == "machine is up" {
+                if BOOTED.contains(&message(&line).as_str()) {
                     count_boot(&line);
                 }
                 writeln!(whole, "{line}").expect("the log file takes a line");
@@ -307,6 +311,13 @@ impl TestDaemon {
     pub fn count_logged(&self, text: &str) -> usize {
         let log = self.log.lock().expect("not poisoned");
         log.iter().filter(|line| line.contains(text)).count()
+    }
+
+    /// How many machines the daemon booted since it was started last. What was woken or cloned
+    /// does not count.
+    pub fn boots(&self) -> usize {
+        let log = self.log.lock().expect("not poisoned");
+        log.iter().filter(|line| BOOTED.contains(&message(line).as_str())).count()
     }
 
     /// Announces that the log will have an ERROR line containing `text`.

@@ -24,6 +24,12 @@ impl TestDaemon {
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"))
     }
 
+    /// What a shell script in the guest of `sandbox` prints; it has to work.
+    #[track_caller]
+    pub fn sh(&self, sandbox: &str, script: &str) -> String {
+        self.cli(&["exec", sandbox, "--", "sh", "-c", script]).ok()
+    }
+
     /// `hot`, `warm`, `stopped` or `unknown`, from the listing; `None` if it is not listed.
     #[track_caller]
     pub fn state(&self, sandbox: &str) -> Option<String> {
