@@ -49,6 +49,7 @@ mod golden;
 mod guest;
 mod idle;
 mod machine;
+mod merge;
 mod pin;
 mod recover;
 mod registry;

@@ -39,6 +39,8 @@ struct Agents {
     configured: Mutex<Vec<Configure>>,
     files: Mutex<Vec<String>>,
     refuse_files: Mutex<bool>,
+    /// They answer for a file when they are told to.
+    slow_files: Mutex<Option<Arc<tokio::sync::Notify>>>,
     refuse_identity: Mutex<bool>,
     /// It takes no greeting any more.
     mute: Mutex<bool>,
@@ -56,6 +58,7 @@ impl Default for Agents {
             configured: Mutex::default(),
             files: Mutex::default(),
             refuse_files: Mutex::default(),
+            slow_files: Mutex::default(),
             refuse_identity: Mutex::default(),
             mute: Mutex::default(),
             busy: Mutex::new(Some(0)),
@@ -99,6 +102,10 @@ impl Agents {
                 let mut content = Vec::new();
                 stream.read_to_end(&mut content).await.ok()?;
                 self.files.lock().unwrap().push(file.path);
+                let slow = self.slow_files.lock().unwrap().clone();
+                if let Some(told) = slow {
+                    told.notified().await;
+                }
                 if *self.refuse_files.lock().unwrap() {
                     let kind = ErrorKind::NoSpace.into();
                     reply.failure = Some(Failure { kind, message: "disk full".to_owned() });

@@ -195,11 +195,17 @@ async fn a_golden_does_not_go_from_under_a_clone_that_is_being_made() {
     let alice = daemon.user("alice", 9).await;
     daemon.sandboxes.create(&alice, sized("a", 256)).await.unwrap();
     daemon.sandboxes.destroy(&alice, "a").await.unwrap();
-    house.host.inject(Call::Restore, Fault::Slow(Duration::from_millis(100)));
-    let clone = daemon.sandboxes.create(&alice, sized("b", 256));
+    let told = Arc::new(tokio::sync::Notify::new());
+    *house.agents.slow_files.lock().unwrap() = Some(told.clone());
+    let file = FileContent { path: "/etc/x".into(), mode: 0o644, content: "x".into() };
+    let spec = CreateSpec { files: vec![file], ..sized("b", 256) };
+    let clone = daemon.sandboxes.create(&alice, spec);
     let other = async {
-        eventually("it is being made", async || count(&house, Call::Restore) == 2).await;
-        daemon.reason(&alice, sized("c", 512)).await
+        let nearly = async || !house.agents.files.lock().unwrap().is_empty();
+        eventually("it is being furnished", nearly).await;
+        let reason = daemon.reason(&alice, sized("c", 512)).await;
+        told.notify_one();
+        reason
     };
     let (clone, other) = tokio::join!(clone, other);
     let Created::New(row) = clone.unwrap() else { panic!("it is new") };
