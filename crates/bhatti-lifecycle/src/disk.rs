@@ -16,8 +16,8 @@ use bhatti_store::{Change, Generation, SandboxRow};
 use bhatti_types::Phase;
 use camino::{Utf8Path, Utf8PathBuf};
 
-use crate::WakeError;
 use crate::machine::{World, disk_record, owner_of, to_json};
+use crate::{WakeError, merge};
 
 /// Runs what touches many files away from the event loop.
 pub(crate) async fn blocking<T: Send + 'static>(
@@ -120,6 +120,27 @@ pub(crate) fn current(row: &SandboxRow) -> Result<RootDisk, WakeError> {
 /// than the disk, and waking from it would take files back.
 pub(crate) fn lost() -> Change {
     Change { generations: Some(Vec::new()), golden: Some(None), ..Change::default() }
+}
+
+/// How many of the layers of a disk to keep when the others are merged into its top. `None`: let
+/// them be.
+pub(crate) async fn worth_merging(disk: &RootDisk) -> Result<Option<usize>, WakeError> {
+    use std::os::unix::fs::MetadataExt;
+    let (layers, top) = (disk.layers.clone(), disk.file.clone());
+    let chosen = move || {
+        let bytes = |file: &std::fs::Metadata| file.blocks() * 512;
+        let files: Vec<_> =
+            layers.iter().map(|layer| layer.symlink_metadata()).collect::<Result<_, _>>()?;
+        // A layer with another name is a golden's or a snapshot's too.
+        let shared = files.iter().take_while(|file| file.nlink() > 1).count();
+        let sizes: Vec<u64> = files.iter().map(bytes).collect();
+        Ok(merge::keep(&sizes, bytes(&top.symlink_metadata()?), shared))
+    };
+    let chosen = tokio::task::spawn_blocking(chosen).await.map_err(|_| WakeError::ShuttingDown)?;
+    chosen.map_err(|source| {
+        let path = disk.file.clone();
+        WakeError::Engine(EngineError::File { action: "measure the layers of", path, source })
+    })
 }
 
 /// Returns when what a paused machine has written is on the medium.

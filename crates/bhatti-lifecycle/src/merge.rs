@@ -20,7 +20,6 @@ const MOST: usize = 16;
 /// sandbox's own.
 ///
 /// With 20 or more layers at most 16 are kept.
-#[cfg_attr(not(test), expect(dead_code, reason = "freezing is to call it"))]
 pub(crate) fn keep(layer_bytes: &[u64], top_bytes: u64, own_from: usize) -> Option<usize> {
     let count = layer_bytes.len();
     let own = count.saturating_sub(own_from);

@@ -12,6 +12,9 @@ use crate::disk::{self, blocking, link_disk};
 use crate::machine::{self, to_json};
 use crate::{Op, WakeError, admit, freeze, golden};
 
+/// From so many layers on a machine stands longer for a snapshot, because they are merged.
+const MANY_LAYERS: usize = 16;
+
 impl Actor {
     /// Saves the sandbox as it is. One that runs stands still meanwhile; none is woken.
     pub(super) async fn checkpoint(
@@ -85,6 +88,11 @@ impl Actor {
         let layers = blocking(move || layout.make_layers(&id)).await?;
         let Some(machine) = &mut self.machine else { return Err(WakeError::Gone) };
         machine.pause().await?;
+        if disk::current(row)?.layers.len() >= MANY_LAYERS {
+            self.merge_layers().await;
+        }
+        let row = &self.row().await?;
+        let Some(machine) = &mut self.machine else { return Err(WakeError::Gone) };
         let saved = machine.vm.save(save).await.map_err(WakeError::Engine)?;
         Ok((saved.written, self.seal_running(row, number, layers).await?))
     }

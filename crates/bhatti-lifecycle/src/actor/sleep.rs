@@ -6,8 +6,10 @@ use bhatti_types::Phase;
 use tokio::time::Instant;
 
 use super::Actor;
+use crate::disk;
 use crate::freeze;
 use crate::idle::{self, Next, Quiet};
+use crate::machine::to_json;
 use crate::{Op, WakeError, admit};
 
 /// What came of asking the guest whether it works.
@@ -161,10 +163,12 @@ impl Actor {
 
     /// The part of a freeze that can fail: until it has been recorded, the machine stands.
     async fn write_generation(&mut self, reason: &str) -> Result<Generation, WakeError> {
+        let begun = Instant::now();
+        let Some(machine) = &mut self.machine else { return Err(WakeError::Gone) };
+        machine.pause().await?;
+        self.merge_layers().await;
         let row = self.row().await?;
         let Some(machine) = &mut self.machine else { return Err(WakeError::Gone) };
-        let begun = Instant::now();
-        machine.pause().await?;
         let generation = freeze::write(&self.world, &row, &*machine.vm).await?;
         let change = Change {
             generations: Some(freeze::with(generation.clone(), &row.generations)),
@@ -184,6 +188,30 @@ impl Actor {
             "frozen"
         );
         Ok(generation)
+    }
+
+    /// Merges layers of the paused machine's disk if it has many: every wake adds one. One that
+    /// cannot be merged now is as good as before, through all its layers.
+    pub(super) async fn merge_layers(&mut self) {
+        let Some(machine) = &self.machine else { return };
+        let merged = async {
+            let disk = disk::current(&self.row().await?)?;
+            let Some(keep) = disk::worth_merging(&disk).await? else { return Ok(None) };
+            let begun = Instant::now();
+            let merged = machine.vm.merge_disk(&disk, keep).await.map_err(WakeError::Engine)?;
+            let (before, after) = (disk.layers.len(), merged.layers.len());
+            let millis = begun.elapsed().as_millis();
+            tracing::info!(before, after, millis, "merged layers of a disk");
+            Ok::<_, WakeError>(Some(to_json("root disk", &merged)?))
+        };
+        match merged.await {
+            // The next record of anything says it. Until then the longer list is right too.
+            Ok(Some(disk)) => self.unrecorded_disk = Some(disk),
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(error = crate::chain(&error), "failed to merge layers of a disk");
+            }
+        }
     }
 
     /// The part of a freeze that is made up for if it fails: by the next wake, or the next start.

@@ -412,3 +412,23 @@ async fn a_freeze_that_could_not_seal_is_finished_by_the_wake() {
     assert_eq!(house.host.memory(&house.machine()).as_deref(), Some(&b"work"[..]));
     assert!(Daemon::disk(&daemon.row(&alice, "dev").await).contains("before"));
 }
+
+#[tokio::test]
+async fn it_may_sleep_as_often_as_it_likes() {
+    let house = House::new();
+    let (daemon, alice) = with_dev(&house).await;
+    for name in ["a", "b"] {
+        for _ in 0..25 {
+            daemon.sandboxes.stop(&alice, "dev").await.unwrap();
+            daemon.sandboxes.start(&alice, "dev", false).await.unwrap();
+        }
+        // One that stands on a snapshot's layers stops being able to no sooner.
+        let name = name.parse().unwrap();
+        let snapshot = daemon.sandboxes.checkpoint(&alice, "dev", name).await.unwrap();
+        assert!(snapshot.disk.is_some());
+    }
+    let disk = crate::disk::current(&daemon.row(&alice, "dev").await).unwrap();
+    assert!(disk.layers.len() < 24, "{} layers", disk.layers.len());
+    assert!(house.host.calls().contains(&Call::MergeDisk), "or nothing was merged");
+    assert_eq!(house.host.memory(&house.machine()).as_deref(), Some(&b"work"[..]));
+}
