@@ -9,7 +9,8 @@
 //!          header  refcount table  refcount block   L1 table (all zero: nothing written yet)
 //! ```
 //!
-//! The header names no backing file; the command line says what lies below. The VMM may rewrite
+//! The header names no backing file (or one with an empty name, which is none, after a merge); the
+//! command line says what lies below, and QEMU takes its word over a header's. The VMM may rewrite
 //! its file, header included, so before each boot [`check_overlay`] refuses what could make the
 //! next one use anything else: a backing file, an external data file, encryption, another size.
 //! Only the metadata exists; the tests have `qemu-img check` judge it.
@@ -340,6 +341,33 @@ mod tests {
         check().expect("not closed in order: QEMU repairs it");
         file.set_len(50).unwrap();
         assert!(check().is_err(), "cut short");
+    }
+
+    /// A name in a header is refused, whoever wrote it. An empty one is none, for QEMU too, whatever
+    /// the bytes are that it points at.
+    #[test]
+    fn a_name_of_no_length_names_nothing() {
+        let (_keep, dir) = scratch(1 << 20);
+        let file = dir.join("hostile");
+        let status = Command::new("qemu-img")
+            .args(["create", "-q", "-f", "qcow2", "-u", "-b", "/etc/shadow", "-F", "raw"])
+            .args([file.as_str(), "1M"])
+            .status();
+        assert!(status.unwrap().success());
+        assert_eq!(judge("info", &file)["backing-filename"], "/etc/shadow");
+        let opened = File::options().read(true).write(true).open(&file).unwrap();
+        let error = check_overlay(&opened, None).unwrap_err().to_string();
+        assert!(error.contains("backing file"), "{error}");
+
+        let mut place = [0; 8];
+        opened.read_exact_at(&mut place, 8).unwrap();
+        let mut name = [0; 11];
+        opened.read_exact_at(&mut name, u64::from_be_bytes(place)).unwrap();
+        assert_eq!(&name, b"/etc/shadow");
+        opened.write_all_at(&[0; 4], 16).unwrap();
+        check_overlay(&opened, None).unwrap();
+        let info = judge("info", &file);
+        assert!(info.get("backing-filename").is_none(), "{info}");
     }
 
     #[test]

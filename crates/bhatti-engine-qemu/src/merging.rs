@@ -87,11 +87,9 @@ pub(crate) async fn merge(
     let patience = blocking(move || patience(&layers)).await?;
     let start = Step::Start { top: top.node(), layers: disk.layers.len(), keep };
     if let Err(error) = copy(&machine, start, patience).await {
-        // A machine that has ended has no job.
-        if !matches!(error, EngineError::Gone)
-            && let Err(error) = ask(&machine, Step::Cancel).await
-        {
-            tracing::warn!(%error, dir = %machine.dir.path(), "cannot give up a merge of layers");
+        if let Err(error) = ask(&machine, Step::Cancel).await {
+            // It has ended; or whoever asks for the disk next gives the merge up.
+            tracing::debug!(%error, dir = %machine.dir.path(), "cannot give up a merge of layers");
         }
         return Err(error);
     }
@@ -371,5 +369,69 @@ impl Graph {
         }
         chain.reverse();
         chain
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn what_is_kept_stays_below() {
+        let disk = names(&["base", "layer-0", "layer-1", "root", "root-1"]);
+        let base = |keep| base_of(&disk, 4, keep).unwrap();
+        assert_eq!(base(0), Some(Base::Node("base")));
+        assert_eq!(base(1), Some(Base::Node("layer-0")));
+        assert_eq!(base(3), Some(Base::Node("root")));
+        assert_eq!(base(4), None);
+        let complete = names(&["root", "root-1"]);
+        assert_eq!(base_of(&complete, 2, 0).unwrap(), Some(Base::Nothing));
+        assert_eq!(base_of(&complete, 2, 1).unwrap(), Some(Base::Node("root")));
+    }
+
+    #[test]
+    fn after_an_unheard_merge_nothing_is_taken_for_kept() {
+        let disk = names(&["base", "layer-0", "root"]);
+        for keep in 0..4 {
+            assert_eq!(base_of(&disk, 4, keep).unwrap(), Some(Base::Node("base")), "{keep}");
+        }
+        assert_eq!(base_of(&disk[..1], 4, 2).unwrap(), None, "it was done already");
+        assert!(base_of(&disk, 1, 0).is_err(), "more than anybody knows of");
+    }
+
+    #[test]
+    fn a_graph_is_followed_from_the_top() {
+        let graph = |edges: &[(u64, u64, &str)]| {
+            let edge = |(parent, child, name): &(u64, u64, &str)| json!({ "parent": parent, "child": child, "name": name });
+            let node =
+                |(id, name): (u64, &str)| json!({ "id": id, "type": "block-driver", "name": name });
+            let nodes = [(1, "root"), (2, "layer-0"), (3, "base"), (4, "layer-1"), (5, "#block7")];
+            Graph::read(&json!({
+                "nodes": nodes.map(node),
+                "edges": edges.iter().map(edge).collect::<Vec<_>>(),
+            }))
+            .unwrap()
+        };
+        let plain = [(1, 2, "backing"), (2, 3, "backing"), (4, 2, "backing"), (1, 5, "file")];
+        assert_eq!(graph(&plain).below("root"), names(&["base", "layer-0"]));
+        assert_eq!(graph(&plain).below("layer-9"), names(&[]));
+        let circle = graph(&[(1, 2, "backing"), (2, 1, "backing")]);
+        assert!(circle.below("root").len() <= MAX_LAYERS + 3, "a VMM may say anything");
+        assert!(Graph::read(&json!({ "nodes": 1 })).is_none());
+    }
+
+    #[test]
+    fn later_layers_are_greater() {
+        let order = ["layer-0", "layer-9", "layer-10", "root", "root-2", "root-10"];
+        let layers: Vec<_> = order.iter().map(|name| Layer::of(name).unwrap()).collect();
+        assert!(layers.is_sorted());
+        assert!(layers.iter().zip(order).all(|(layer, name)| layer.node() == name));
+        assert_eq!(Layer::of("base"), None);
+        assert_eq!(Layer::of("#block7"), None);
+        assert_eq!(Layer::of(FILTER), None);
     }
 }

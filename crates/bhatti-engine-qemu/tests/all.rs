@@ -11,6 +11,8 @@ mod conformance;
 mod ending;
 #[path = "all/harness.rs"]
 mod harness;
+#[path = "all/merging.rs"]
+mod merging;
 #[path = "all/recovery.rs"]
 mod recovery;
 #[path = "all/snapshot.rs"]

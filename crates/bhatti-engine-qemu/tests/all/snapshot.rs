@@ -344,10 +344,10 @@ async fn a_full_disk_is_no_pause() {
 }
 
 /// A little file system of its own for a machine's directory.
-struct SmallDisk(Utf8PathBuf);
+pub(crate) struct SmallDisk(Utf8PathBuf);
 
 impl SmallDisk {
-    fn over(dir: &Utf8Path) -> Self {
+    pub(crate) fn over(dir: &Utf8Path) -> Self {
         let Private { uid, gid } = OWNER;
         let options = format!("size=100m,mode=700,uid={uid},gid={gid}");
         mount(&["-t", "tmpfs", "-o", &options, "bhatti-test", dir.as_str()]);
@@ -359,7 +359,7 @@ impl SmallDisk {
         stat.blocks_available() < 16
     }
 
-    fn grow(&self) {
+    pub(crate) fn grow(&self) {
         mount(&["-o", "remount,size=500m", self.0.as_str()]);
     }
 }
