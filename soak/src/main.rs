@@ -78,7 +78,11 @@ fn soak(seed: u64, options: &Options) -> u64 {
     stage.look_into(&(0..places).collect::<Vec<_>>());
     stage.finish();
     println!("{}", stage.tally);
-    let problems = stage.tally.problems();
+    let errors = stage.daemon.unannounced_errors();
+    for error in &errors {
+        eprintln!("UNANNOUNCED ERROR: {error}");
+    }
+    let problems = stage.tally.problems() + errors.len() as u64;
     stage.daemon.keep_scratch(problems > 0);
     problems
 }

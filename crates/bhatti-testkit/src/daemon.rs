@@ -325,6 +325,14 @@ impl TestDaemon {
         self.allowed_errors.push(text.to_owned());
     }
 
+    /// ERROR lines of the daemon's log, since it was started last, that nobody announced.
+    pub fn unannounced_errors(&self) -> Vec<String> {
+        let log = self.log.lock().expect("not poisoned");
+        let errors = log.iter().filter(|line| field(line, "level").as_deref() == Some("ERROR"));
+        let allowed = |line: &str| self.allowed_errors.iter().any(|text| line.contains(text));
+        errors.filter(|line| !allowed(line)).cloned().collect()
+    }
+
     /// Pids of the machines' processes, from the control group of this daemon.
     pub fn machines(&self) -> Vec<i32> {
         self.processes_in("")
@@ -396,11 +404,8 @@ impl Drop for TestDaemon {
             drop(writeln!(std::io::stderr(), "--- daemon log ---\n{log}"));
             return;
         }
-        let log = self.log.lock().expect("not poisoned");
-        for line in log.iter().filter(|line| field(line, "level").as_deref() == Some("ERROR")) {
-            let allowed = self.allowed_errors.iter().any(|text| line.contains(text));
-            assert!(allowed, "unannounced error in the daemon's log: {line}");
-        }
+        let errors = self.unannounced_errors();
+        assert!(errors.is_empty(), "unannounced errors in the daemon's log: {errors:?}");
     }
 }
 

@@ -108,7 +108,7 @@ fn a_create_whose_client_hangs_up_ends_in_a_known_state_vm() {
 #[test]
 fn a_full_disk_is_said_and_leaves_nothing() {
     on_fresh_host(|| {
-        let mut daemon = TestDaemon::prepared_on_small_disk(400);
+        let mut daemon = TestDaemon::prepared_on_small_disk(700);
         daemon.allow_error("no space left on the host's disk");
         daemon.allow_error("the host's disk is full");
         daemon.run();
