@@ -17,7 +17,11 @@ use crate::stream::{Shared, Stream};
 
 /// How long to wait for the first answer before saying hello in a burst, and again with twice
 /// the patience each time.
-const FIRST_PATIENCE: Duration = Duration::from_millis(20);
+///
+/// A burst is only for a guest that was stopped in the middle of a frame, which is rare; one that
+/// was just restored under emulation takes 60 to 150 ms for its first answer, longer when many
+/// wake at once, and reading 64 KiB of hellos would cost it as much again.
+const FIRST_PATIENCE: Duration = Duration::from_millis(400);
 const LAST_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What is known about the guest when a carrier is opened.
