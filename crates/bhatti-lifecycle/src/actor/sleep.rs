@@ -234,7 +234,8 @@ impl Actor {
     pub(super) async fn let_go_on(&mut self) {
         let Some(machine) = &mut self.machine else { return };
         if let Err(error) = machine.guest(&self.world).await {
-            tracing::error!(error = crate::chain(&error), "a paused machine does not go on");
+            // If it died, its end is told next.
+            tracing::warn!(error = crate::chain(&error), "a paused machine does not go on");
         }
     }
 }
