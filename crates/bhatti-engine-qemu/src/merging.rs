@@ -222,8 +222,8 @@ async fn finish(qmp: &mut Qmp) -> Result<(), EngineError> {
     if let Some(job) = ended.filter(|job| job.error.is_some()) {
         return Err(job.failure());
     }
-    // Where the copies are may be known to the VMM's cache only. Stopping what stands writes it
-    // out.
+    // Where the copies are is known to the VMM's cache only: killed now, it would leave a top
+    // without them. Stopping what stands writes it out.
     qmp.stop().await?;
     release(qmp).await
 }

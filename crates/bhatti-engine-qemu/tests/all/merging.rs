@@ -106,6 +106,19 @@ impl<'a> Sleeper<'a> {
         ask(&*self.vm, CHECK).await
     }
 
+    /// The disk as it is, whatever becomes of its layers.
+    fn copy(&self) -> RootDisk {
+        let shelf = self.harness.shelf();
+        let mut copy = RootDisk { file: shelf.join("top"), ..self.disk.clone() };
+        std::fs::copy(&self.disk.file, &copy.file).unwrap();
+        for (number, layer) in copy.layers.iter_mut().enumerate() {
+            let name = shelf.join(number.to_string());
+            std::fs::hard_link(&layer, &name).unwrap();
+            *layer = name;
+        }
+        copy
+    }
+
     /// What `qemu-img check` says of the top; nobody may be using it.
     fn judge_top(&self) -> serde_json::Value {
         let output = Command::new("qemu-img")
@@ -140,6 +153,26 @@ fn has_open(pid: i32, file: (u64, u64)) -> bool {
 fn identity(path: &Utf8Path) -> (u64, u64) {
     let metadata = std::fs::metadata(path).unwrap();
     (metadata.dev(), metadata.ino())
+}
+
+/// Compares two disks, every byte, as QEMU reads them.
+fn assert_equal(one: &RootDisk, two: &RootDisk) {
+    let image = |disk: &RootDisk| {
+        let file = |path| serde_json::json!({ "driver": "file", "filename": path });
+        let base = disk.base.as_ref().unwrap();
+        let mut image = serde_json::json!({ "driver": "raw", "file": file(base) });
+        for layer in disk.layers.iter().chain([&disk.file]) {
+            let over =
+                serde_json::json!({ "driver": "qcow2", "file": file(layer), "backing": image });
+            image = over;
+        }
+        format!("json:{image}")
+    };
+    let output = Command::new("qemu-img").args(["compare", &image(one), &image(two)]).output();
+    let output = output.expect("qemu-img is installed (Debian: qemu-utils)");
+    let (said, why) = (output.stdout.as_slice(), output.stderr.as_slice());
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{}{}", text(said), text(why));
 }
 
 fn nothing_wrong(check: &serde_json::Value) {
@@ -183,9 +216,11 @@ async fn a_merged_chain_keeps_every_byte() {
     assert_eq!(sleeper.disk.layers.len(), 2);
     // All of it, down to the image.
     sleeper.vm.pause().await.unwrap();
+    let before = sleeper.copy();
     sleeper.merge(0).await;
     // As a freeze does it: nothing but what is in the files lives on.
     sleeper.vm.kill().await.unwrap();
+    assert_equal(&before, &sleeper.disk);
     let check = sleeper.judge_top();
     nothing_wrong(&check);
     assert!(check.get("leaks").is_none(), "{check}");
