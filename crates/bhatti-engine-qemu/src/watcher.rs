@@ -136,7 +136,15 @@ impl Watcher {
                     tracing::error!(%error, dir = %self.dir.path(), "cannot collect a VMM");
                     break Status::Unknown;
                 }
-                Happened::Event(event) => self.react(event).await,
+                Happened::Event(event) => {
+                    self.react(event).await;
+                    // Whoever never stops telling shall not keep us from being asked.
+                    if !self.process.has_ended()
+                        && let Ok(command) = self.inbox.try_recv()
+                    {
+                        self.obey(command).await;
+                    }
+                }
                 Happened::TimeToGoOn => self.go_on().await,
                 Happened::Asked(Some(command)) => self.obey(command).await,
                 // The handle is gone; it aborts this task, unless it comes to this first.
@@ -372,6 +380,34 @@ mod tests {
 
     use super::*;
 
+    /// A process to stand for a VMM's.
+    fn sleeper() -> (std::process::Child, Process) {
+        let mut child = std::process::Command::new("sleep");
+        // If a test fails, whoever reads what tests print must not wait for it.
+        child.arg("1000").stdout(Stdio::null()).stderr(Stdio::null());
+        let child = child.spawn().unwrap();
+        let process = Process::child(i32::try_from(child.id()).unwrap()).unwrap();
+        (child, process)
+    }
+
+    fn watcher(
+        process: Process,
+        dir: Arc<MachineDir>,
+        qmp: Qmp,
+        inbox: mpsc::Receiver<Command>,
+    ) -> Watcher {
+        Watcher::new(Watched {
+            process: Arc::new(process),
+            control: Control::new(Arc::clone(&dir), dir.owner().unwrap(), Some(qmp)),
+            group: Group::nowhere(),
+            log: None,
+            dir,
+            console: Arc::default(),
+            inbox,
+            killed: Arc::default(),
+        })
+    }
+
     /// A VMM that obeys and notes what it was told; a full disk meets every attempt to write, of
     /// which there is one when it stops and one when it goes on.
     async fn play_qemu(peer: UnixStream, told: watch::Sender<Vec<String>>) {
@@ -406,31 +442,68 @@ mod tests {
         }
     }
 
+    /// A VMM that obeys and tells of things that are of no interest, without end. In threads of its
+    /// own: a task would let the other one come to an end of what it has to read.
+    fn play_chatterbox(peer: std::os::unix::net::UnixStream) {
+        use std::io::{BufRead, BufReader, Write};
+        let mut writer = peer.try_clone().unwrap();
+        writer.write_all(b"{\"QMP\": {}}\n").unwrap();
+        let (answer, answers) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for command in BufReader::new(peer).lines().map_while(Result::ok) {
+                let text: &[u8] = match command.contains("query-status") {
+                    true => b"{\"return\": {\"status\": \"paused\"}}\n",
+                    false => b"{\"return\": {}}\n",
+                };
+                answer.send(text).ok();
+            }
+        });
+        std::thread::spawn(move || {
+            let news = b"{\"event\": \"NEWS\"}\n".repeat(4000);
+            // Until nobody listens.
+            while writer.write_all(answers.try_recv().unwrap_or(&news)).is_ok() {}
+        });
+    }
+
+    #[tokio::test]
+    async fn who_never_stops_telling_is_asked_all_the_same() {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = Arc::new(MachineDir::open(Utf8Path::from_path(scratch.path()).unwrap()).unwrap());
+        let (mut child, process) = sleeper();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let theirs = theirs.into_std().unwrap();
+        theirs.set_nonblocking(false).unwrap();
+        play_chatterbox(theirs);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let qmp = Qmp::greet(ours, deadline).await.unwrap();
+        let (commands, inbox) = mpsc::channel(8);
+        let watcher = watcher(process, dir, qmp, inbox);
+        let (exit, mut ended) = watch::channel(None);
+        let watcher = tokio::spawn(watcher.run(exit));
+        for _ in 0..5 {
+            let (reply, answer) = oneshot::channel();
+            commands.send(Command::Pause(reply)).await.ok().unwrap();
+            let answer = timeout(Duration::from_secs(20), answer).await;
+            answer.expect("it is asked").unwrap().unwrap();
+        }
+        commands.send(Command::Kill).await.ok().unwrap();
+        ended.wait_for(Option::is_some).await.unwrap();
+        watcher.await.unwrap();
+        child.wait().ok();
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_full_disk_lets_go_on_what_was_not_paused() {
         let scratch = tempfile::tempdir().unwrap();
         let dir = Arc::new(MachineDir::open(Utf8Path::from_path(scratch.path()).unwrap()).unwrap());
-        let mut child = std::process::Command::new("sleep");
-        // If this fails, whoever reads what tests print must not wait for it.
-        child.arg("1000").stdout(Stdio::null()).stderr(Stdio::null());
-        let mut child = child.spawn().unwrap();
-        let process = Process::child(i32::try_from(child.id()).unwrap()).unwrap();
+        let (mut child, process) = sleeper();
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (told, mut heard) = watch::channel(Vec::new());
         let vmm = tokio::spawn(play_qemu(theirs, told));
         let deadline = Instant::now() + Duration::from_secs(10);
         let qmp = Qmp::greet(ours, deadline).await.unwrap();
         let (commands, inbox) = mpsc::channel(8);
-        let watcher = Watcher::new(Watched {
-            process: Arc::new(process),
-            control: Control::new(Arc::clone(&dir), dir.owner().unwrap(), Some(qmp)),
-            group: Group::nowhere(),
-            log: None,
-            dir,
-            console: Arc::default(),
-            inbox,
-            killed: Arc::default(),
-        });
+        let watcher = watcher(process, dir, qmp, inbox);
         let (exit, mut ended) = watch::channel(None);
         let watcher = tokio::spawn(watcher.run(exit));
         let conts = |told: &Vec<String>| told.iter().filter(|told| *told == "cont").count();
