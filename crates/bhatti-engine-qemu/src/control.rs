@@ -149,7 +149,8 @@ pub(crate) async fn connect(
             // Bound, but not listened on yet: there is nothing to wait for but time.
             Err(_) => sleep(pause).await,
         }
-        pause = (pause * 2).min(Duration::from_millis(16));
+        // A machine that wakes is waited for, and asking costs next to nothing.
+        pause = (pause * 2).min(Duration::from_millis(2));
     }
 }
 

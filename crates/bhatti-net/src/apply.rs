@@ -22,10 +22,12 @@ use crate::NetError;
 use crate::plan::{Link, Observed, Repair, Seen, UserPlan};
 
 mod firewall;
+mod ruleset;
 mod tap;
 mod transit;
 
 pub(crate) use firewall::foreign_drops;
+pub(crate) use ruleset::generation as rules_generation;
 pub(crate) use tap::{LINGER, LINGER_STEP, TUN, open_detached_tap, open_tap, taps_in};
 pub(crate) use transit::{choose_transit, release_transit};
 

@@ -88,6 +88,8 @@ struct Inner {
     transit: Ipv4Net,
     nameservers: Vec<IpAddr>,
     users: Mutex<HashMap<u32, Arc<tokio::sync::Mutex<Slot>>>>,
+    /// The generation of the host's rules in which ours were last seen.
+    rules_seen: Mutex<Option<u32>>,
 }
 
 /// What this process knows of one user's network.
@@ -117,7 +119,8 @@ impl Networks {
             tracing::warn!(wanted = %config.transit, %transit, "took another transit range");
         }
         let (nameservers, users) = (config.nameservers, Mutex::default());
-        let inner = Arc::new(Inner { names, transit, nameservers, users });
+        let rules_seen = Mutex::default();
+        let inner = Arc::new(Inner { names, transit, nameservers, users, rules_seen });
         let networks = Self { inner };
         // Rules before forwarding: no packet is forwarded that they have not seen.
         networks.reload().await?;
@@ -270,11 +273,22 @@ impl Inner {
     }
 
     async fn ensure_host_rules(&self) -> Result<(), NetError> {
-        if apply::host_rules_are_there(self.names.table()).await? {
+        // Asked before looking: what changes meanwhile is another generation.
+        let generation = apply::rules_generation();
+        if generation.is_some() && *self.rules_seen() == generation {
             return Ok(());
         }
-        tracing::error!("the host's firewall rules have vanished; loading them again");
-        self.load_host_rules().await
+        if !apply::host_rules_are_there(self.names.table()).await? {
+            tracing::error!("the host's firewall rules have vanished; loading them again");
+            return self.load_host_rules().await;
+        }
+        *self.rules_seen() = generation;
+        Ok(())
+    }
+
+    fn rules_seen(&self) -> std::sync::MutexGuard<'_, Option<u32>> {
+        // A number; nothing panics while it is held.
+        self.rules_seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     async fn ensure(&self, index: u32, slot: &mut Slot) -> Result<UserNet, NetError> {
