@@ -14,6 +14,8 @@
 //! - `-no-shutdown`: a machine that ends stays until somebody has read its console.
 //! - `memory-backend-file` on `/dev/zero`: anonymous memory, under a name by which [`crate::memory`]
 //!   finds it in the process (ADR 0010).
+//! - `merge=off`: QEMU would offer the memory to a host that merges equal pages (KSM); how long a
+//!   write then takes tells one tenant what is in another's memory.
 //! - `suppress-vmdesc`: a saved device state here has no description, and none is expected.
 //! - the two `migration` properties: a saved device state names neither machine type nor run state;
 //!   the fingerprint says the first, and a restored machine stands in any case (`-S`).
@@ -161,7 +163,7 @@ impl Machine {
     }
 
     fn memory(&self, line: &mut Line) {
-        let size = format!("id={MEMORY},size={}M,share=off", self.shape.memory.0);
+        let size = format!("id={MEMORY},size={}M,share=off,merge=off", self.shape.memory.0);
         let backend = match self.memory {
             Memory::Zero => format!("memory-backend-file,{size},mem-path=/dev/zero"),
             Memory::Template(fd) => {
@@ -212,7 +214,7 @@ impl Machine {
                     "driver": "raw",
                     "node-name": IMAGE,
                     "read-only": true,
-                    "file": { "driver": "file", "filename": "/dev/fdset/1", "read-only": true },
+                    "file": shared_file(1),
                 }),
             );
             below = Some(IMAGE.to_owned());
@@ -220,14 +222,13 @@ impl Machine {
         for (number, fd) in self.fds.layers.iter().enumerate() {
             let (set, node) = (layer_set(number), layer_node(number));
             line.option("-add-fd", format!("fd={fd},set={set},opaque={node}"));
-            let file = format!("/dev/fdset/{set}");
             line.json(
                 "-blockdev",
                 &json!({
                     "driver": "qcow2",
                     "node-name": node,
                     "read-only": true,
-                    "file": { "driver": "file", "filename": file, "read-only": true },
+                    "file": shared_file(set),
                     "backing": below,
                 }),
             );
@@ -267,6 +268,18 @@ pub(crate) fn layer_node(number: usize) -> String {
 /// The number under which the VMM keeps that layer's descriptor. The image has the first.
 pub(crate) fn layer_set(number: usize) -> usize {
     number + 2
+}
+
+/// A file that others have open too, by the number of its set. Without QEMU's locks: nobody writes
+/// such a file, and a lock that one VMM takes on its read-only descriptor would keep all others
+/// from starting.
+fn shared_file(set: usize) -> serde_json::Value {
+    json!({
+        "driver": "file",
+        "filename": format!("/dev/fdset/{set}"),
+        "read-only": true,
+        "locking": "off",
+    })
 }
 
 /// The block node of a disk's top layer, over nothing. It is the file of that name in the working

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use bhatti_engine::Engine;
 use bhatti_engine::conformance::Harness;
+use camino::Utf8Path;
 
 use crate::harness::{OWNER, QemuHarness};
 use crate::snapshot::Golden;
@@ -131,6 +132,7 @@ async fn a_clone_sees_its_own_descriptors_and_no_more() {
     let golden = Golden::new(&harness, &engine).await;
     let machine = golden.machine(&harness, &engine).await;
     let (disk, layers) = (machine.root.file.clone(), machine.root.layers.clone());
+    let _locks: Vec<_> = layers.iter().map(|layer| lock_as_a_vmm_could(layer)).collect();
     let vm = golden.restore(&engine, machine).await;
     let pid = vm.record().pid;
     let (root, fds) = (format!("/proc/{pid}/root"), format!("/proc/{pid}/fd"));
@@ -184,6 +186,21 @@ async fn a_clone_sees_its_own_descriptors_and_no_more() {
     }
     assert!(templates > 0, "or this looked at the wrong process");
     vm.kill().await.unwrap();
+}
+
+/// The strongest lock that a VMM which was broken into can take on what it shares with others: it
+/// must keep none of them from starting.
+fn lock_as_a_vmm_could(shared: &Utf8Path) -> std::fs::File {
+    let file = std::fs::File::open(shared).unwrap();
+    let lock = libc::flock {
+        l_type: libc::F_RDLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_OFD_SETLK(&lock)).unwrap();
+    file
 }
 
 /// What the VMM's root holds, seen from the host; nothing of the host is reached through it.
