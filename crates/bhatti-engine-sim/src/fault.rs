@@ -19,6 +19,7 @@ pub enum Call {
     Resume,
     Save,
     SealDisk,
+    DiskTop,
     MergeDisk,
     Kill,
 }
@@ -31,6 +32,9 @@ pub enum Fault {
     Fail(String),
     /// The call takes this much longer and then succeeds.
     Slow(Duration),
+    /// [`Call::SealDisk`] has its effect, and fails with this text all the same. To other calls it
+    /// is [`Fault::Fail`].
+    Unheard(String),
     /// The call never returns; only dropping it ends it. It has no effect.
     Hang,
     /// The machine dies during the call. On [`Call::Boot`] and [`Call::Restore`] it dies just

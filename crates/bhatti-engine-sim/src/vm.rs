@@ -64,8 +64,12 @@ impl SimVm {
 
     /// Meets the fault that waits for this call.
     async fn enter(&self, call: Call) -> Result<(), EngineError> {
-        match self.host.enter(call).await {
-            Some(Fault::Fail(message)) => Err(failure(call, message)),
+        self.meet(call, self.host.enter(call).await)
+    }
+
+    fn meet(&self, call: Call, fault: Option<Fault>) -> Result<(), EngineError> {
+        match fault {
+            Some(Fault::Fail(message) | Fault::Unheard(message)) => Err(failure(call, message)),
             Some(Fault::Die(detail)) => {
                 self.host.crash(&self.record.id, &detail);
                 Ok(())
@@ -133,7 +137,13 @@ impl Vm for SimVm {
     }
 
     async fn seal_disk(&self, disk: &RootDisk, sealed: &Utf8Path) -> Result<RootDisk, EngineError> {
-        self.enter(Call::SealDisk).await?;
+        let heard = match self.host.enter(Call::SealDisk).await {
+            Some(Fault::Unheard(message)) => Err(failure(Call::SealDisk, message)),
+            fault => {
+                self.meet(Call::SealDisk, fault)?;
+                Ok(())
+            }
+        };
         self.while_paused(Call::SealDisk, |_| ())?;
         // As in earnest: the second name first, then the step that counts, then the first name.
         // `sealed` replaces nothing, and no name of a top is used twice.
@@ -147,6 +157,7 @@ impl Vm for SimVm {
         self.with(|machine| machine.top.clone_from(&fresh))?;
         std::fs::remove_file(&disk.file).map_err(file_error("remove", &disk.file))?;
         give_way().await;
+        heard?;
         let mut after = disk.clone();
         after.layers.push(sealed.to_owned());
         Ok(RootDisk { file: fresh, ..after })
@@ -163,6 +174,7 @@ impl Vm for SimVm {
     }
 
     async fn disk_top(&self) -> Result<Utf8PathBuf, EngineError> {
+        self.enter(Call::DiskTop).await?;
         self.with(|machine| machine.top.clone())
     }
 

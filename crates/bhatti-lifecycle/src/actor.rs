@@ -41,8 +41,11 @@ pub(crate) struct Actor {
     asked: Asked,
     /// A move that everybody sees and the record does not yet, with its reason.
     owed: Option<(Phase, String)>,
-    /// The disk the machine writes, where the record does not say so yet.
+    /// The disk the machine writes, where the record does not say so yet and is right too.
     unrecorded_disk: Option<serde_json::Value>,
+    /// A sealing of its disk has begun, and what came of it is not recorded. Until it is, the
+    /// machine stands, no number is given out and no layer is removed.
+    half_sealed: bool,
     /// Something may have become superfluous.
     untidy: bool,
     /// Told once, when the row is gone.
@@ -72,6 +75,7 @@ pub(crate) fn start(
         asked: Asked::default(),
         owed: None,
         unrecorded_disk: None,
+        half_sealed: false,
         untidy: false,
         on_gone,
     };
@@ -277,12 +281,20 @@ impl Actor {
                 }
             }
         }
-        if std::mem::take(&mut self.untidy) {
-            match self.row().await {
-                Ok(row) => disk::tidy(&self.world, &row).await,
-                Err(error) => tracing::warn!(error = crate::chain(&error), "failed to tidy up"),
-            }
+        if self.untidy
+            && let Err(error) = self.tidy().await
+        {
+            // Tried again after whatever comes next.
+            tracing::warn!(error = crate::chain(&error), "failed to tidy up");
         }
+    }
+
+    async fn tidy(&mut self) -> Result<(), WakeError> {
+        self.settle_disk().await?;
+        let row = self.row().await?;
+        self.untidy = false;
+        disk::tidy(&self.world, &row).await;
+        Ok(())
     }
 }
 

@@ -174,33 +174,34 @@ pub(crate) async fn sync_dir(path: Utf8PathBuf) -> Result<(), WakeError> {
 /// Puts the record of a disk right after a daemon died between a machine's getting a new top and
 /// the record of it. To be done before anything is removed, and before the machine goes on: all
 /// that time it stood, so the new top is empty. Idempotent. `vm` is the machine, if it is still
-/// there.
+/// there. Says whether the record was wrong.
 pub(crate) async fn put_right(
     world: &World,
     row: &SandboxRow,
     vm: Option<&dyn Vm>,
-) -> Result<(), WakeError> {
+) -> Result<bool, WakeError> {
     if row.root_disk.is_none() {
-        return Ok(());
+        return Ok(false);
     }
     let recorded = current(row)?;
     // A seal takes the number that was given out last, and nothing is given out before it is
     // recorded.
     let sealed = sealed_as(world, row, &recorded, row.serial);
     if recorded.layers.contains(&sealed.file) || !sealed.file.exists() {
-        return Ok(());
+        return Ok(false);
     }
     let right = match vm {
         Some(vm) => {
             let top = vm.disk_top().await.map_err(WakeError::Engine)?;
             if top == recorded.file {
-                return Ok(()); // it came no further than a second name for the same file
+                return Ok(false); // it came no further than a second name for the same file
             }
             let (former, layer) = (recorded.file.clone(), sealed.file.clone());
             blocking(move || bhatti_storage::seal_layer(&former, &layer)).await?;
             RootDisk { file: top, layers: layers_of(&sealed), ..recorded }
         }
-        None if recorded.file.exists() => return Ok(()),
+        // The same, unless its last step but one was done: what was taken from its VMM is sealed.
+        None if belongs_to(&recorded.file, row.vmm_uid) => return Ok(false),
         None => {
             let (layout, id) = (world.layout.clone(), row.engine_id.clone());
             blocking(move || layout.clear_sandbox(&id)).await?;
@@ -209,7 +210,13 @@ pub(crate) async fn put_right(
     };
     tracing::warn!(sandbox = %row.id, top = %right.file, "a disk layer was sealed and not recorded");
     let (id, value) = (row.id.clone(), to_json("root disk", &right)?);
-    Ok(world.db.call(move |store| store.set_root_disk(&id, &value)).await?)
+    world.db.call(move |store| store.set_root_disk(&id, &value)).await?;
+    Ok(true)
+}
+
+fn belongs_to(file: &Utf8Path, uid: u32) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    file.symlink_metadata().is_ok_and(|file| file.uid() == uid)
 }
 
 /// Gives all files of a sealed disk names in `dir`; the disk as it is there.

@@ -23,6 +23,7 @@ impl Actor {
     ) -> Result<Checkpoint, WakeError> {
         let phase = *self.phase.borrow();
         admit(phase, Op::Checkpoint)?;
+        self.settle_disk().await?;
         let row = self.row().await?;
         match phase {
             Phase::Hot | Phase::Warm => self.checkpoint_running(row, into).await,
@@ -100,8 +101,8 @@ impl Actor {
     /// Seals the disk of the paused machine, which writes into a new top from then on. Returns
     /// the disk up to the sealed layer.
     ///
-    /// The machine stands until the new top is recorded, so whatever a crash leaves in between
-    /// has nothing in it ([`disk::put_right`]).
+    /// The machine stands until the new top is recorded, so whatever a crash or a failure leaves
+    /// in between has nothing in it ([`disk::put_right`]).
     async fn seal_running(
         &mut self,
         row: &SandboxRow,
@@ -111,14 +112,29 @@ impl Actor {
         let Some(machine) = &self.machine else { return Err(WakeError::Gone) };
         let present = disk::current(row)?;
         let sealed = disk::sealed_as(&self.world, row, &present, number);
+        self.half_sealed = true;
         let next = machine.vm.seal_disk(&present, &sealed.file).await.map_err(WakeError::Engine)?;
-        // Kept here too: if it cannot be recorded now, the next record of anything says it.
         let value = to_json("root disk", &next)?;
-        self.unrecorded_disk = Some(value.clone());
         disk::sync_dir(layers).await?;
         let id = self.id.clone();
         self.world.db.call(move |store| store.set_root_disk(&id, &value)).await?;
+        self.half_sealed = false;
         self.unrecorded_disk = None;
         Ok(sealed)
+    }
+
+    /// Finds out what came of a sealing that was cut short, and records it. Nothing to do if none
+    /// was.
+    pub(super) async fn settle_disk(&mut self) -> Result<(), WakeError> {
+        if !self.half_sealed {
+            return Ok(());
+        }
+        let row = self.row().await?;
+        let vm = self.machine.as_ref().map(|machine| &*machine.vm);
+        if disk::put_right(&self.world, &row, vm).await? {
+            self.unrecorded_disk = None;
+        }
+        self.half_sealed = false;
+        Ok(())
     }
 }

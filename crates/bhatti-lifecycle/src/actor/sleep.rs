@@ -1,5 +1,7 @@
 //! Falling asleep: when the policy says so, and when somebody asks for it.
 
+use std::time::Duration;
+
 use bhatti_guest_client::GuestError;
 use bhatti_store::{Change, Generation};
 use bhatti_types::Phase;
@@ -31,6 +33,9 @@ impl Actor {
         if self.machine.is_none() {
             return Next::Nothing;
         }
+        if self.half_sealed {
+            return Next::Look(SETTLE_AGAIN);
+        }
         let last = self.pins.last_use();
         let quiet = Quiet {
             phase,
@@ -43,6 +48,9 @@ impl Actor {
     }
 
     pub(super) async fn fall_asleep(&mut self) {
+        if self.half_sealed {
+            return self.settle_and_go_on().await;
+        }
         match self.next() {
             Next::Nothing | Next::Look(_) => {}
             Next::Baseline => {
@@ -131,6 +139,7 @@ impl Actor {
         if self.machine.is_none() {
             return Ok(());
         }
+        self.settle_disk().await?;
         let was_hot = *self.phase.borrow() == Phase::Hot;
         if was_hot {
             self.quiesce().await;
@@ -199,6 +208,8 @@ impl Actor {
             let Some(keep) = disk::worth_merging(&disk).await? else { return Ok(None) };
             let begun = Instant::now();
             let merged = machine.vm.merge_disk(&disk, keep).await.map_err(WakeError::Engine)?;
+            // From here on layers may be removed whose content is nowhere else.
+            disk::sync_top(&merged).await?;
             let (before, after) = (disk.layers.len(), merged.layers.len());
             let millis = begun.elapsed().as_millis();
             tracing::info!(before, after, millis, "merged layers of a disk");
@@ -229,9 +240,24 @@ impl Actor {
         }
     }
 
+    async fn settle_and_go_on(&mut self) {
+        if *self.phase.borrow() == Phase::Hot {
+            self.let_go_on().await;
+        } else if let Err(error) = self.settle_disk().await {
+            tracing::error!(error = crate::chain(&error), "it is not known what came of a sealing");
+        }
+    }
+
     /// A machine that was to sleep and does not goes on, with the right time. If that does not
     /// work out, the next use tries again.
     pub(super) async fn let_go_on(&mut self) {
+        if let Err(error) = self.settle_disk().await {
+            tracing::error!(
+                error = crate::chain(&error),
+                "a machine stands until its disk is known"
+            );
+            return;
+        }
         let Some(machine) = &mut self.machine else { return };
         if let Err(error) = machine.guest(&self.world).await {
             // If it died, its end is told next.
@@ -239,6 +265,9 @@ impl Actor {
         }
     }
 }
+
+/// How soon it is tried again to find out what came of a sealing: meanwhile the machine stands.
+const SETTLE_AGAIN: Duration = Duration::from_secs(2);
 
 /// What a guest says of itself.
 enum Answer {

@@ -20,6 +20,7 @@ impl Actor {
         admit(phase, Op::Use)?;
         // From here on, so that nothing sleeps between the wake and the answer.
         let pin = self.pins.pin();
+        self.settle_disk().await?;
         let guest = match &mut self.machine {
             Some(machine) => {
                 let guest = machine.guest(&self.world).await;

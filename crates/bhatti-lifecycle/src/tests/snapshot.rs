@@ -149,6 +149,49 @@ async fn a_failed_checkpoint_changes_nothing() {
     }
 }
 
+/// Its disk has been sealed, and nobody heard of it: whatever is written afterwards counts.
+#[tokio::test]
+async fn a_seal_nobody_heard_of_loses_nothing() {
+    for then in ["stop", "die", "daemon"] {
+        let house = House::new();
+        let (mut daemon, mut alice) = with_dev(&house).await;
+        daemon.write(&alice, "dev", "before,").await;
+        house.host.inject(Call::SealDisk, Fault::Unheard("no answer".to_owned()));
+        daemon.sandboxes.checkpoint(&alice, "dev", name("base")).await.unwrap_err();
+        assert_eq!(house.host.paused(&house.machine()), Some(false), "{then}");
+        daemon.write(&alice, "dev", "after,").await;
+        match then {
+            "stop" => drop(daemon.sandboxes.stop(&alice, "dev").await.unwrap()),
+            "die" => {
+                house.host.crash(&house.machine(), "oom");
+                daemon.comes_to(&alice, "dev", Phase::Stopped).await;
+            }
+            _ => {
+                daemon.die().await;
+                house.host.reboot();
+                daemon = house.daemon().await;
+                alice = daemon.known(&alice).await;
+            }
+        }
+        daemon.sandboxes.lease(&alice, "dev").await.unwrap();
+        let disk = Daemon::disk(&daemon.row(&alice, "dev").await);
+        assert!(disk.contains("before,") && disk.contains("after,"), "{then}: {disk}");
+    }
+}
+
+/// Until it is known what it writes to, it stands: nothing can be lost meanwhile.
+#[tokio::test]
+async fn a_machine_whose_disk_is_not_known_stands() {
+    let house = House::new();
+    let (daemon, alice) = with_dev(&house).await;
+    house.host.inject(Call::SealDisk, Fault::Unheard("no answer".to_owned()));
+    house.host.inject(Call::DiskTop, Fault::Fail("no answer".to_owned()));
+    daemon.sandboxes.checkpoint(&alice, "dev", name("base")).await.unwrap_err();
+    assert_eq!(house.host.paused(&house.machine()), Some(true));
+    daemon.sandboxes.lease(&alice, "dev").await.unwrap();
+    assert_eq!(house.host.paused(&house.machine()), Some(false));
+}
+
 /// Whoever began to continue from it gets it whole.
 #[tokio::test]
 async fn deleting_waits_for_a_resume_under_way() {
