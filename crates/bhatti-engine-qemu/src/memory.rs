@@ -24,8 +24,9 @@
 //! makes two of its own pages collide damages its own memory.
 //!
 //! Everything here blocks; call it where blocking is allowed. What a VMM that was broken into can
-//! do: report nonsense about itself and get nonsense saved, and stall a read for as long as it
-//! lives. It cannot make the daemon read, write or allocate beyond that VMM's own memory.
+//! do: report nonsense about itself and get nonsense saved. It cannot make the daemon read, write
+//! or allocate beyond that VMM's own memory, nor wait: for who reads from outside, the kernel does
+//! not ask a process for its pages (`userfaultfd`), it refuses.
 
 pub(crate) mod chain;
 mod layer;

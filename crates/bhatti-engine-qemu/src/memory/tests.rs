@@ -397,6 +397,18 @@ fn a_machine_that_ended_is_gone_and_not_empty() {
 }
 
 #[test]
+fn a_vmm_that_never_gives_its_memory_makes_nobody_wait() {
+    let machine = Machine::stalling(PAGES);
+    let mapping = machine.mapping();
+    let run = super::pages::Run { first: 0, count: 1 };
+    let (told, tells) = std::sync::mpsc::channel();
+    std::thread::spawn(move || told.send(mapping.read(run, &mut [0; PAGE])));
+    // Who reads from outside is not let wait by the kernel; if ever, the machine's end ends it.
+    let read = tells.recv_timeout(std::time::Duration::from_secs(20)).expect("it waits");
+    assert!(matches!(read.unwrap_err(), MemoryError::File { .. }));
+}
+
+#[test]
 fn nothing_beyond_the_guests_memory_is_read_or_written() {
     let machine = Machine::zero(PAGES);
     let mapping = machine.mapping();

@@ -26,24 +26,34 @@ impl Machine {
     /// With a memory of zeros.
     pub(in super::super) fn zero(pages: u32) -> Self {
         let zero = std::fs::OpenOptions::new().read(true).write(true).open("/dev/zero");
-        Self::start(zero.expect("every Linux has it").as_raw_fd(), pages)
+        Self::start(zero.expect("every Linux has it").as_raw_fd(), pages, false)
+    }
+
+    /// With a memory that it never gives to anybody who wants to read it.
+    pub(in super::super) fn stalling(pages: u32) -> Self {
+        let zero = std::fs::OpenOptions::new().read(true).write(true).open("/dev/zero");
+        Self::start(zero.expect("every Linux has it").as_raw_fd(), pages, true)
     }
 
     /// With the memory of a template, opened as QEMU opens it.
     pub(in super::super) fn over(template: BorrowedFd<'_>, pages: u32) -> Self {
         let path = format!("/proc/self/fd/{}", template.as_raw_fd());
         let file = std::fs::OpenOptions::new().read(true).write(true).open(path);
-        Self::start(file.expect("a sealed memfd can be opened for writing").as_raw_fd(), pages)
+        Self::start(
+            file.expect("a sealed memfd can be opened for writing").as_raw_fd(),
+            pages,
+            false,
+        )
     }
 
-    fn start(file: RawFd, pages: u32) -> Self {
+    fn start(file: RawFd, pages: u32, stalling: bool) -> Self {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let bytes = pages as usize * PAGE;
         // SAFETY: the child calls nothing but system calls until it ends (`live`).
         let pid = unsafe { libc::fork() };
         assert!(pid >= 0, "fork failed");
         if pid == 0 {
-            live(file, bytes, theirs.as_raw_fd());
+            live(file, bytes, stalling, theirs.as_raw_fd());
         }
         let mut machine = Self { pid, pages, commands: ours };
         machine.answer();
@@ -101,7 +111,7 @@ impl Drop for Machine {
 }
 
 /// The child: maps, answers, obeys.
-fn live(file: RawFd, bytes: usize, commands: RawFd) -> ! {
+fn live(file: RawFd, bytes: usize, stalling: bool, commands: RawFd) -> ! {
     // SAFETY: after a fork of a process with threads only system calls are sound, and these are
     // all there is: no allocation, no lock. The mapping is `bytes` long and checked before use,
     // and a page is checked by the parent to lie within it.
@@ -111,6 +121,9 @@ fn live(file: RawFd, bytes: usize, commands: RawFd) -> ! {
         let access = libc::PROT_READ | libc::PROT_WRITE;
         let memory = libc::mmap(std::ptr::null_mut(), bytes, access, flags, file, 0);
         if memory == libc::MAP_FAILED {
+            libc::_exit(1);
+        }
+        if stalling && !keeps_its_pages(memory, bytes) {
             libc::_exit(1);
         }
         loop {
@@ -129,5 +142,28 @@ fn live(file: RawFd, bytes: usize, commands: RawFd) -> ! {
                 page.read_volatile();
             }
         }
+    }
+}
+
+/// Asks the kernel to ask this process for each page that is missing, and never answers.
+///
+/// # Safety
+///
+/// `memory` is a mapping of `bytes`. System calls only.
+unsafe fn keeps_its_pages(memory: *mut libc::c_void, bytes: usize) -> bool {
+    // From the kernel's `userfaultfd.h`: the numbers of two calls, the interface's version, and
+    // "pages that are missing".
+    const API: libc::Ioctl = 0xc018_aa3f_u32 as libc::Ioctl;
+    const REGISTER: libc::Ioctl = 0xc020_aa00_u32 as libc::Ioctl;
+    const VERSION: u64 = 0xaa;
+    const MISSING: u64 = 1;
+    let mut api = [VERSION, 0, 0];
+    let mut register = [memory as u64, bytes as u64, MISSING, 0];
+    // SAFETY: both structures are as long as the numbers of the calls say, 24 and 32 bytes.
+    unsafe {
+        let asked = libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) as libc::c_int;
+        asked >= 0
+            && libc::ioctl(asked, API, api.as_mut_ptr()) == 0
+            && libc::ioctl(asked, REGISTER, register.as_mut_ptr()) == 0
     }
 }
