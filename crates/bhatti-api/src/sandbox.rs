@@ -66,10 +66,9 @@ pub struct Transition {
 }
 
 impl Transition {
-    /// What a sandbox lost on its way to this state, if it lost something. A reason that says so
-    /// has the word "lost" in it; that is as much part of the contract as the words of hints.
+    /// What a sandbox lost on its way to this state, if it lost something.
     pub fn loss(&self) -> Option<&str> {
-        self.reason.contains("lost").then_some(self.reason.as_str())
+        bhatti_types::tells_of_loss(&self.reason).then_some(self.reason.as_str())
     }
 }
 

@@ -12,12 +12,13 @@ use std::time::Duration;
 use bhatti_engine::Exit;
 use bhatti_store::{Change, SandboxRow, StoreError, UserRow};
 use bhatti_types::{Phase, SandboxId};
+use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 pub use handle::Lease;
-pub(crate) use handle::{Checkpoint, CheckpointDirs, Handle, Origin, Start};
+pub(crate) use handle::{Checkpoint, CheckpointDirs, Handle, Origin, Standing, Start};
 
 use crate::guest::describe;
 use crate::idle::Next;
@@ -31,7 +32,8 @@ pub(crate) struct Actor {
     world: Arc<World>,
     id: SandboxId,
     owner: UserRow,
-    phase: watch::Sender<Phase>,
+    /// What everybody sees.
+    seen: watch::Sender<Standing>,
     commands: mpsc::Receiver<Command>,
     machine: Option<Machine>,
     interrupt: CancellationToken,
@@ -39,8 +41,8 @@ pub(crate) struct Actor {
     keep_hot: bool,
     /// What the guest has been asked in this time of quiet.
     asked: Asked,
-    /// A move that everybody sees and the record does not yet, with its reason.
-    owed: Option<(Phase, String)>,
+    /// A move that everybody sees and the record does not yet.
+    owed: Option<Standing>,
     /// The disk the machine writes, where the record does not say so yet and is right too.
     unrecorded_disk: Option<serde_json::Value>,
     /// A sealing of its disk has begun, and what came of it is not recorded. Until it is, the
@@ -60,13 +62,14 @@ pub(crate) fn start(
     on_gone: Box<dyn Fn(&SandboxId) + Send + Sync>,
 ) -> Handle {
     let (commands, queue) = mpsc::channel(QUEUE);
-    let (phase, watching) = watch::channel(row.phase);
+    let standing = Standing { phase: row.phase, reason: row.reason.clone(), since: row.changed_at };
+    let (seen, standing) = watch::channel(standing);
     let interrupt = world.tasks.stopping().child_token();
     let actor = Actor {
         world: world.clone(),
         id: row.id.clone(),
         owner,
-        phase,
+        seen,
         commands: queue,
         machine: None,
         interrupt: interrupt.clone(),
@@ -81,7 +84,7 @@ pub(crate) fn start(
     };
     let span = tracing::info_span!("sandbox", id = %row.id, name = %row.name);
     world.tasks.spawn("sandbox", |stop| actor.run(row, start, stop).instrument(span));
-    Handle { commands, phase: watching, interrupt, stopping: world.tasks.stopping() }
+    Handle { commands, standing, interrupt, stopping: world.tasks.stopping() }
 }
 
 /// What the loop turns to next.
@@ -157,7 +160,10 @@ impl Actor {
                 }
             }
             Command::PowerOff { reply } => drop(reply.send(self.power_off().await)),
-            Command::KeepHot(keep) => self.keep_hot = keep,
+            // As it is recorded now: of two changes at once the later word may come first.
+            Command::KeepHot(keep) => {
+                self.keep_hot = self.row().await.map_or(keep, |row| row.keep_hot);
+            }
             Command::Destroy { reply } => {
                 let result = self.destroy().await;
                 let gone = result.is_ok();
@@ -169,10 +175,13 @@ impl Actor {
     }
 
     async fn machine_ended(&mut self, exit: &Exit) {
-        let reason = describe(exit);
+        let mut reason = describe(exit);
         tracing::warn!(how = reason, "machine ended");
+        if let Exit::Died { .. } = exit {
+            reason.push_str("; memory is lost, the disk is kept");
+        }
         self.machine = None;
-        self.owed = Some((Phase::Stopped, reason));
+        self.owe(Phase::Stopped, &reason);
         self.catch_up().await;
     }
 
@@ -197,7 +206,7 @@ impl Actor {
     }
 
     async fn destroy(&mut self) -> Result<(), WakeError> {
-        let phase = *self.phase.borrow();
+        let phase = self.phase();
         admit(phase, Op::Destroy)?;
         // Recorded first: if we die half-way, the next start finishes the job.
         let from = &[
@@ -214,6 +223,7 @@ impl Actor {
             // Destroying is how a full disk gets room again, so it must not need any.
             Err(WakeError::Store(StoreError::Full(_))) => {
                 tracing::warn!("no room to record that a sandbox is being destroyed; going on");
+                self.show(self.standing(Phase::Destroying, "destroy requested"));
             }
             recorded => recorded?,
         }
@@ -237,16 +247,42 @@ impl Actor {
         Ok(row)
     }
 
+    fn phase(&self) -> Phase {
+        self.seen.borrow().phase
+    }
+
+    /// How it stands once it has come to that phase now.
+    fn standing(&self, to: Phase, reason: &str) -> Standing {
+        let seen = self.seen.borrow();
+        let since = if seen.phase == to { seen.since } else { Timestamp::now() };
+        Standing { phase: to, reason: reason.to_owned(), since }
+    }
+
+    fn show(&self, standing: Standing) {
+        self.seen.send_replace(standing);
+    }
+
     /// Records the move, then lets everybody see it.
     async fn move_to(
         &mut self,
         from: &'static [Phase],
         to: Phase,
         reason: &str,
+        change: Change,
+    ) -> Result<(), WakeError> {
+        self.come_to(from, self.standing(to, reason), change).await
+    }
+
+    async fn come_to(
+        &mut self,
+        from: &'static [Phase],
+        standing: Standing,
         mut change: Change,
     ) -> Result<(), WakeError> {
-        let (id, reason) = (self.id.clone(), reason.to_owned());
+        let Standing { phase: to, reason, since } = standing.clone();
+        let id = self.id.clone();
         tracing::info!(to = %to, reason, "changing phase");
+        change.at = Some(since);
         if change.root_disk.is_none() {
             change.root_disk.clone_from(&self.unrecorded_disk);
         }
@@ -255,29 +291,30 @@ impl Actor {
         self.world.db.call(moved).await?;
         self.unrecorded_disk = None;
         self.owed = None;
-        self.phase.send_replace(to);
+        self.show(standing);
         Ok(())
     }
 
     /// Lets everybody see a move that has happened whether or not it can be recorded.
     fn owe(&mut self, to: Phase, reason: &str) {
-        self.phase.send_replace(to);
-        self.owed = Some((to, reason.to_owned()));
+        let standing = self.standing(to, reason);
+        self.show(standing.clone());
+        self.owed = Some(standing);
     }
 
     /// Does what could wait until after the answer: records what everybody sees already, and
     /// removes files that nothing needs any more.
     async fn catch_up(&mut self) {
-        if let Some((to, reason)) = self.owed.clone() {
+        if let Some(owed) = self.owed.clone() {
+            let to = owed.phase;
             let from = &[Phase::Hot, Phase::Warm, Phase::Stopped];
             let change = if to == Phase::Stopped { disk::lost() } else { Change::default() };
-            match self.move_to(from, to, &reason, change).await {
+            match self.come_to(from, owed, change).await {
                 Ok(()) => self.untidy |= to == Phase::Stopped,
                 // Tried again after whatever comes next. A daemon that starts meanwhile finds the
                 // same out for itself, or pauses what the next use lets go on.
                 Err(error) => {
                     tracing::error!(error = crate::chain(&error), "failed to record a move");
-                    self.phase.send_replace(to);
                 }
             }
         }

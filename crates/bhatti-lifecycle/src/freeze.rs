@@ -162,7 +162,9 @@ pub(crate) fn outcome(attempt: Attempt, generations: &[Generation], failed: &[St
             at(index)
         ),
     };
-    format!("{what} ({})", failed.join("; "))
+    // A cause may quote a guest's console: its first line will do.
+    let causes: Vec<_> = failed.iter().filter_map(|cause| cause.lines().next()).collect();
+    format!("{what} ({})", causes.join("; "))
 }
 
 #[cfg(test)]
@@ -175,6 +177,20 @@ mod tests {
         assert_eq!(attempts(2, false), [Resume(0), Boot(0)]);
         assert_eq!(attempts(2, true), [Resume(0), Boot(0), Resume(1), Boot(1)]);
         assert!(attempts(0, true).is_empty());
+    }
+
+    /// The word by which clients warn.
+    #[test]
+    fn what_was_lost_is_said_and_nothing_else() {
+        use bhatti_types::tells_of_loss;
+        let failed = ["silence; console: a\nb".to_owned()];
+        for attempt in attempts(2, true).into_iter().skip(1) {
+            let reason = outcome(attempt, &[], &failed);
+            assert!(tells_of_loss(&reason), "{reason}");
+            assert!(reason.ends_with("(silence; console: a)"), "{reason}");
+        }
+        assert!(!tells_of_loss(&outcome(Attempt::Resume(0), &[], &[])));
+        assert!(!tells_of_loss("resumed from snapshot lost-and-found"));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use camino::Utf8PathBuf;
 use futures_util::StreamExt;
 use tokio::sync::oneshot;
 
-use crate::actor::{self, Handle, Origin, Start};
+use crate::actor::{self, Handle, Origin, Standing, Start};
 use crate::golden::Goldens;
 use crate::machine::{self, Machine, World, as_request_error};
 use crate::recover::{FOUND, LOST, Plan, plan};
@@ -373,7 +373,10 @@ impl Sandboxes {
         }
         let id = row.id.clone();
         match self.inner.world.db.call(move |store| store.sandbox(&id)).await {
-            Ok(row) if row.phase.wire().is_some() => Ok(Some(row)),
+            Ok(mut row) if row.phase.wire().is_some() => {
+                self.inner.up_to_date(&mut row);
+                Ok(Some(row))
+            }
             // Being destroyed, or left over from a failed undo.
             Ok(row) => Err(ServiceError::NameTaken(row.name.to_string())),
             Err(StoreError::NoSandbox(_)) => Ok(None),
@@ -456,6 +459,8 @@ impl Sandboxes {
     }
 
     /// Changes the record.
+    ///
+    /// Safe to drop: whoever has to know what is recorded is told whether or not anybody waits.
     pub async fn patch(
         &self,
         caller: &UserRow,
@@ -465,11 +470,25 @@ impl Sandboxes {
         spec.check()?;
         let row = self.get(caller, key).await?;
         admit(row.phase, Op::Edit)?;
+        let (reply, answer) = oneshot::channel();
+        let (this, caller) = (self.clone(), caller.clone());
+        self.inner.world.tasks.spawn("patch", |_| async move {
+            drop(reply.send(this.change(&caller, row, spec).await));
+        });
+        answer.await.unwrap_or(Err(ServiceError::ShuttingDown))
+    }
+
+    async fn change(
+        &self,
+        caller: &UserRow,
+        row: SandboxRow,
+        spec: PatchSpec,
+    ) -> Result<SandboxRow, ServiceError> {
         let PatchSpec { name, keep_hot, labels_add, labels_remove } = spec;
         let patch = PatchRow { name, labels_add, labels_remove, keep_hot };
         let patched =
             self.inner.world.db.call(move |store| store.patch_sandbox(&row.id, &patch)).await?;
-        let Some(keep) = keep_hot else { return Ok(patched) };
+        let Some(keep) = keep_hot else { return self.get(caller, patched.id.as_str()).await };
         let handle = self.handle(&patched)?;
         handle.keep_hot(keep).await;
         if keep {
@@ -543,11 +562,16 @@ impl Inner {
         (first, count - 1)
     }
 
-    /// The actor knows first: it answers before it writes.
-    fn up_to_date(&self, row: &mut SandboxRow) {
-        if let Some(handle) = self.handles().get(&row.id) {
-            row.phase = handle.phase();
+    /// The actor knows first: it answers before it writes. All of it is of one moment, whichever
+    /// moment the row is of.
+    pub(crate) fn up_to_date(&self, row: &mut SandboxRow) {
+        let standing = self.handles().get(&row.id).map(Handle::standing);
+        let Some(Standing { phase, reason, since }) = standing else { return };
+        let stopped = |phase| matches!(phase, Phase::Cold | Phase::Stopped);
+        if stopped(phase) && !stopped(row.phase) {
+            row.stopped_at = Some(since);
         }
+        (row.phase, row.reason, row.changed_at) = (phase, reason, since);
     }
 
     fn handles(&self) -> std::sync::MutexGuard<'_, HashMap<SandboxId, Handle>> {

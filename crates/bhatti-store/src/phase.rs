@@ -38,13 +38,16 @@ pub struct Change {
     /// The highest number in use, where layers came with numbers from elsewhere. Takes back
     /// none that was given out.
     pub serial: Option<u32>,
+    /// When it came to the phase, where that was before now.
+    pub at: Option<Timestamp>,
 }
 
 impl Store {
     /// Moves to `to` from one of `from`, with the reason, and changes what goes with it.
     ///
     /// A sandbox that comes to `stopped` or `cold` has no machine, unless `change` says so, and
-    /// has stopped now, unless it already had.
+    /// has stopped then, unless it already had. A sandbox that stays in its phase has been in it
+    /// since before, unless `change` says since when.
     pub fn set_phase(
         &mut self,
         id: &SandboxId,
@@ -58,10 +61,11 @@ impl Store {
         let golden = change.golden.as_ref().map(|golden| golden.as_ref().map(GoldenId::as_str));
         let changed = self.connection.execute(
             "UPDATE sandboxes SET phase = :to, reason = :reason,
-                 changed_at = CASE WHEN phase = :to THEN changed_at ELSE :now END,
+                 changed_at = CASE WHEN phase = :to AND NOT :at_given THEN changed_at
+                              ELSE :at END,
                  stopped_at = CASE WHEN :to IN ('stopped', 'cold')
                                     AND phase NOT IN ('stopped', 'cold')
-                              THEN :now ELSE stopped_at END,
+                              THEN :at ELSE stopped_at END,
                  root_disk = coalesce(:root_disk, root_disk),
                  vm = CASE WHEN :vm_given THEN :vm
                            WHEN :to IN ('stopped', 'cold') THEN NULL
@@ -75,7 +79,8 @@ impl Store {
                 ":from": json(&allowed),
                 ":to": to.as_str(),
                 ":reason": reason,
-                ":now": Timestamp::now().to_string(),
+                ":at_given": change.at.is_some(),
+                ":at": change.at.unwrap_or_else(Timestamp::now).to_string(),
                 ":root_disk": change.root_disk.as_ref().map(json),
                 ":vm_given": vm.is_some(),
                 ":vm": vm.flatten(),

@@ -13,6 +13,6 @@ mod size;
 pub use id::{BadId, EngineId, GoldenId, ImageId, RequestId, SandboxId, SnapshotId, UserId};
 pub use label::{BadLabel, Labels, check_label_key};
 pub use name::{BadName, Name};
-pub use phase::{Phase, Status, Thermal};
+pub use phase::{Phase, Status, Thermal, tells_of_loss};
 pub use secret::{ApiKey, Redacted};
 pub use size::{BadCpus, Cpus, Mib};

@@ -45,6 +45,14 @@ pub enum Thermal {
     Cold,
 }
 
+/// Whether the reason for a sandbox's phase says that something was lost on the way to it.
+///
+/// Those who write reasons say "is lost" or "are lost" then; clients warn. A name quoted in a
+/// reason cannot have a space in it.
+pub fn tells_of_loss(reason: &str) -> bool {
+    reason.contains(" is lost") || reason.contains(" are lost")
+}
+
 impl Phase {
     /// Every phase, for exhaustive tests.
     pub const ALL: [Phase; 7] = [

@@ -21,7 +21,7 @@ impl Actor {
         &mut self,
         into: CheckpointDirs,
     ) -> Result<Checkpoint, WakeError> {
-        let phase = *self.phase.borrow();
+        let phase = self.phase();
         admit(phase, Op::Checkpoint)?;
         self.settle_disk().await?;
         let row = self.row().await?;
@@ -65,7 +65,7 @@ impl Actor {
             self.save_and_seal(&row, Save { into: memory, ..freeze::what(&self.world, &row) });
         let saved = saved.await;
         let still = begun.elapsed();
-        if *self.phase.borrow() == Phase::Hot {
+        if self.phase() == Phase::Hot {
             self.let_go_on().await;
         }
         let (written, sealed) = saved?;

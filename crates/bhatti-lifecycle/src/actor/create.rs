@@ -42,7 +42,7 @@ impl Actor {
             // The row stays in phase `creating`; the next start of the daemon tries again.
             tracing::error!(error = crate::chain(&error), "failed to undo a create");
         }
-        self.phase.send_replace(Phase::Destroying);
+        self.show(self.standing(Phase::Destroying, "its creation failed"));
         (self.on_gone)(&self.id);
         Err(error)
     }

@@ -5,6 +5,7 @@ use bhatti_guest_client::Guest;
 use bhatti_store::SnapshotRow;
 use bhatti_types::{GoldenId, Phase};
 use camino::Utf8PathBuf;
+use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -76,11 +77,20 @@ pub(crate) struct Checkpoint {
     pub(crate) disk: RootDisk,
 }
 
+/// The phase of a sandbox with all that belongs to it, of one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Standing {
+    pub(crate) phase: Phase,
+    /// Why it came to that, one sentence.
+    pub(crate) reason: String,
+    pub(crate) since: Timestamp,
+}
+
 /// What everybody else holds of a sandbox. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Handle {
     pub(super) commands: mpsc::Sender<Command>,
-    pub(super) phase: watch::Receiver<Phase>,
+    pub(super) standing: watch::Receiver<Standing>,
     /// Ends a boot under way: somebody wants the sandbox gone, or the daemon stops.
     pub(super) interrupt: CancellationToken,
     /// The daemon stops, and its actors with it.
@@ -149,16 +159,16 @@ impl Handle {
         answered.unwrap_or_else(|| Err(gone()))
     }
 
-    /// The phase as it is, which the record may learn a moment later.
-    pub(crate) fn phase(&self) -> Phase {
-        *self.phase.borrow()
+    /// How it stands, which the record may learn a moment later.
+    pub(crate) fn standing(&self) -> Standing {
+        self.standing.borrow().clone()
     }
 
     /// Waits until creation has come to an end, whichever.
     pub(crate) async fn created(&self) {
-        let mut phase = self.phase.clone();
+        let mut standing = self.standing.clone();
         // An error means the actor is gone, which is an end too.
-        drop(phase.wait_for(|phase| *phase != Phase::Creating).await);
+        drop(standing.wait_for(|standing| standing.phase != Phase::Creating).await);
     }
 }
 

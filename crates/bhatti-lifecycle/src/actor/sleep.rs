@@ -29,7 +29,7 @@ const PATIENCE: u32 = 3;
 impl Actor {
     /// What the policy wants next.
     pub(super) fn next(&self) -> Next {
-        let phase = *self.phase.borrow();
+        let phase = self.phase();
         if self.machine.is_none() {
             return Next::Nothing;
         }
@@ -130,7 +130,7 @@ impl Actor {
     }
 
     pub(super) async fn stop(&mut self, reason: &str) -> Result<(), WakeError> {
-        admit(*self.phase.borrow(), Op::Stop)?;
+        admit(self.phase(), Op::Stop)?;
         self.freeze(reason).await
     }
 
@@ -140,7 +140,7 @@ impl Actor {
             return Ok(());
         }
         self.settle_disk().await?;
-        let was_hot = *self.phase.borrow() == Phase::Hot;
+        let was_hot = self.phase() == Phase::Hot;
         if was_hot {
             self.quiesce().await;
         }
@@ -241,7 +241,7 @@ impl Actor {
     }
 
     async fn settle_and_go_on(&mut self) {
-        if *self.phase.borrow() == Phase::Hot {
+        if self.phase() == Phase::Hot {
             self.let_go_on().await;
         } else if let Err(error) = self.settle_disk().await {
             tracing::error!(error = crate::chain(&error), "it is not known what came of a sealing");

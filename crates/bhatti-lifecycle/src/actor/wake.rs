@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::create::start_init;
 use super::sleep::Asked;
-use super::{Actor, Lease};
+use super::{Actor, Lease, Standing};
 use crate::disk::{self, base_dir, blocking};
 use crate::freeze::{self, Attempt};
 use crate::machine::{self, Frozen, Machine, to_json};
@@ -16,7 +16,7 @@ use crate::{Op, WakeError, admit};
 impl Actor {
     /// A guest that answers. Costs nothing while there is one already.
     pub(super) async fn make_usable(&mut self, force: bool) -> Result<Lease, WakeError> {
-        let phase = *self.phase.borrow();
+        let phase = self.phase();
         admit(phase, Op::Use)?;
         // From here on, so that nothing sleeps between the wake and the answer.
         let pin = self.pins.pin();
@@ -131,7 +131,13 @@ impl Actor {
             generations: Some(Vec::new()),
             ..Change::default()
         };
-        self.is_up(from, machine, "booted from its disk on use", change).await
+        // Who only ever sees it awake is to see what it has been through.
+        let Standing { phase, reason, .. } = self.seen.borrow().clone();
+        let reason = match phase {
+            Phase::Stopped => format!("booted from its disk on use; before that, {reason}"),
+            _ => "booted from its disk on use".to_owned(),
+        };
+        self.is_up(from, machine, &reason, change).await
     }
 
     /// Records a machine whose guest has answered. One that cannot be recorded is none.

@@ -22,8 +22,11 @@ async fn a_restart_adopts_what_runs() {
     let daemon = house.daemon().await;
     let row = daemon.sandboxes.get(&alice, "dev").await.unwrap();
     assert_eq!((row.phase, row.reason.as_str()), (Phase::Stopped, crate::recover::LOST));
+    assert!(bhatti_types::tells_of_loss(&row.reason));
     daemon.sandboxes.lease(&alice, "dev").await.unwrap();
-    assert_eq!(daemon.sandboxes.get(&alice, "dev").await.unwrap().phase, Phase::Hot);
+    let row = daemon.sandboxes.get(&alice, "dev").await.unwrap();
+    assert_eq!(row.phase, Phase::Hot);
+    assert!(row.reason.ends_with(crate::recover::LOST), "who wakes it is told: {}", row.reason);
     assert_eq!(house.host.started(), 2);
 }
 

@@ -358,8 +358,11 @@ async fn a_machine_that_dies_awake_has_nothing_to_wake_from() {
     house.host.crash(&house.machine(), "oom");
     let row = daemon.comes_to(&alice, "dev", Phase::Stopped).await;
     assert_eq!((row.generations.len(), row.golden.as_ref()), (0, None));
-    assert_eq!(row.reason, "the VMM died: oom");
+    assert_eq!(row.reason, "the VMM died: oom; memory is lost, the disk is kept");
+    assert!(bhatti_types::tells_of_loss(&row.reason));
     daemon.sandboxes.lease(&alice, "dev").await.unwrap();
+    let row = daemon.row(&alice, "dev").await;
+    assert!(bhatti_types::tells_of_loss(&row.reason), "still, after it has booted: {}", row.reason);
     assert!(Daemon::disk(&daemon.row(&alice, "dev").await).contains("later"));
     assert_eq!(house.host.memory(&house.machine()).as_deref(), Some(&b""[..]));
 }
@@ -431,4 +434,23 @@ async fn it_may_sleep_as_often_as_it_likes() {
     assert!(disk.layers.len() < 24, "{} layers", disk.layers.len());
     assert!(house.host.calls().contains(&Call::MergeDisk), "or nothing was merged");
     assert_eq!(house.host.memory(&house.machine()).as_deref(), Some(&b"work"[..]));
+}
+
+/// Whoever reads it sees a phase with its own reason and time, recorded or not.
+#[tokio::test]
+async fn what_is_seen_is_of_one_moment() {
+    let house = House::new();
+    let (daemon, alice) = with_dev(&house).await;
+    let made = daemon.row(&alice, "dev").await;
+    let recorded = daemon.sandboxes.stop(&alice, "dev").await.unwrap();
+    assert_eq!(recorded.stopped_at, Some(recorded.changed_at));
+    // As if it had been read before it slept, and looked at afterwards.
+    let mut late = made.clone();
+    daemon.sandboxes.inner.up_to_date(&mut late);
+    assert_eq!(
+        (late.phase, late.reason, late.changed_at, late.stopped_at),
+        (Phase::Cold, recorded.reason, recorded.changed_at, recorded.stopped_at)
+    );
+    let stored = daemon.comes_to(&alice, "dev", Phase::Cold).await;
+    assert_eq!(stored.changed_at, recorded.changed_at, "a restart changes nothing of that");
 }

@@ -114,7 +114,13 @@ fn times_tell_when_it_changed_and_when_it_stopped() {
     assert_eq!(stopped.stopped_at, cold.stopped_at);
     let same = moved(&mut store, &row.id, Phase::Stopped, Phase::Stopped);
     assert_eq!((same.changed_at, same.reason.as_str()), (stopped.changed_at, "because"));
-    moved(&mut store, &row.id, Phase::Stopped, Phase::Hot);
+    // What is recorded late was so since before.
+    let at = stopped.changed_at + jiff::SignedDuration::from_secs(1);
+    let late = Change { at: Some(at), ..Change::default() };
+    for to in [Phase::Stopped, Phase::Hot] {
+        store.set_phase(&row.id, &[Phase::Stopped], to, "late", &late).unwrap();
+        assert_eq!(store.sandbox(&row.id).unwrap().changed_at, at, "{to}");
+    }
     let again = moved(&mut store, &row.id, Phase::Hot, Phase::Stopped);
     assert!(again.stopped_at > stopped.stopped_at);
 }
