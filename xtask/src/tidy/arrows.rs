@@ -101,7 +101,11 @@ const RULES: &[Rule] = &[
         never: &["bhatti-engine-qemu"],
     },
     // From outside only: the command, and what the host shows.
-    Rule { name: "bhatti-soak", ours: &["bhatti-testkit"], never: &["bhatti-engine-qemu", "tokio"] },
+    Rule {
+        name: "bhatti-soak",
+        ours: &["bhatti-testkit"],
+        never: &["bhatti-engine-qemu", "tokio"],
+    },
     Rule { name: "xtask", ours: &[], never: &["tokio"] },
 ];
 
