@@ -37,6 +37,9 @@ use crate::vmm_log::VmmLog;
 const ADOPTION_PATIENCE: Duration = Duration::from_secs(1);
 /// Memory of snapshots that no machine uses just now and the next clone finds loaded.
 const IDLE_TEMPLATES: usize = 2;
+/// How much memory these may take. A golden one takes some 100 MiB, a named snapshot whatever its
+/// machine had.
+const IDLE_TEMPLATE_BYTES: u64 = 1 << 30;
 /// How long the kernel may take to end a process that was killed.
 const DEATH_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -117,7 +120,7 @@ impl QemuEngine {
         let accel = acceleration.accel();
         let host = Arc::new(Host::observe(&version, acceleration));
         let info = EngineInfo { name: "qemu", version, accel, why, warnings };
-        let templates = Templates::new(IDLE_TEMPLATES);
+        let templates = Templates::new(IDLE_TEMPLATES, IDLE_TEMPLATE_BYTES);
         let inner =
             Inner { info, program, jail, acceleration, cgroups, host_boot_id, host, templates };
         Ok(Self { inner: Arc::new(inner) })

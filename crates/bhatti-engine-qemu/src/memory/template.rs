@@ -4,14 +4,15 @@
 //! maps it privately gets its own copy of exactly the pages it writes.
 //!
 //! Loading one costs about as much as reading the snapshot, so some are kept that no machine uses
-//! ([`Templates`]). A template that is in use is never loaded twice, and one whose files have been
+//! ([`Templates`]), up to a number and a size: this memory is the daemon's own, and nobody else
+//! counts it. A template that is in use is never loaded twice, and one whose files have been
 //! replaced is not taken for the new one.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -49,6 +50,8 @@ pub(crate) struct InUse {
 struct Cache {
     /// How many may be loaded that nobody uses.
     idle: usize,
+    /// How much memory these may take, all together.
+    idle_bytes: u64,
     slots: Mutex<Slots>,
 }
 
@@ -107,6 +110,12 @@ impl Template {
         self.file.as_fd()
     }
 
+    /// How much memory it takes: what is zero takes none.
+    fn resident(&self) -> u64 {
+        // Of a file in memory this cannot fail; if ever, it is as if nothing could be kept.
+        self.file.metadata().map_or(u64::MAX, |metadata| metadata.blocks() * 512)
+    }
+
     /// What identifies the snapshot's memory.
     pub(super) fn id(&self) -> u128 {
         self.id
@@ -120,9 +129,10 @@ impl Template {
 }
 
 impl Templates {
-    /// Keeps up to `idle` templates that no machine uses.
-    pub(crate) fn new(idle: usize) -> Self {
-        Self(Arc::new(Cache { idle, slots: Mutex::default() }))
+    /// Keeps up to `idle` templates that no machine uses, and of these no more than take up
+    /// `idle_bytes`.
+    pub(crate) fn new(idle: usize, idle_bytes: u64) -> Self {
+        Self(Arc::new(Cache { idle, idle_bytes, slots: Mutex::default() }))
     }
 
     /// The template of a snapshot, loaded now if need be; whoever asks for one that is being
@@ -179,25 +189,34 @@ impl Cache {
         Ok(template)
     }
 
-    /// Forgets the longest unused of the templates nobody uses, down to how many may be kept.
+    /// Forgets templates nobody uses, down to how many may be kept and how much they may take. Those
+    /// stay that were used last.
     fn trim(&self) {
         let mut slots = lock(&self.slots);
         // Whoever is about to load or take one holds its slot, so that it cannot vanish between
         // the two locks.
         let unused = |slot: &Slot| Arc::strong_count(&slot.loaded) == 1;
         slots.by_dir.retain(|_, slot| !unused(slot) || lock(&slot.loaded).is_some());
-        let mut idle: Vec<(u64, Utf8PathBuf)> = slots
+        let mut idle: Vec<(u64, u64, Utf8PathBuf)> = slots
             .by_dir
             .iter()
-            .filter(|(_, slot)| {
-                unused(slot)
-                    && lock(&slot.loaded).as_ref().is_some_and(|it| Arc::strong_count(it) == 1)
+            .filter(|(_, slot)| unused(slot))
+            .filter_map(|(dir, slot)| {
+                let loaded = lock(&slot.loaded);
+                let template = loaded.as_ref().filter(|it| Arc::strong_count(it) == 1)?;
+                Some((slot.last_used, template.resident(), dir.clone()))
             })
-            .map(|(dir, slot)| (slot.last_used, dir.clone()))
             .collect();
-        idle.sort_unstable();
-        for (_, dir) in idle.iter().take(idle.len().saturating_sub(self.idle)) {
-            slots.by_dir.remove(dir);
+        // The one used last comes first. One that is too large makes no other one go.
+        idle.sort_unstable_by(|a, b| b.cmp(a));
+        let (mut kept, mut bytes) = (0, 0u64);
+        for (_, resident, dir) in idle {
+            let sum = bytes.saturating_add(resident);
+            if kept < self.idle && sum <= self.idle_bytes {
+                (kept, bytes) = (kept + 1, sum);
+            } else {
+                slots.by_dir.remove(&dir);
+            }
         }
     }
 }

@@ -165,7 +165,7 @@ fn what_a_fresh_vmm_wrote_by_itself_does_not_survive_a_load() {
     chain::load(&dir, None, &other.mapping()).unwrap();
     assert_same(&machine, &other);
 
-    let templates = Templates::new(1);
+    let templates = Templates::new(1, u64::MAX);
     let template = templates.get(std::slice::from_ref(&dir), BYTES).unwrap();
     let mut clone = Machine::over(template.descriptor(), PAGES);
     clone.fill(1, 8);
@@ -205,7 +205,7 @@ fn clones_share_a_template_and_see_only_their_own_changes() {
     let shelf = Shelf::new();
     let (golden, saved, again) = (shelf.dir("g"), shelf.dir("1"), shelf.dir("2"));
     save(&filled(10..500, 1), &golden, None);
-    let templates = Templates::new(1);
+    let templates = Templates::new(1, u64::MAX);
     let template = templates.get(std::slice::from_ref(&golden), BYTES).unwrap();
     let mut clone = Machine::over(template.descriptor(), PAGES);
     let sibling = Machine::over(template.descriptor(), PAGES);
@@ -237,7 +237,7 @@ fn a_template_can_be_made_of_a_snapshot_and_its_base() {
     let shelf = Shelf::new();
     let (golden, named) = (shelf.dir("g"), shelf.dir("n"));
     save(&filled(10..500, 1), &golden, None);
-    let templates = Templates::new(2);
+    let templates = Templates::new(2, u64::MAX);
     let template = templates.get(std::slice::from_ref(&golden), BYTES).unwrap();
     let mut clone = Machine::over(template.descriptor(), PAGES);
     clone.fill(11, 2);
@@ -255,7 +255,7 @@ fn nobody_can_write_a_template() {
     let shelf = Shelf::new();
     let golden = shelf.dir("g");
     save(&filled(0..9, 1), &golden, None);
-    let template = Templates::new(1).get(&[golden], BYTES).unwrap();
+    let template = Templates::new(1, u64::MAX).get(&[golden], BYTES).unwrap();
     let file = std::fs::File::from(template.descriptor().try_clone_to_owned().unwrap());
     assert!(file.write_at(&[1], 0).is_err());
     assert!(file.set_len(0).is_err());
@@ -301,7 +301,10 @@ fn what_does_not_belong_together_is_refused() {
 
     let other_size = Machine::zero(PAGES - 1);
     assert_damaged(chain::load(&dirs[0], None, &other_size.mapping()), "the machine 4098");
-    assert_damaged(Templates::new(1).get(&[dirs[0].clone()], BYTES * 2), "the machine 8198");
+    assert_damaged(
+        Templates::new(1, u64::MAX).get(&[dirs[0].clone()], BYTES * 2),
+        "the machine 8198",
+    );
 }
 
 #[test]
@@ -310,7 +313,7 @@ fn a_chain_over_another_base_is_refused() {
     let (golden, other, saved) = (shelf.dir("g"), shelf.dir("o"), shelf.dir("1"));
     save(&filled(0..100, 1), &golden, None);
     save(&filled(0..100, 1), &other, None);
-    let templates = Templates::new(2);
+    let templates = Templates::new(2, u64::MAX);
     let get = |dir: &Utf8PathBuf| templates.get(std::slice::from_ref(dir), BYTES).unwrap();
     let (right, wrong) = (get(&golden), get(&other));
     let mut clone = Machine::over(right.descriptor(), PAGES);
@@ -342,7 +345,7 @@ fn a_flipped_bit_in_a_page_is_found_before_the_page_is_seen() {
     let machine = Machine::zero(PAGES);
     assert_damaged(chain::load(&dir, None, &machine.mapping()), "page 5 does not match its hash");
     assert_eq!(machine.byte(5), 0);
-    let templates = Templates::new(1);
+    let templates = Templates::new(1, u64::MAX);
     assert_damaged(templates.get(&[dir], BYTES), "page 5 does not match its hash");
 }
 
@@ -434,7 +437,7 @@ fn an_idle_template_is_kept_up_to_a_number_and_one_in_use_is_never_loaded_twice(
     for (dir, byte) in dirs.iter().zip(1..) {
         save(&filled([1], byte), dir, None);
     }
-    let templates = Templates::new(2);
+    let templates = Templates::new(2, u64::MAX);
     let get = |at: usize| templates.get(&dirs[at..=at], BYTES).unwrap();
     let number = |template: &Template| inode(template);
     let used = get(0);
@@ -448,6 +451,25 @@ fn an_idle_template_is_kept_up_to_a_number_and_one_in_use_is_never_loaded_twice(
     assert_eq!(templates.loaded(), 2);
 }
 
+#[test]
+fn idle_templates_take_no_more_memory_than_they_may() {
+    let shelf = Shelf::new();
+    let dirs: Vec<_> = (0..3).map(|name| shelf.dir(&name.to_string())).collect();
+    for (dir, pages) in dirs.iter().zip([1000, 1000, 3000]) {
+        save(&filled(0..pages, 1), dir, None);
+    }
+    let templates = Templates::new(3, 2500 * PAGE as u64);
+    let get = |at: usize| templates.get(&dirs[at..=at], BYTES).unwrap();
+    let first = inode(&get(0));
+    drop(get(1));
+    assert_eq!(templates.loaded(), 2, "zeros take nothing: both fit");
+    let large = get(2);
+    assert_eq!(templates.loaded(), 3, "one that is in use is not idle");
+    drop(large);
+    assert_eq!(templates.loaded(), 2, "it is too large");
+    assert_eq!(inode(&get(0)), first, "and has cost no other one its place");
+}
+
 fn inode(template: &Template) -> u64 {
     let file = std::fs::File::from(template.descriptor().try_clone_to_owned().unwrap());
     file.metadata().unwrap().ino()
@@ -458,7 +480,7 @@ fn many_at_once_get_the_same_template() {
     let shelf = Shelf::new();
     let dir = shelf.dir("g");
     save(&filled(0..2000, 1), &dir, None);
-    let templates = Templates::new(1);
+    let templates = Templates::new(1, u64::MAX);
     let barrier = std::sync::Barrier::new(8);
     let got: Vec<_> = std::thread::scope(|scope| {
         let get = || {
@@ -476,7 +498,7 @@ fn a_template_whose_files_were_replaced_is_loaded_anew() {
     let shelf = Shelf::new();
     let dir = shelf.dir("g");
     save(&filled([1], 1), &dir, None);
-    let templates = Templates::new(4);
+    let templates = Templates::new(4, u64::MAX);
     let old = templates.get(std::slice::from_ref(&dir), BYTES).unwrap();
     std::fs::remove_dir_all(&dir).unwrap();
     assert_damaged(templates.get(std::slice::from_ref(&dir), BYTES), "missing");
