@@ -60,6 +60,9 @@ const DRAIN: Duration = Duration::from_secs(30);
 /// How long sandboxes may take to come to rest afterwards: an interrupted create is undone.
 const SETTLE: Duration = Duration::from_secs(30);
 
+/// How long putting all machines to disk may take, and powering off those that are left.
+pub(crate) const PUT_AWAY: Duration = Duration::from_secs(600);
+
 /// A daemon that has everything it needs and serves nobody yet.
 pub struct App {
     listener: TcpListener,
@@ -150,7 +153,7 @@ impl App {
         }
         if self.on_shutdown == OnShutdown::Freeze {
             tracing::info!("freezing every machine");
-            sandboxes.freeze_all().await;
+            sandboxes.freeze_all(PUT_AWAY).await;
         }
         drop(sandboxes);
         let settled = self.tasks.shut_down(SETTLE).await;

@@ -53,9 +53,9 @@ pub fn serve(config: ServerConfig) -> anyhow::Result<()> {
                     }
                     _ = put_away.recv() => {
                         tracing::info!("freezing every machine");
-                        sandboxes.freeze_all().await;
-                        sandboxes.power_off_all().await;
-                        tracing::info!("no machine runs");
+                        sandboxes.freeze_all(app::PUT_AWAY).await;
+                        sandboxes.power_off_all(app::PUT_AWAY).await;
+                        tracing::info!("every machine that could be is frozen or off");
                     }
                 }
             }

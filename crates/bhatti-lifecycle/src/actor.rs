@@ -82,7 +82,7 @@ pub(crate) fn start(
         untidy: false,
         on_gone,
     };
-    let span = tracing::info_span!("sandbox", id = %row.id, name = %row.name);
+    let span = tracing::info_span!(parent: None, "sandbox", id = %row.id, name = %row.name);
     world.tasks.spawn("sandbox", |stop| actor.run(row, start, stop).instrument(span));
     Handle { commands, standing, interrupt, stopping: world.tasks.stopping() }
 }

@@ -45,9 +45,19 @@ pub enum ServiceError {
     HostFull { free_mib: u64, needed_mib: u64 },
     #[error("no space left on the host's disk")]
     StoreFull(#[source] StoreError),
+    /// The same, found out on the way.
+    #[error("no space left on the host's disk")]
+    Full(#[source] WakeError),
     /// The guest could not be made ready.
     #[error("wake sandbox")]
     Wake(#[source] WakeError),
+    /// Something else could not be done with a sandbox or a snapshot; `doing` says what.
+    #[error("{doing}")]
+    Failed {
+        doing: &'static str,
+        #[source]
+        cause: WakeError,
+    },
     /// Making a new sandbox failed after the request itself was found good.
     #[error("sandbox did not start")]
     Create(#[source] WakeError),
@@ -140,18 +150,38 @@ impl WakeError {
         }
     }
 
+    /// True if what failed needs room on the host's disk, and there is none.
+    pub fn is_full(&self) -> bool {
+        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+        match self {
+            Self::Store(StoreError::Full(_)) | Self::Disk(DiskError::Full { .. }) => true,
+            Self::Engine(EngineError::NoSpace { .. }) => true,
+            Self::Engine(EngineError::File { source, .. }) => {
+                matches!(source.kind(), StorageFull | QuotaExceeded)
+            }
+            _ => false,
+        }
+    }
+
     /// The sentence a client may read: what failed, without the paths and system errors below.
     pub fn public(&self) -> String {
         match self {
+            full if full.is_full()
+                && !matches!(full, Self::Engine(EngineError::NoSpace { .. })) =>
+            {
+                "no space left on the host's disk".to_owned()
+            }
             // Command lines and paths are the operator's business.
-            Self::Engine(
-                EngineError::DiedEarly { .. }
-                | EngineError::File { .. }
-                | EngineError::Confine { .. }
-                | EngineError::Control { .. },
-            ) => "the machine could not be started".to_owned(),
+            Self::Engine(EngineError::DiedEarly { .. } | EngineError::Confine { .. }) => {
+                "the machine could not be started".to_owned()
+            }
+            Self::Engine(EngineError::File { .. }) => {
+                "a file of the machine could not be used".to_owned()
+            }
+            Self::Engine(EngineError::Control { .. }) => {
+                "the machine did not do as it was told".to_owned()
+            }
             Self::Engine(engine) => engine.to_string(),
-            Self::Store(StoreError::Full(_)) => "no space left on the host's disk".to_owned(),
             Self::Store(_) | Self::Disk(_) | Self::Record(_) => "internal error".to_owned(),
             Self::Image { .. } | Self::Guest(_) => chain(self),
             other => other.to_string(),
@@ -179,6 +209,23 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_wherever_it_was_met() {
+        let io = || std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let path = camino::Utf8PathBuf::from("/secret");
+        let file = EngineError::File { action: "write", path: path.clone(), source: io() };
+        for error in [
+            WakeError::Engine(file),
+            WakeError::Disk(DiskError::Full { path: path.clone(), source: io() }),
+        ] {
+            assert!(error.is_full());
+            assert_eq!(error.public(), "no space left on the host's disk");
+        }
+        let other = std::io::Error::other("no luck");
+        let other = EngineError::File { action: "write", path, source: other };
+        assert!(!WakeError::Engine(other).is_full());
+    }
 
     #[test]
     fn a_chain_says_everything_once() {

@@ -121,6 +121,7 @@ pub(crate) fn goes_on(error: &WakeError, force: bool) -> bool {
 /// True of what is wrong with the host or the daemon, not with what was frozen.
 pub(crate) fn is_the_hosts(error: &WakeError) -> bool {
     match error {
+        full if full.is_full() => true,
         WakeError::Network(_)
         | WakeError::Store(_)
         | WakeError::Disk(_)
@@ -129,8 +130,7 @@ pub(crate) fn is_the_hosts(error: &WakeError) -> bool {
         | WakeError::Gone => true,
         WakeError::Engine(error) => matches!(
             error,
-            EngineError::NoSpace { .. }
-                | EngineError::NoHugepages { .. }
+            EngineError::NoHugepages { .. }
                 | EngineError::MissingProgram { .. }
                 | EngineError::Spawn { .. }
                 | EngineError::Confine { .. }
@@ -203,5 +203,8 @@ mod tests {
         assert!(!goes_on(&WakeError::ShuttingDown, true));
         let full = EngineError::NoSpace { needed_mib: 1, free_mib: 0 };
         assert!(!goes_on(&WakeError::Engine(full), true), "booting needs room too");
+        let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let full = EngineError::File { action: "write", path: "/top".into(), source };
+        assert!(!goes_on(&WakeError::Engine(full), true), "however it was noticed");
     }
 }

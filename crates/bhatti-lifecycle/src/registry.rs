@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bhatti_engine::Engine;
 use bhatti_storage::Layout;
@@ -257,8 +258,19 @@ impl Sandboxes {
         });
     }
 
-    /// Freezes every machine. For a daemon that is to leave none behind.
-    pub async fn freeze_all(&self) {
+    /// Freezes every machine, as far as that can be done in so much time. For a daemon that is to
+    /// leave none behind; what is not frozen by then runs on, and the next daemon adopts it.
+    pub async fn freeze_all(&self, patience: Duration) {
+        if tokio::time::timeout(patience, self.freeze_each()).await.is_err() {
+            let seconds = patience.as_secs();
+            tracing::error!(
+                seconds,
+                "not every machine could be frozen in time; the others run on"
+            );
+        }
+    }
+
+    async fn freeze_each(&self) {
         /// At once; each reads its memory and writes it.
         const AT_ONCE: usize = 4;
         let handles: Vec<Handle> = self.inner.handles().values().cloned().collect();
@@ -276,8 +288,16 @@ impl Sandboxes {
     }
 
     /// Powers off every machine, as its own `poweroff` would; disks are kept, and the next use
-    /// boots. For an operator who is about to stop the host.
-    pub async fn power_off_all(&self) {
+    /// boots. For an operator who is about to stop the host. What takes longer than `patience` goes
+    /// on by itself.
+    pub async fn power_off_all(&self, patience: Duration) {
+        if tokio::time::timeout(patience, self.power_off_each()).await.is_err() {
+            let seconds = patience.as_secs();
+            tracing::error!(seconds, "not every machine could be powered off in time");
+        }
+    }
+
+    async fn power_off_each(&self) {
         let handles: Vec<Handle> = self.inner.handles().values().cloned().collect();
         let endings = handles.iter().map(|handle| handle.power_off());
         for ended in futures_util::future::join_all(endings).await {
@@ -414,15 +434,11 @@ impl Sandboxes {
         match answer.await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                let specific = match &error {
-                    WakeError::Engine(engine) => as_request_error(engine),
-                    WakeError::ShuttingDown => Some(ServiceError::ShuttingDown),
-                    WakeError::SnapshotGone(name) => {
-                        Some(ServiceError::NoSnapshot(name.to_string()))
-                    }
-                    _ => None,
-                };
-                return Err(specific.unwrap_or(ServiceError::Create(error)));
+                return Err(match error {
+                    WakeError::ShuttingDown => ServiceError::ShuttingDown,
+                    WakeError::SnapshotGone(name) => ServiceError::NoSnapshot(name.to_string()),
+                    error => told(error, ServiceError::Create),
+                });
             }
             Err(_) => return Err(ServiceError::ShuttingDown),
         }
@@ -514,14 +530,15 @@ impl Sandboxes {
     pub async fn stop(&self, caller: &UserRow, key: &str) -> Result<SandboxRow, ServiceError> {
         let row = self.get(caller, key).await?;
         let stopped = self.handle(&row)?.stop("stop requested").await;
-        stopped.map_err(|error| wake_error(&row, error))?;
+        stopped.map_err(|error| failed(&row, "stop sandbox", error))?;
         self.get(caller, row.id.as_str()).await
     }
 
     /// Removes a sandbox and everything of it. One whose removal failed can be removed again.
     pub async fn destroy(&self, caller: &UserRow, key: &str) -> Result<(), ServiceError> {
         let row = self.find(caller, key, |phase| phase != Phase::Creating)?;
-        self.handle(&row)?.destroy().await.map_err(|error| wake_error(&row, error))
+        let destroyed = self.handle(&row)?.destroy().await;
+        destroyed.map_err(|error| failed(&row, "destroy sandbox", error))
     }
 
     /// A guest that answers, waking it if need be.
@@ -542,17 +559,32 @@ impl Sandboxes {
 }
 
 /// What a caller is told when the guest of `row` could not be had.
-pub(crate) fn wake_error(row: &SandboxRow, error: WakeError) -> ServiceError {
-    match error {
+fn wake_error(row: &SandboxRow, error: WakeError) -> ServiceError {
+    match failed(row, "wake sandbox", error) {
+        ServiceError::Failed { cause, .. } => ServiceError::Wake(cause),
+        other => other,
+    }
+}
+
+/// What a caller is told when something could not be done with a sandbox.
+pub(crate) fn failed(row: &SandboxRow, doing: &'static str, cause: WakeError) -> ServiceError {
+    match cause {
         WakeError::Gone => ServiceError::NoSandbox(row.name.to_string()),
         WakeError::ShuttingDown => ServiceError::ShuttingDown,
         WakeError::Denied(denied) => ServiceError::Denied(denied),
         WakeError::NothingToSave => ServiceError::NotRunning(row.name.to_string()),
-        WakeError::Engine(engine) => {
-            as_request_error(&engine).unwrap_or(ServiceError::Wake(WakeError::Engine(engine)))
-        }
-        other => ServiceError::Wake(other),
+        cause => told(cause, |cause| ServiceError::Failed { doing, cause }),
     }
+}
+
+/// What is about the request or about room, as such; the rest as `otherwise` has it.
+fn told(cause: WakeError, otherwise: impl FnOnce(WakeError) -> ServiceError) -> ServiceError {
+    if let WakeError::Engine(engine) = &cause
+        && let Some(told) = as_request_error(engine)
+    {
+        return told;
+    }
+    if cause.is_full() { ServiceError::Full(cause) } else { otherwise(cause) }
 }
 
 impl Inner {

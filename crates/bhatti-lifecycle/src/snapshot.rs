@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use crate::actor::{Checkpoint, CheckpointDirs, Origin, Start};
 use crate::disk::{blocking, layers_of};
 use crate::machine::to_json;
-use crate::registry::wake_error;
+use crate::registry::failed;
 use crate::{Created, Sandboxes, ServiceError, WakeError, golden};
 
 impl Sandboxes {
@@ -74,14 +74,14 @@ impl Sandboxes {
     }
 
     async fn fill(&self, row: &SandboxRow, id: &SnapshotId) -> Result<SnapshotRow, ServiceError> {
-        let wake = |error| wake_error(row, error);
+        let failed = |error| failed(row, "save sandbox", error);
         let world = &self.inner.world;
         let (layout, new) = (world.layout.clone(), id.clone());
-        blocking(move || layout.make_snapshot_parts(&new)).await.map_err(wake)?;
+        blocking(move || layout.make_snapshot_parts(&new)).await.map_err(failed)?;
         let (memory, disk) = (world.layout.snapshot_memory(id), world.layout.snapshot_disk(id));
         let into = CheckpointDirs { memory, disk };
         let saved = self.handle(row)?.checkpoint(into.clone()).await;
-        let Checkpoint { golden, disk } = saved.map_err(wake)?;
+        let Checkpoint { golden, disk } = saved.map_err(failed)?;
         let (golden, held) = golden.unzip();
         let id = id.clone();
         let finished = async {
@@ -97,7 +97,7 @@ impl Sandboxes {
             };
             Ok::<_, WakeError>(world.db.call(finish).await?)
         };
-        let finished = finished.await.map_err(wake);
+        let finished = finished.await.map_err(failed);
         drop(held);
         finished
     }
@@ -126,7 +126,9 @@ impl Sandboxes {
         let (reply, answer) = oneshot::channel();
         let this = self.clone();
         self.inner.world.tasks.spawn("delete snapshot", |_| async move {
-            drop(reply.send(this.remove(&row.id).await.map_err(ServiceError::Wake)));
+            let removed = this.remove(&row.id).await;
+            let failed = |cause| ServiceError::Failed { doing: "delete snapshot", cause };
+            drop(reply.send(removed.map_err(failed)));
         });
         answer.await.unwrap_or(Err(ServiceError::ShuttingDown))
     }

@@ -22,7 +22,8 @@ impl Tasks {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let span = tracing::info_span!("task", name);
+        // It may outlive what started it by far: its lines are no part of that request.
+        let span = tracing::info_span!(parent: None, "task", name);
         let future = task(self.stop.child_token());
         #[cfg(test)]
         let future = {

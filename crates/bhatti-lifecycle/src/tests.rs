@@ -186,6 +186,9 @@ struct Daemon {
     layout: Arc<Layout>,
 }
 
+/// Longer than anything takes here.
+const LONG: Duration = Duration::from_secs(60);
+
 /// No golden snapshots.
 const BOOT: GoldenLimits = GoldenLimits { count: 0, bytes: 0 };
 

@@ -71,12 +71,14 @@ impl ApiError {
                 | ServiceError::NoAddress => S::TOO_MANY_REQUESTS,
                 ServiceError::HostFull { .. }
                 | ServiceError::StoreFull(_)
+                | ServiceError::Full(_)
                 | ServiceError::ShuttingDown => S::SERVICE_UNAVAILABLE,
                 ServiceError::Create(cause) if cause.is_the_requests() => S::BAD_REQUEST,
                 ServiceError::Guest(GuestError::Deadline { .. }) => S::BAD_GATEWAY,
                 ServiceError::Guest(GuestError::LinkLost(_)) => S::BAD_GATEWAY,
                 ServiceError::Guest(_)
                 | ServiceError::Wake(_)
+                | ServiceError::Failed { .. }
                 | ServiceError::Create(_)
                 | ServiceError::Store(_)
                 | ServiceError::Disk(_)
@@ -98,6 +100,9 @@ impl ApiError {
             Self::Service(ServiceError::Wake(cause)) => {
                 Some(format!("wake sandbox: {}", cause.public()))
             }
+            Self::Service(ServiceError::Failed { doing, cause }) => {
+                Some(format!("{doing}: {}", cause.public()))
+            }
             Self::Service(ServiceError::Create(cause)) => {
                 Some(format!("sandbox did not start: {}", cause.public()))
             }
@@ -117,9 +122,11 @@ impl IntoResponse for ApiError {
         if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED {
             let guests_fault = match &self {
                 Self::Service(ServiceError::Guest(_)) => true,
-                Self::Service(ServiceError::Create(cause) | ServiceError::Wake(cause)) => {
-                    cause.is_the_guests()
-                }
+                Self::Service(
+                    ServiceError::Create(cause)
+                    | ServiceError::Wake(cause)
+                    | ServiceError::Failed { cause, .. },
+                ) => cause.is_the_guests(),
                 _ => false,
             };
             let internal = Internal { cause: chain(&self), guests_fault };
@@ -181,6 +188,26 @@ mod tests {
         );
         let (status, text) = shown(ServiceError::NotRunning("x".into()));
         assert!(status == 409 && text.contains("not running"), "{status} {text}");
+    }
+
+    #[test]
+    fn an_error_says_what_was_being_done() {
+        let control = |message: &str| {
+            let (command, message) = ("stop".to_owned(), message.to_owned());
+            WakeError::Engine(bhatti_engine::EngineError::Control { command, message })
+        };
+        let stop = ServiceError::Failed { doing: "stop sandbox", cause: control("/secret") };
+        let stop = ApiError::from(stop);
+        let text = stop.public().expect("public");
+        assert_eq!(text, "stop sandbox: the machine did not do as it was told");
+        assert_eq!(stop.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(chain(&stop).contains("/secret"));
+        let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let path = "/secret".into();
+        let full = bhatti_engine::EngineError::File { action: "write", path, source };
+        let full = ApiError::from(ServiceError::Full(WakeError::Engine(full)));
+        assert_eq!(full.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(full.public().as_deref(), Some("no space left on the host's disk"));
     }
 
     #[test]

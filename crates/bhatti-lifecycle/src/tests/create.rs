@@ -162,7 +162,7 @@ async fn a_rename_changes_neither_host_name_nor_machine_id() {
     daemon.sandboxes.create(&alice, named("my_box")).await.unwrap();
     let patch = PatchSpec { name: Some("other".parse().unwrap()), ..PatchSpec::default() };
     daemon.sandboxes.patch(&alice, "my_box", patch).await.unwrap();
-    daemon.sandboxes.power_off_all().await;
+    daemon.sandboxes.power_off_all(LONG).await;
     daemon.sandboxes.lease(&alice, "other").await.unwrap();
     let told = house.agents.configured.lock().unwrap().clone();
     assert_eq!((told[0].hostname.as_str(), told.len()), ("my-box", 2));

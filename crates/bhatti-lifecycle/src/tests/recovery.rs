@@ -158,7 +158,7 @@ async fn a_wake_that_fails_leaves_no_machine_and_can_be_tried_again() {
     let daemon = house.daemon().await;
     let alice = daemon.user("alice", 5).await;
     daemon.sandboxes.create(&alice, named("dev")).await.unwrap();
-    daemon.sandboxes.power_off_all().await;
+    daemon.sandboxes.power_off_all(LONG).await;
     assert_eq!(daemon.sandboxes.get(&alice, "dev").await.unwrap().phase, Phase::Stopped);
     assert!(house.host.running().is_empty());
     house.host.inject(Call::OpenLink, Fault::Fail("no".to_owned()));
@@ -175,7 +175,7 @@ async fn a_destroy_interrupts_a_wake() {
     let daemon = house.daemon().await;
     let alice = daemon.user("alice", 5).await;
     daemon.sandboxes.create(&alice, named("dev")).await.unwrap();
-    daemon.sandboxes.power_off_all().await;
+    daemon.sandboxes.power_off_all(LONG).await;
     house.host.inject(Call::OpenLink, Fault::Hang);
     let wake = daemon.sandboxes.lease(&alice, "dev");
     let destroy = async {
@@ -229,7 +229,7 @@ async fn what_is_kept_hot_is_woken_when_the_daemon_starts() {
     daemon.sandboxes.create(&alice, spec).await.unwrap();
     house.host.set_memory(&house.machine(), b"work".to_vec());
     daemon.sandboxes.create(&alice, named("other")).await.unwrap();
-    daemon.sandboxes.freeze_all().await;
+    daemon.sandboxes.freeze_all(LONG).await;
     daemon.stop().await;
     let daemon = house.daemon().await;
     daemon.comes_to(&alice, "dev", Phase::Hot).await;

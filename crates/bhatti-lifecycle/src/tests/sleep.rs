@@ -383,7 +383,7 @@ async fn a_shutdown_may_freeze_everything() {
     let house = House::new();
     let (daemon, alice) = with_dev(&house).await;
     daemon.sandboxes.create(&alice, named("other")).await.unwrap();
-    daemon.sandboxes.freeze_all().await;
+    daemon.sandboxes.freeze_all(LONG).await;
     assert!(house.host.running().is_empty());
     daemon.stop().await;
     house.host.reboot();
@@ -394,6 +394,23 @@ async fn a_shutdown_may_freeze_everything() {
     }
     daemon.sandboxes.lease(&alice, "dev").await.unwrap();
     assert_eq!(house.host.memory(&house.machine()).as_deref(), Some(&b"work"[..]));
+}
+
+/// One that hangs holds up neither the others nor the end of the daemon.
+#[tokio::test]
+async fn freezing_everything_has_an_end() {
+    let house = House::new();
+    let (daemon, alice) = with_dev(&house).await;
+    daemon.sandboxes.create(&alice, named("other")).await.unwrap();
+    house.host.inject(Call::Save, Fault::Hang);
+    daemon.sandboxes.freeze_all(Duration::from_millis(200)).await;
+    assert_eq!(house.host.running().len(), 1);
+    daemon.die().await;
+    let daemon = house.daemon().await;
+    let alice = daemon.known(&alice).await;
+    for name in ["dev", "other"] {
+        daemon.sandboxes.lease(&alice, name).await.unwrap();
+    }
 }
 
 /// A disk that cannot be sealed now is sealed before anything is made of it.

@@ -126,7 +126,7 @@ async fn names_quotas_and_what_does_not_run() {
     let full = save("more").await;
     assert!(matches!(full, Err(ServiceError::SnapshotQuota { used, .. }) if used == max));
     daemon.sandboxes.delete_snapshot(&alice, "base").await.unwrap();
-    daemon.sandboxes.power_off_all().await;
+    daemon.sandboxes.power_off_all(LONG).await;
     let off = save("more").await;
     assert!(matches!(off, Err(ServiceError::NotRunning(_))), "{off:?}");
     assert_eq!(daemon.sandboxes.snapshots(&alice).await.unwrap().len(), max as usize - 1);
