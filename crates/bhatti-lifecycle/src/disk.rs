@@ -160,6 +160,23 @@ pub(crate) async fn sync_top(disk: &RootDisk) -> Result<(), WakeError> {
     synced.map_err(|_| WakeError::ShuttingDown)?.map_err(WakeError::Engine)
 }
 
+/// Returns when the names of all files of a disk are on the medium. Most have been for long, but
+/// not every file system brings the links of a clone there with the first sync of anything else.
+pub(crate) async fn sync_names(disk: &RootDisk) -> Result<(), WakeError> {
+    let mut dirs: Vec<_> = layers_of(disk)
+        .iter()
+        .chain(&disk.base)
+        .flat_map(|file| file.ancestors().skip(1).take(2))
+        .map(Utf8Path::to_owned)
+        .collect();
+    dirs.sort();
+    dirs.dedup();
+    for dir in dirs {
+        sync_dir(dir).await?;
+    }
+    Ok(())
+}
+
 /// Returns when the names in a directory of ours are on the medium.
 pub(crate) async fn sync_dir(path: Utf8PathBuf) -> Result<(), WakeError> {
     let synced = move || {

@@ -32,9 +32,12 @@ pub(crate) async fn write(
         let saved = vm.save(save).await.map_err(WakeError::Engine)?;
         let top = disk::current(row)?;
         // The disk too: memory that knows of files which a power cut took back is worse than none.
-        let (memory, files) =
-            tokio::join!(blocking(move || bhatti_storage::sync_tree(&into)), disk::sync_top(&top));
-        memory.and(files)?;
+        let (memory, files, names) = tokio::join!(
+            blocking(move || bhatti_storage::sync_tree(&into)),
+            disk::sync_top(&top),
+            disk::sync_names(&top)
+        );
+        memory.and(files).and(names)?;
         let disk = sealed_as(world, row, &top, number);
         Ok(Generation {
             number,

@@ -117,11 +117,12 @@ pub(crate) async fn find_or_make(
     }
     let key = recipe.key.clone();
     let mut outcome = making(world, recipe)?;
-    // An error means that the maker is gone: the daemon stops.
-    if !*outcome.wait_for(Option::is_some).await.ok()?.as_ref()? {
-        return None;
-    }
-    hold(world, &key)
+    // Others may be made first. To boot takes no longer than this, so who waited that long boots.
+    let known = tokio::time::timeout(world.settings.boot_timeout, async {
+        // An error means that the maker is gone: the daemon stops.
+        outcome.wait_for(Option::is_some).await.is_ok_and(|made| *made == Some(true))
+    });
+    if known.await.unwrap_or(false) { hold(world, &key) } else { None }
 }
 
 fn hold(world: &World, key: &str) -> Option<Golden> {
@@ -279,6 +280,11 @@ async fn make(world: &Arc<World>, recipe: &Recipe) -> Result<Option<GoldenRow>, 
     if let Some(found) = recorded(world, &recipe.key) {
         return Ok(Some(found)); // somebody was faster
     }
+    let key = recipe.key.clone();
+    if let Some(stale) = world.db.call(move |store| store.golden_by_key(&key)).await? {
+        tracing::warn!(id = %stale.id, "the files of a golden snapshot are gone");
+        world.db.call(move |store| store.retire_golden(&stale.id)).await?;
+    }
     let limits = world.settings.goldens;
     if !remove_unused(world, limits.count - 1, limits.bytes).await? {
         tracing::info!(
@@ -289,7 +295,25 @@ async fn make(world: &Arc<World>, recipe: &Recipe) -> Result<Option<GoldenRow>, 
     }
     let id = GoldenId::random();
     let scratch = EngineId::random();
-    let made = build(world, recipe, &id, &scratch).await;
+    let made = async {
+        let (disk, bytes) = build(world, recipe, &id, &scratch).await?;
+        let now = Timestamp::now();
+        let row = GoldenRow {
+            id: id.clone(),
+            key: recipe.key.clone(),
+            image: recipe.image.clone(),
+            vcpus: recipe.vcpus,
+            memory: recipe.memory,
+            bytes,
+            disk,
+            created_at: now,
+            used_at: now,
+        };
+        let new = row.clone();
+        world.db.call(move |store| store.add_golden(&new)).await?;
+        Ok(Some(row))
+    };
+    let made = made.await;
     let (layout, leftover) = (world.layout.clone(), made.is_err().then(|| id.clone()));
     let cleared = blocking(move || {
         layout.remove_sandbox(&scratch)?;
@@ -298,22 +322,7 @@ async fn make(world: &Arc<World>, recipe: &Recipe) -> Result<Option<GoldenRow>, 
     if let Err(error) = cleared.await {
         tracing::warn!(error = chain(&error), "failed to clear up after a golden snapshot");
     }
-    let (disk, bytes) = made?;
-    let now = Timestamp::now();
-    let row = GoldenRow {
-        id,
-        key: recipe.key.clone(),
-        image: recipe.image.clone(),
-        vcpus: recipe.vcpus,
-        memory: recipe.memory,
-        bytes,
-        disk,
-        created_at: now,
-        used_at: now,
-    };
-    let new = row.clone();
-    world.db.call(move |store| store.add_golden(&new)).await?;
-    Ok(Some(row))
+    made
 }
 
 /// Boots a machine, freezes it, and moves what came of it to its place. Returns its sealed disk

@@ -176,6 +176,7 @@ struct House {
     thermal: Thermal,
     goldens: GoldenLimits,
     fingerprint: &'static str,
+    boot_timeout: Duration,
 }
 
 /// One daemon's sandboxes on it.
@@ -205,7 +206,8 @@ impl House {
         agents.host.set(host.clone()).ok();
         let (thermal, goldens) = (Thermal::default(), BOOT);
         let network = Arc::default();
-        Self { scratch, host, agents, network, thermal, goldens, fingerprint: "sim" }
+        let boot_timeout = Duration::from_secs(10);
+        Self { scratch, host, agents, network, thermal, goldens, fingerprint: "sim", boot_timeout }
     }
 
     fn with_goldens(count: usize) -> Self {
@@ -260,7 +262,7 @@ impl House {
                 initramfs: self.path("initramfs"),
                 default_image: "minimal".to_owned(),
                 uids: (nix::unistd::getuid().as_raw(), 100),
-                boot_timeout: Duration::from_secs(10),
+                boot_timeout: self.boot_timeout,
                 nameservers: Vec::new(),
                 version: "test".to_owned(),
                 thermal: self.thermal,

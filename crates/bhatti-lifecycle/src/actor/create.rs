@@ -154,12 +154,13 @@ impl Actor {
         // The layers are linked as 0, 1, 2 and so on; generations are numbered after them.
         let number = u32::try_from(sealed.len()).unwrap_or(u32::MAX);
         let linking = world.snapshots.read().await;
+        // Before the look: what it finds recorded is not removed afterwards.
+        let golden = from.golden.clone().map(|id| golden::hold_id(world, id));
         // Somebody may have deleted it while this create waited.
         let found = world.db.read(|store| store.find_snapshot(&from.owner, from.name.as_str()))?;
         if found.is_none_or(|found| found.id != from.id) {
             return Err(WakeError::SnapshotGone(from.name.clone()));
         }
-        let golden = from.golden.clone().map(|id| golden::hold_id(world, id));
         let (layout, id) = (world.layout.clone(), row.engine_id.clone());
         let source = world.layout.snapshot_memory(&from.id);
         let mut bytes = 0;

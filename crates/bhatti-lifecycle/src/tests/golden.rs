@@ -246,3 +246,36 @@ async fn goldens_are_bounded_in_bytes_too() {
     let empty = async || house.names("goldens").is_empty();
     eventually("one that is too large goes with its last user", empty).await;
 }
+
+/// What is made for one kind holds up no create for longer than a boot may take.
+#[tokio::test]
+async fn who_waited_as_long_as_a_boot_takes_boots() {
+    let boot_timeout = Duration::from_secs(1);
+    let house = House { boot_timeout, ..House::with_goldens(3) };
+    let daemon = house.daemon().await;
+    let alice = daemon.user("alice", 5).await;
+    house.host.inject(Call::Boot, Fault::Hang);
+    let others = daemon.sandboxes.create(&alice, sized("a", 512));
+    let own = daemon.sandboxes.create(&alice, sized("b", 1024));
+    for created in [others.await, own.await] {
+        let Created::New(row) = created.unwrap() else { panic!("it is new") };
+        assert_eq!(row.reason, "created by booting");
+    }
+    assert!(daemon.goldens().await.is_empty());
+}
+
+/// One whose files somebody removed is made again, under another name.
+#[tokio::test]
+async fn a_golden_without_files_is_made_again() {
+    let house = House::with_goldens(3);
+    let daemon = house.daemon().await;
+    let alice = daemon.user("alice", 5).await;
+    daemon.reason(&alice, named("one")).await;
+    let [old] = daemon.goldens().await.try_into().unwrap();
+    std::fs::remove_dir_all(daemon.layout.golden(&old.id)).unwrap();
+    assert_eq!(daemon.reason(&alice, named("two")).await, "created from a golden snapshot");
+    let found = daemon.goldens().await.into_iter().find(|row| !row.is_retired());
+    let new = found.expect("another").id;
+    assert_ne!(new, old.id);
+    assert_eq!(house.names("goldens"), [new.to_string()].into());
+}
