@@ -224,11 +224,15 @@ impl Inner {
     async fn remove_traces(&self, record: &VmRecord) -> Result<(), EngineError> {
         // Whatever is in that group was started by us, and nobody can have it any more.
         let group = self.cgroups.recorded(record);
-        blocking(move || group.clear().map(drop).map_err(cannot_clear)).await?;
-        if let Ok(dir) = MachineDir::open(&record.dir) {
-            dir.remove_sockets();
-        }
-        Ok(())
+        let path = record.dir.clone();
+        blocking(move || {
+            group.clear().map_err(cannot_clear)?;
+            if let Ok(dir) = MachineDir::open(&path) {
+                dir.remove_traces();
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// The process of a record, if one with that identity is alive in this boot of the host.

@@ -323,7 +323,7 @@ fn undo(dir: &MachineDir, group: &Group, cause: EngineError) -> EngineError {
     if let Err(error) = group.clear() {
         tracing::error!(%error, dir = %dir.path(), "cannot remove a control group");
     }
-    dir.remove_sockets();
+    dir.remove_traces();
     cause
 }
 

@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bhatti_engine::{EngineError, Private};
 use camino::{Utf8Path, Utf8PathBuf};
@@ -174,14 +174,67 @@ impl MachineDir {
         }
     }
 
-    /// Removes the sockets, which mean nothing once the VMM has ended.
-    pub(crate) fn remove_sockets(&self) {
+    /// Removes what means nothing once the VMM has ended: its sockets, and directories, of which we
+    /// made none. This blocks for as long as a VMM has taken to make them.
+    pub(crate) fn remove_traces(&self) {
         for name in [QMP_SOCKET, AGENT_SOCKET] {
             if let Err(error) = self.remove(name) {
                 tracing::warn!(%error, dir = %self.path, name, "cannot remove a socket");
             }
         }
+        if let Err(error) = self.remove_directories() {
+            tracing::warn!(%error, dir = %self.path, "cannot remove what a VMM has made");
+        }
     }
+
+    /// Whoever removes a directory by recursion can be ended by one that is nested deep enough: no
+    /// stack and no table of descriptors has room for some ten thousand. So what is found in one is
+    /// moved up first, and nothing is ever looked at that is deeper than two. Nobody else may be
+    /// writing here.
+    fn remove_directories(&self) -> io::Result<()> {
+        let mut number = 0;
+        loop {
+            let mut found = false;
+            for entry in std::fs::read_dir(self.short(""))? {
+                let entry = entry?;
+                if entry.file_type()?.is_dir() {
+                    found = true;
+                    self.empty(&entry.path(), &mut number)?;
+                    std::fs::remove_dir(entry.path())?;
+                }
+            }
+            if !found {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Removes the files in a directory and moves the directories in it up.
+    fn empty(&self, directory: &Path, number: &mut u64) -> io::Result<()> {
+        for entry in std::fs::read_dir(directory)? {
+            let entry = entry?;
+            if !entry.file_type()?.is_dir() {
+                std::fs::remove_file(entry.path())?;
+                continue;
+            }
+            loop {
+                *number += 1;
+                match std::fs::rename(entry.path(), self.short(&format!("nested-{number}"))) {
+                    Ok(()) => break,
+                    // Taken; there are as many such names at most as there are entries.
+                    Err(error) if is_taken(&error) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a directory could not get a name because something else has it.
+fn is_taken(error: &io::Error) -> bool {
+    use io::ErrorKind::{AlreadyExists, DirectoryNotEmpty, NotADirectory};
+    matches!(error.kind(), AlreadyExists | DirectoryNotEmpty | NotADirectory)
 }
 
 #[cfg(test)]
@@ -214,6 +267,36 @@ mod tests {
         std::fs::write(scratch.path().join("long"), vec![b'x'; 5000]).unwrap();
         assert_eq!(dir.take("long", 5000).unwrap().len(), 5000);
         assert!(dir.take("long", 5000).is_err(), "it is gone");
+    }
+
+    #[test]
+    fn directories_nested_deeper_than_any_stack_are_removed() {
+        // So little stack a level that nothing which takes any gets to the end.
+        const DEPTH: usize = 3000;
+        const STACK: usize = 96 << 10;
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = open(scratch.path());
+        std::fs::write(scratch.path().join("root.qcow2"), "kept").unwrap();
+        // In the way of the names that are given.
+        std::fs::write(scratch.path().join("nested-2"), "kept").unwrap();
+        std::fs::create_dir_all(scratch.path().join("nested-3/full")).unwrap();
+        let mut at = std::fs::File::open(scratch.path()).unwrap();
+        for depth in 0..DEPTH {
+            use nix::sys::stat::{Mode, mkdirat};
+            mkdirat(&at, "d", Mode::S_IRWXU).unwrap();
+            let flags = nix::fcntl::OFlag::O_DIRECTORY;
+            at = nix::fcntl::openat(&at, "d", flags, Mode::empty()).unwrap().into();
+            if depth % 1000 == 0 {
+                nix::unistd::symlinkat("/etc", &at, "link").unwrap();
+            }
+        }
+        let removing = std::thread::Builder::new().stack_size(STACK);
+        removing.spawn(move || dir.remove_traces()).unwrap().join().unwrap();
+        let mut left: Vec<_> =
+            std::fs::read_dir(scratch.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["nested-2", "root.qcow2"]);
+        assert!(Path::new("/etc/passwd").exists());
     }
 
     #[test]
@@ -275,7 +358,7 @@ mod tests {
             Private { uid: nix::unistd::getuid().as_raw(), gid: nix::unistd::getgid().as_raw() };
         dir.bind(QMP_SOCKET, me).unwrap();
         assert!(deep.join(QMP_SOCKET).exists());
-        dir.remove_sockets();
+        dir.remove_traces();
         assert!(!deep.join(QMP_SOCKET).exists());
     }
 }

@@ -343,8 +343,13 @@ impl Watcher {
             detail.push_str("; its log ends: ");
             detail.push_str(&log.tail());
         }
-        let group = self.group.clone();
-        match tokio::task::spawn_blocking(move || group.clear()).await {
+        let (group, dir) = (self.group.clone(), Arc::clone(&self.dir));
+        let clear = move || {
+            let cleared = group.clear();
+            dir.remove_traces();
+            cleared
+        };
+        match tokio::task::spawn_blocking(clear).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => {
                 tracing::error!(%error, dir = %self.dir.path(), "cannot remove a control group");
@@ -352,7 +357,6 @@ impl Watcher {
             // Only when the runtime is going down; the next start sweeps.
             Err(error) => tracing::debug!(%error, "control group left for the next start"),
         }
-        self.dir.remove_sockets();
         detail
     }
 }
