@@ -149,7 +149,8 @@ pub struct PatchSandbox {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct StartSandbox {
-    /// Try a memory again that could not be continued from.
+    /// Lose what must be lost, rather than not start: memory first, then what was written since
+    /// an older state.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub force: bool,
 }

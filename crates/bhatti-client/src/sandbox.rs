@@ -79,7 +79,7 @@ impl Client {
         Ok(self.json(call).await?.0)
     }
 
-    /// `POST /sandboxes/:s/start`. `force` tries a memory again that could not be continued from.
+    /// `POST /sandboxes/:s/start`. `force` loses what must be lost, rather than not start.
     pub async fn start(&self, sandbox: &str, force: bool) -> Result<Sandbox, ClientError> {
         let path = route::start(sandbox);
         let mut call = Call::new(Method::POST, &path);

@@ -29,6 +29,9 @@
 //! - Memory is given up only for what is wrong with the memory, or on demand
 //!   (`what_cannot_be_used_is_booted_from_disk_and_said`, `only_force_goes_back_to_the_older_one`,
 //!   `force_gives_up_nothing_for_the_hosts_sake`).
+//! - While it is not recorded which layer a machine writes, it stands
+//!   (`a_machine_whose_disk_is_not_known_stands`, `a_seal_nobody_heard_of_loses_nothing`).
+//! - A phase is seen with its own reason and time (`what_is_seen_is_of_one_moment`).
 //! - While a lease lives nothing pauses its sandbox (`a_lease_keeps_it_hot`).
 //! - A use of a hot sandbox writes nothing and asks nobody (`a_use_of_what_is_hot_costs_nothing`).
 //! - A clone that has not taken its own identity is not handed out
