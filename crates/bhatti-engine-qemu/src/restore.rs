@@ -9,16 +9,22 @@ use std::fs::File;
 use std::io::{Seek, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bhatti_engine::{BootSpec, EngineError, RestoreSpec};
 use camino::Utf8PathBuf;
+use tokio::time::timeout;
 
 use crate::engine::{Inner, blocking};
 use crate::launch::{Origin, Started};
 use crate::manifest::{Manifest, Wanted};
 use crate::memory::{Mapping, chain, template::InUse};
-use crate::process::Process;
+use crate::process::{Process, Status};
 use crate::vm::QemuVm;
+use crate::vmm_log::VmmLog;
+
+/// How long a VMM whose connection has broken may take to end.
+const END_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A snapshot that fits, and what it takes to load it.
 struct Ready {
@@ -91,15 +97,9 @@ impl Started {
             self.load_pages(dir).await?;
         }
         if let Err(error) = self.qmp.load_devices(&devices).await {
-            return Err(match error {
-                // QEMU ends when it cannot use a state, and its log says why.
-                EngineError::Control { .. } => {
-                    self.process.kill();
-                    let why = format!("the VMM refuses it: {}", self.log.tail());
-                    EngineError::Unusable { why }
-                }
-                other => other,
-            });
+            let ended = timeout(END_PATIENCE, self.process.ended()).await;
+            let status = ended.ok().and_then(Result::ok);
+            return Err(why_not(error, status, &self.log));
         }
         if let Some(bytes) = grown_to {
             let node = self.qmp.disk().await?.node;
@@ -114,6 +114,23 @@ impl Started {
         let template = self.template();
         let load = move || Ok(chain::load(&dir, template.as_ref().map(|used| &***used), &mapping)?);
         blocking(load).await
+    }
+}
+
+/// Why a device state could not be loaded, of a VMM that has ended so or has not ended.
+///
+/// QEMU ends by itself when it cannot use a state, and its log says why: then no other attempt will
+/// do better. One that was ended, by a host without memory or by a person, says nothing of what it
+/// was to load; whoever took that for the state's fault would lose a memory that is whole.
+fn why_not(error: EngineError, status: Option<Status>, log: &VmmLog) -> EngineError {
+    match (error, status) {
+        (EngineError::Control { .. }, Some(Status::Code(_))) => {
+            EngineError::Unusable { why: format!("the VMM refuses it: {}", log.tail()) }
+        }
+        (EngineError::Control { .. }, Some(status)) => {
+            EngineError::DiedEarly { log: format!("{}; {}", status.describe(), log.tail()) }
+        }
+        (error, _) => error,
     }
 }
 
@@ -148,4 +165,33 @@ fn nameless(content: &[u8]) -> Result<File, EngineError> {
         path: "state".into(),
         source,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_vmm_that_ends_by_itself_blames_the_snapshot() {
+        let log = VmmLog::create().unwrap();
+        log.for_child().unwrap().write_all(b"no such device\n").unwrap();
+        let why = |status| {
+            let (command, message) = ("read".to_owned(), "closed".to_owned());
+            why_not(EngineError::Control { command, message }, status, &log)
+        };
+        match why(Some(Status::Code(1))) {
+            EngineError::Unusable { why } => assert!(why.contains("no such device"), "{why}"),
+            other => panic!("{other:?}"),
+        }
+        // Killed, as a host without memory does it; and collected by somebody else.
+        for status in [Status::Signal(libc::SIGKILL), Status::Unknown] {
+            let error = why(Some(status));
+            assert!(matches!(error, EngineError::DiedEarly { .. }), "{error:?}");
+        }
+        // It lives, and has refused a command.
+        assert!(matches!(why(None), EngineError::Control { .. }));
+        let (action, seconds) = ("load a device state", 20);
+        let late = why_not(EngineError::Timeout { action, seconds }, Some(Status::Code(1)), &log);
+        assert!(matches!(late, EngineError::Timeout { .. }));
+    }
 }
