@@ -9,7 +9,7 @@ help:
 	@echo 'make clean   remove all that "make up" made (asks first; YES=1 does not)'
 	@echo 'make test    all checks and all tests, with real machines'
 	@echo 'make soak    sleep, wake, snapshots and crashes at random; SECONDS=300 SANDBOXES=12 SEED=1'
-	@echo 'make bench   boot, create, exec and memory beside the bare engine; BENCH="--runs 50"'
+	@echo 'make bench   boot, sleep, exec and memory beside the bare engine; BENCH="--only sleep"'
 	@echo 'make lint    formatting, clippy, and the rules of this repository'
 	@echo 'make guest   only kernel, initramfs and image, into target/guest'
 	@echo
