@@ -116,14 +116,21 @@ impl Machine {
     /// A guest that answers: over the standing link or a new one, and with the right time. A
     /// machine that stands goes on.
     pub(crate) async fn guest(&mut self, world: &World) -> Result<Guest, WakeError> {
-        let stood = self.stands;
-        if stood {
-            self.vm.resume().await.map_err(WakeError::Engine)?;
-            self.stands = false;
-        }
+        let standing_link = self.guest.as_ref().filter(|guest| !guest.is_gone());
+        let resume = async { self.vm.resume().await.map_err(WakeError::Engine) };
+        let answers = match standing_link {
+            Some(_) if !self.stands => true,
+            // Both at once: what is said to a machine that stands waits in front of it.
+            Some(guest) => {
+                let set_clock = async { Ok(guest.set_clock().await.is_ok()) };
+                tokio::try_join!(resume, set_clock)?.1
+            }
+            None if self.stands => resume.await.map(|()| false)?,
+            None => false,
+        };
+        self.stands = false;
         if let Some(guest) = &self.guest
-            && !guest.is_gone()
-            && (!stood || guest.set_clock().await.is_ok())
+            && answers
         {
             return Ok(guest.clone());
         }
