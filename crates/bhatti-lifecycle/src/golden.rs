@@ -23,8 +23,9 @@ use tokio::time::Instant;
 
 use crate::disk::blocking;
 use crate::freeze::QUIESCE;
+use crate::guest::{self, Reach};
 use crate::machine::{World, end, to_json};
-use crate::{WakeError, chain, guest};
+use crate::{WakeError, chain};
 
 /// How many golden snapshots may be kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -382,8 +383,13 @@ async fn freeze(
     placeholder: Configure,
     into: Utf8PathBuf,
 ) -> Result<u64, WakeError> {
-    let guest = guest::reach(world, vm, Mode::FirstBoot, world.settings.boot_timeout).await?;
-    guest.configure(placeholder).await?;
+    let reach = Reach {
+        mode: Mode::FirstBoot,
+        patience: world.settings.boot_timeout,
+        resume: false,
+        identity: Some(placeholder),
+    };
+    let guest = guest::reach(world, vm, reach).await?;
     warm_up(&guest).await;
     guest.quiesce(QUIESCE).await?;
     vm.pause().await.map_err(WakeError::Engine)?;

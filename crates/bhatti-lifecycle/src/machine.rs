@@ -16,7 +16,7 @@ use camino::Utf8PathBuf;
 use tokio_util::sync::CancellationToken;
 
 use crate::golden::{GoldenLimits, Goldens};
-use crate::guest;
+use crate::guest::{self, Reach};
 use crate::idle::Thermal;
 use crate::{Tasks, WakeError};
 
@@ -116,27 +116,30 @@ impl Machine {
     /// A guest that answers: over the standing link or a new one, and with the right time. A
     /// machine that stands goes on.
     pub(crate) async fn guest(&mut self, world: &World) -> Result<Guest, WakeError> {
-        let standing_link = self.guest.as_ref().filter(|guest| !guest.is_gone());
-        let resume = async { self.vm.resume().await.map_err(WakeError::Engine) };
-        let answers = match standing_link {
-            Some(_) if !self.stands => true,
-            // Both at once: what is said to a machine that stands waits in front of it.
-            Some(guest) => {
+        if let Some(guest) = self.guest.as_ref().filter(|guest| !guest.is_gone()) {
+            let answers = if self.stands {
+                // Both at once: what is said to a machine that stands waits in front of it.
+                let resume = async { self.vm.resume().await.map_err(WakeError::Engine) };
                 let set_clock = async { Ok(guest.set_clock().await.is_ok()) };
                 tokio::try_join!(resume, set_clock)?.1
+            } else {
+                true
+            };
+            self.stands = false;
+            if answers {
+                return Ok(guest.clone());
             }
-            None if self.stands => resume.await.map(|()| false)?,
-            None => false,
-        };
-        self.stands = false;
-        if let Some(guest) = &self.guest
-            && answers
-        {
-            return Ok(guest.clone());
         }
-        // The greeting of a new link sets the clock too.
         self.guest = None;
-        let guest = guest::reach(world, &self.vm, Mode::Reconnect, RECONNECT_TIMEOUT).await?;
+        // The greeting of a new link sets the clock too.
+        let reach = Reach {
+            mode: Mode::Reconnect,
+            patience: RECONNECT_TIMEOUT,
+            resume: self.stands,
+            identity: None,
+        };
+        let guest = guest::reach(world, &self.vm, reach).await?;
+        self.stands = false;
         Ok(self.guest.insert(guest).clone())
     }
 
@@ -230,9 +233,13 @@ pub(crate) async fn boot(
         let id = row.id.clone();
         let value = to_json("vm", &vm.record())?;
         world.db.call(move |store| store.set_vm(&id, &value)).await?;
-        let guest = guest::reach(world, &vm, Mode::FirstBoot, world.settings.boot_timeout).await?;
-        guest::configure(world, row, &guest, None).await?;
-        Ok(guest)
+        let reach = Reach {
+            mode: Mode::FirstBoot,
+            patience: world.settings.boot_timeout,
+            resume: false,
+            identity: Some(guest::identity(world, row, None)),
+        };
+        guest::reach(world, &vm, reach).await
     };
     let machine = settled(world, &vm, stop, settle).await?;
     tracing::info!(pid = machine.vm.record().pid, "machine is up");
@@ -266,12 +273,13 @@ pub(crate) async fn restore(
     let spec = RestoreSpec { machine, snapshot, base };
     let vm = world.engine.restore(spec).await.map_err(WakeError::Engine)?;
     let settle = async {
-        vm.resume().await.map_err(WakeError::Engine)?;
-        let guest = guest::reach(world, &vm, Mode::Reconnect, world.settings.boot_timeout).await?;
-        if clone {
-            guest::configure(world, row, &guest, bytes).await?;
-        }
-        Ok(guest)
+        let reach = Reach {
+            mode: Mode::Reconnect,
+            patience: world.settings.boot_timeout,
+            resume: true,
+            identity: clone.then(|| guest::identity(world, row, bytes)),
+        };
+        guest::reach(world, &vm, reach).await
     };
     let machine = settled(world, &vm, stop, settle).await?;
     tracing::info!(pid = machine.vm.record().pid, clone, "machine is restored");
