@@ -105,21 +105,32 @@ impl Guest {
     ///
     /// A guest that has just been restored may be slow to take it; then its clock is set again.
     pub async fn hello(&self, host_version: &str) -> Result<HelloInfo, GuestError> {
-        let mut entropy = [0; 64];
-        getrandom::fill(&mut entropy)
-            .map_err(|error| GuestError::LinkLost(Some(std::io::Error::other(error))))?;
         let start = Instant::now();
-        let reply = within(HELLO, "greet", self.greet(host_version, &entropy)).await?;
-        if start.elapsed() > CLOCK_ROUND_TRIP {
-            self.set_clock().await?;
+        let reply = within(HELLO, "greet", self.greet(host_version, None)).await?;
+        self.correct_clock(start).await?;
+        Ok(info(&reply))
+    }
+
+    /// [`Self::hello`] and [`Self::configure`] in one: what has just been restored under
+    /// emulation takes 10 ms and more for each message.
+    pub async fn hello_and_configure(
+        &self,
+        host_version: &str,
+        configure: Configure,
+    ) -> Result<HelloInfo, GuestError> {
+        let start = Instant::now();
+        let greet = self.greet(host_version, Some(configure.clone()));
+        let reply = within(CONFIGURE, "greet", greet).await?;
+        match reply.applied.clone() {
+            Some(reply) => done(reply)?,
+            None => self.configure(configure).await?,
         }
-        let features = reply.features.iter().take(MAX_FEATURES);
-        Ok(HelloInfo {
-            agent_version: printable(&reply.agent_version, MAX_NAME),
-            features: features.map(|name| printable(name, MAX_NAME)).collect(),
-            configured: reply.configured,
-            kernel_release: printable(&reply.kernel_release, MAX_NAME),
-        })
+        self.correct_clock(start).await?;
+        Ok(info(&reply))
+    }
+
+    async fn correct_clock(&self, greeted: Instant) -> Result<(), GuestError> {
+        if greeted.elapsed() > CLOCK_ROUND_TRIP { self.set_clock().await } else { Ok(()) }
     }
 
     /// Sets the guest's clock, and nothing else: after a pause. One round trip, if that is a quick
@@ -127,7 +138,7 @@ impl Guest {
     pub async fn set_clock(&self) -> Result<(), GuestError> {
         for _ in 0..CLOCK_TRIES {
             let start = Instant::now();
-            within(SET_CLOCK, "set its clock", self.greet("", &[])).await?;
+            within(SET_CLOCK, "set its clock", self.say_hello(Hello::default())).await?;
             if start.elapsed() <= CLOCK_ROUND_TRIP {
                 break;
             }
@@ -135,13 +146,29 @@ impl Guest {
         Ok(())
     }
 
-    async fn greet(&self, host_version: &str, entropy: &[u8]) -> Result<HelloReply, GuestError> {
+    async fn greet(
+        &self,
+        host_version: &str,
+        identity: Option<Configure>,
+    ) -> Result<HelloReply, GuestError> {
+        let mut entropy = [0; 64];
+        getrandom::fill(&mut entropy)
+            .map_err(|error| GuestError::LinkLost(Some(std::io::Error::other(error))))?;
+        self.say_hello(Hello {
+            host_version: host_version.to_owned(),
+            entropy: Bytes::copy_from_slice(&entropy),
+            identity,
+            ..Hello::default()
+        })
+        .await
+    }
+
+    async fn say_hello(&self, hello: Hello) -> Result<HelloReply, GuestError> {
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let hello = Hello {
             protocol: PROTOCOL_VERSION,
-            host_version: host_version.to_owned(),
             unix_nanos: u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX),
-            entropy: Bytes::copy_from_slice(entropy),
+            ..hello
         };
         let stream = self.request(Operation::Hello(hello)).await?;
         let reply: HelloReply = answer(&stream).await?;
@@ -256,6 +283,16 @@ impl Guest {
         let request = Request { operation: Some(operation) };
         write_message(&stream, &request).await.map_err(GuestError::writing)?;
         Ok(stream)
+    }
+}
+
+fn info(reply: &HelloReply) -> HelloInfo {
+    let features = reply.features.iter().take(MAX_FEATURES);
+    HelloInfo {
+        agent_version: printable(&reply.agent_version, MAX_NAME),
+        features: features.map(|name| printable(name, MAX_NAME)).collect(),
+        configured: reply.configured,
+        kernel_release: printable(&reply.kernel_release, MAX_NAME),
     }
 }
 

@@ -92,10 +92,11 @@ async fn greet(world: &World, vm: &Arc<dyn Vm>, reach: &Reach) -> Result<Guest, 
             end = driver => tracing::debug!(?end, "a link ended"),
         }
     });
-    guest.hello(&world.settings.version).await?;
-    if let Some(identity) = &reach.identity {
-        guest.configure(identity.clone()).await?;
-    }
+    let version = &world.settings.version;
+    match &reach.identity {
+        Some(identity) => guest.hello_and_configure(version, identity.clone()).await?,
+        None => guest.hello(version).await?,
+    };
     Ok(guest)
 }
 

@@ -44,6 +44,8 @@ struct Agents {
     refuse_identity: Mutex<bool>,
     /// It takes no greeting any more.
     mute: Mutex<bool>,
+    /// So many greetings end without an answer.
+    stumbles: AtomicUsize,
     /// How much its guests use of a CPU, in percent. `None`: it does not say.
     busy: Mutex<Option<u64>>,
     /// How often it was asked for that.
@@ -61,6 +63,7 @@ impl Default for Agents {
             slow_files: Mutex::default(),
             refuse_identity: Mutex::default(),
             mute: Mutex::default(),
+            stumbles: AtomicUsize::default(),
             busy: Mutex::new(Some(0)),
             questions: AtomicUsize::default(),
             host: OnceLock::default(),
@@ -81,23 +84,30 @@ impl Agents {
         });
     }
 
+    fn become_sandbox(&self, configure: Configure) -> Reply {
+        if *self.refuse_identity.lock().unwrap() {
+            let kind = ErrorKind::Other.into();
+            return Reply { failure: Some(Failure { kind, message: "no such device".to_owned() }) };
+        }
+        self.configured.lock().unwrap().push(configure);
+        Reply { failure: None }
+    }
+
     async fn answer(self: Arc<Self>, id: &EngineId, mut stream: bhatti_link::Stream) -> Option<()> {
         let request: Request = bhatti_link::read_message(&mut stream).await.ok()??;
         let mut reply = Reply { failure: None };
         match request.operation? {
-            Operation::Hello(_) => {
-                if *self.mute.lock().unwrap() {
+            Operation::Hello(hello) => {
+                if *self.mute.lock().unwrap() || less(&self.stumbles) {
                     return None;
                 }
-                let hello = HelloReply { protocol: PROTOCOL_VERSION, ..HelloReply::default() };
+                let applied = hello.identity.map(|identity| self.become_sandbox(identity));
+                let protocol = PROTOCOL_VERSION;
+                let hello = HelloReply { protocol, applied, ..HelloReply::default() };
                 bhatti_link::write_message(&mut stream, &hello).await.ok()?;
                 return stream.shutdown().await.ok();
             }
-            Operation::Configure(_) if *self.refuse_identity.lock().unwrap() => {
-                let kind = ErrorKind::Other.into();
-                reply.failure = Some(Failure { kind, message: "no such device".to_owned() });
-            }
-            Operation::Configure(configure) => self.configured.lock().unwrap().push(configure),
+            Operation::Configure(configure) => reply = self.become_sandbox(configure),
             Operation::WriteFile(file) => {
                 let mut content = Vec::new();
                 stream.read_to_end(&mut content).await.ok()?;
@@ -133,6 +143,12 @@ impl Agents {
     }
 }
 
+/// Whether there was one left, which there is not any more.
+fn less(left: &AtomicUsize) -> bool {
+    let less = |left: usize| left.checked_sub(1);
+    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
+}
+
 /// Counts what a real network would have to do.
 #[derive(Default)]
 struct NoNetwork {
@@ -149,10 +165,11 @@ impl Taps for NoNetwork {
         _subnet: u32,
         _id: &EngineId,
     ) -> Result<Option<OwnedFd>, Box<dyn std::error::Error + Send + Sync>> {
-        let less = |left: usize| left.checked_sub(1);
-        let stumbles =
-            self.stumbles.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok();
-        if stumbles || *self.broken.lock().unwrap() { Err("no bridge".into()) } else { Ok(None) }
+        if less(&self.stumbles) || *self.broken.lock().unwrap() {
+            Err("no bridge".into())
+        } else {
+            Ok(None)
+        }
     }
 
     async fn open_detached(

@@ -71,6 +71,10 @@ pub struct Hello {
     /// hello only sets the clock.
     #[prost(bytes = "bytes", tag = "4")]
     pub entropy: bytes::Bytes,
+    /// What the machine is to become before anything in it goes on: one message instead of two,
+    /// for clones. An agent that does not know this field leaves [`HelloReply::applied`] empty.
+    #[prost(message, optional, tag = "5")]
+    pub identity: Option<Configure>,
 }
 
 /// The answer to [`Hello`].
@@ -91,6 +95,9 @@ pub struct HelloReply {
     /// The guest kernel's release, as `uname -r` prints it.
     #[prost(string, tag = "5")]
     pub kernel_release: String,
+    /// What came of [`Hello::identity`]. `None`: none was sent, or this agent does not look at it.
+    #[prost(message, optional, tag = "6")]
+    pub applied: Option<Reply>,
 }
 
 /// Makes the machine this sandbox: identity, network, environment. Applied once after boot and

@@ -152,6 +152,7 @@ fn hello() -> Outcome<Hello> {
         host_version: "talk".to_owned(),
         unix_nanos: u64::try_from(now.as_nanos())?,
         entropy: bytes::Bytes::copy_from_slice(&random::<64>()?),
+        identity: None,
     })
 }
 

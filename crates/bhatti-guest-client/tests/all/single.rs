@@ -28,6 +28,7 @@ async fn hello_sends_time_and_randomness_and_believes_little() {
             features: vec!["f".repeat(200); 1000],
             configured: true,
             kernel_release: "6.1".to_owned(),
+            applied: None,
         };
         // Longer than any honest answer would be refused as a whole.
         let reply = HelloReply { features: reply.features[..100].to_vec(), ..reply };
@@ -40,6 +41,48 @@ async fn hello_sends_time_and_randomness_and_believes_little() {
     assert!(info.agent_version.len() <= 128 && info.features.len() == 64);
     assert!(info.features.iter().all(|name| name.len() == 128));
     assert!(info.configured);
+}
+
+/// Answers like an agent that knows of identities in a greeting, or like one from before.
+#[tokio::test]
+async fn an_identity_is_applied_once_whatever_the_agent_knows() {
+    for (knows, failure) in [(true, None), (true, Some("no device")), (false, None)] {
+        let (heard, mut hearing) = tokio::sync::mpsc::unbounded_channel();
+        let fake = fake(move |operation, stream| {
+            let heard = heard.clone();
+            async move {
+                let reply = Reply {
+                    failure: failure.map(|text| super::fake::failure(ErrorKind::Other, text)),
+                };
+                match operation {
+                    Operation::Hello(hello) => {
+                        assert_eq!(hello.entropy.len(), 64);
+                        let applied = knows.then(|| {
+                            heard.send(hello.identity.unwrap().hostname).unwrap();
+                            reply
+                        });
+                        let hello = HelloReply { protocol: 1, applied, ..HelloReply::default() };
+                        write_message(&stream, &hello).await.unwrap();
+                    }
+                    Operation::Configure(configure) => {
+                        heard.send(configure.hostname).unwrap();
+                        write_message(&stream, &reply).await.unwrap();
+                    }
+                    other => panic!("{other:?}"),
+                }
+                half_close(&stream).await;
+            }
+        })
+        .await;
+        let identity = Configure { hostname: "clone".to_owned(), ..Configure::default() };
+        let outcome = soon(fake.guest.hello_and_configure("test", identity)).await;
+        assert_eq!(
+            outcome.err().map(|error| error.to_string()),
+            failure.map(|text| format!("the guest failed: {text}"))
+        );
+        assert_eq!(hearing.try_recv().unwrap(), "clone");
+        assert!(hearing.try_recv().is_err(), "once");
+    }
 }
 
 #[tokio::test]

@@ -47,6 +47,22 @@ async fn ten_creates_at_once_make_one_golden_and_ten_clones() {
     assert_eq!(daemon.goldens().await.len(), 1);
 }
 
+/// The guest lives, so a link that broke is no reason to fail; and one that always breaks is.
+#[tokio::test]
+async fn a_link_that_breaks_is_opened_again() {
+    let house = House::with_goldens(3);
+    let daemon = house.daemon().await;
+    let alice = daemon.user("alice", 9).await;
+    daemon.sandboxes.create(&alice, named("first")).await.unwrap();
+    house.agents.stumbles.store(3, Ordering::Relaxed);
+    let reason = daemon.reason(&alice, named("second")).await;
+    assert_eq!(reason, "created from a golden snapshot");
+    house.agents.stumbles.store(usize::MAX, Ordering::Relaxed);
+    let links = count(&house, Call::OpenLink);
+    daemon.sandboxes.create(&alice, named("third")).await.unwrap_err();
+    assert_eq!(count(&house, Call::OpenLink) - links, 4, "four tries of a clone, and no more");
+}
+
 #[tokio::test]
 async fn a_clone_has_its_own_identity_before_the_create_returns() {
     let house = House::with_goldens(3);

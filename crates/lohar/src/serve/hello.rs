@@ -14,6 +14,7 @@ use nix::sys::time::TimeSpec;
 use nix::sys::utsname::uname;
 use nix::time::{ClockId, clock_gettime, clock_settime};
 
+use super::configure;
 use crate::console::report;
 use crate::guest::Guest;
 
@@ -33,11 +34,15 @@ const FEATURES: &[&str] =
 pub struct ReseedError(#[source] io::Error);
 
 /// Answers one hello.
-pub fn hello(guest: &Guest, request: &Hello) -> Result<HelloReply, ReseedError> {
+pub async fn hello(guest: &Guest, request: Hello) -> Result<HelloReply, ReseedError> {
     if let Err(error) = set_clock(Duration::from_nanos(request.unix_nanos)) {
         report(format_args!("clock not set: {error}"));
     }
     reseed(&request.entropy).map_err(ReseedError)?;
+    let applied = match request.identity {
+        Some(identity) => Some(configure::answer(guest, identity).await),
+        None => None,
+    };
     let kernel_release = uname().map_or_else(
         |_| String::from("unknown"),
         |names| names.release().to_string_lossy().into_owned(),
@@ -48,6 +53,7 @@ pub fn hello(guest: &Guest, request: &Hello) -> Result<HelloReply, ReseedError> 
         features: FEATURES.iter().map(|&name| name.to_owned()).collect(),
         configured: guest.settings().configured,
         kernel_release,
+        applied,
     })
 }
 

@@ -117,13 +117,11 @@ where
     let Ok(Some(request)) = read_message::<Request>(&mut stream).await else { return };
     let reply = match request.operation {
         Some(Operation::Exec(request)) => return exec::exec(guest, stream, request).await,
-        Some(Operation::Hello(request)) => match hello::hello(guest, &request) {
+        Some(Operation::Hello(request)) => match hello::hello(guest, request).await {
             Ok(reply) => return send_last(&mut stream, &reply).await,
             Err(error) => return report(format_args!("{}", Chain(&error))),
         },
-        Some(Operation::Configure(request)) => {
-            reply(configure::configure(guest, request).await.map_err(|error| error.failure()))
-        }
+        Some(Operation::Configure(request)) => configure::answer(guest, request).await,
         Some(Operation::WriteFile(request)) => {
             let outcome = write_file::write_file(&request, guest.owner, &mut stream).await;
             reply(outcome.map_err(|error| error.failure()))

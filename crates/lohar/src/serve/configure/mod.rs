@@ -13,7 +13,7 @@ pub mod interface;
 use std::net::IpAddr;
 use std::path::Path;
 
-use bhatti_wire::message::{Configure, ErrorKind, Failure, Network};
+use bhatti_wire::message::{Configure, ErrorKind, Failure, Network, Reply};
 
 use crate::console::{Chain, report};
 use crate::guest::Guest;
@@ -69,6 +69,11 @@ pub async fn configure(guest: &Guest, request: Configure) -> Result<(), Configur
         disk::grow_root(root_bytes).await?;
     }
     Ok(())
+}
+
+/// As [`configure`], for the host.
+pub async fn answer(guest: &Guest, request: Configure) -> Reply {
+    Reply { failure: configure(guest, request).await.err().map(|error| error.failure()) }
 }
 
 /// All but the disk.

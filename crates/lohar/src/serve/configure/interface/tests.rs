@@ -97,10 +97,57 @@ fn no_address_stays_whatever_its_label() {
         let second = Interface::open("lo:b").unwrap().address().unwrap();
         assert_eq!(second, Ipv4Addr::new(10, 2, 2, 2));
         device.set_up(Up::No).unwrap();
-        assert!(device.next_label().unwrap().is_some(), "down is not enough");
+        assert!(device.labels().unwrap()[0].is_some(), "down is not enough");
         device.remove_addresses().unwrap();
-        assert!(device.next_label().unwrap().is_none());
+        assert!(device.labels().unwrap()[0].is_none());
         assert!(Interface::open("lo:b").unwrap().address().is_err());
+    });
+    looking.join().unwrap();
+}
+
+fn ip(args: &str) -> String {
+    let run = std::process::Command::new("ip").args(args.split(' ')).output().expect("iproute2");
+    assert!(run.status.success(), "ip {args}: {}", String::from_utf8_lossy(&run.stderr));
+    String::from_utf8(run.stdout).unwrap()
+}
+
+/// In a network namespace of its own, which needs root.
+#[test]
+fn another_identity_leaves_nothing_of_the_former_one() {
+    let looking = std::thread::spawn(|| {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("root may do this");
+        ip("link add d0 type veth peer name d1");
+        ip("link set d1 up");
+        let become_ = |network: Network| {
+            let address = Address::parse(&network).unwrap();
+            assert_eq!(address.apply(Some("d0")).unwrap(), "d0");
+            assert!(address.is_applied(Some("d0")));
+        };
+        become_(network("192.0.2.2", 24, "192.0.2.1", "02:00:00:00:00:01"));
+        ip("route add 198.51.100.0/24 via 192.0.2.1");
+        ip("neigh add 192.0.2.9 lladdr 02:00:00:00:00:09 dev d0");
+        assert_eq!(ip("-6 addr show dev d0"), "", "no network carries it");
+        for (address, gateway, mac, extra) in [
+            ("10.0.1.2", "10.0.1.1", "02:00:00:00:00:02", None),
+            ("10.0.1.3", "10.0.1.1", "02:00:00:00:00:03", Some("10.0.1.77/24")),
+            ("10.9.1.3", "10.9.1.1", "02:00:00:00:00:04", Some("172.16.0.1/30")),
+            ("10.0.1.2", "10.0.1.1", "02:00:00:00:00:02", None),
+        ] {
+            become_(network(address, 24, gateway, mac));
+            assert_eq!(
+                ip("-o -4 addr show dev d0").split_whitespace().nth(3),
+                Some(&*format!("{address}/24"))
+            );
+            assert_eq!(ip("-o addr show dev d0").lines().count(), 1, "and no other");
+            assert!(ip("link show d0").contains(mac));
+            let route = format!("default via {gateway} dev d0");
+            let routes = ip("route show");
+            assert!(routes.contains(&route) && routes.lines().count() == 2, "{routes}");
+            assert_eq!(ip("neigh show dev d0"), "");
+            if let Some(extra) = extra {
+                ip(&format!("addr add {extra} dev d0"));
+            }
+        }
     });
     looking.join().unwrap();
 }
