@@ -107,7 +107,7 @@ impl Guest {
     pub async fn hello(&self, host_version: &str) -> Result<HelloInfo, GuestError> {
         let start = Instant::now();
         let reply = within(HELLO, "greet", self.greet(host_version, None)).await?;
-        self.correct_clock(start).await?;
+        self.correct_clock(&reply, start).await?;
         Ok(info(&reply))
     }
 
@@ -121,16 +121,22 @@ impl Guest {
         let start = Instant::now();
         let greet = self.greet(host_version, Some(configure.clone()));
         let reply = within(CONFIGURE, "greet", greet).await?;
+        self.correct_clock(&reply, start).await?;
         match reply.applied.clone() {
             Some(reply) => done(reply)?,
             None => self.configure(configure).await?,
         }
-        self.correct_clock(start).await?;
         Ok(info(&reply))
     }
 
-    async fn correct_clock(&self, greeted: Instant) -> Result<(), GuestError> {
-        if greeted.elapsed() > CLOCK_ROUND_TRIP { self.set_clock().await } else { Ok(()) }
+    /// Sets the clock once more if it was set late. A guest says what its clock showed when it
+    /// answered; without that, it may have been late by as long as the answer took.
+    async fn correct_clock(&self, reply: &HelloReply, greeted: Instant) -> Result<(), GuestError> {
+        let late = match Duration::from_nanos(reply.unix_nanos) {
+            Duration::ZERO => greeted.elapsed(),
+            clock => since_epoch().abs_diff(clock),
+        };
+        if late > CLOCK_ROUND_TRIP { self.set_clock().await } else { Ok(()) }
     }
 
     /// Sets the guest's clock, and nothing else: after a pause. One round trip, if that is a quick
@@ -164,10 +170,9 @@ impl Guest {
     }
 
     async fn say_hello(&self, hello: Hello) -> Result<HelloReply, GuestError> {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let hello = Hello {
             protocol: PROTOCOL_VERSION,
-            unix_nanos: u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX),
+            unix_nanos: u64::try_from(since_epoch().as_nanos()).unwrap_or(u64::MAX),
             ..hello
         };
         let stream = self.request(Operation::Hello(hello)).await?;
@@ -284,6 +289,10 @@ impl Guest {
         write_message(&stream, &request).await.map_err(GuestError::writing)?;
         Ok(stream)
     }
+}
+
+fn since_epoch() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 fn info(reply: &HelloReply) -> HelloInfo {

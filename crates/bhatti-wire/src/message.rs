@@ -98,6 +98,10 @@ pub struct HelloReply {
     /// What came of [`Hello::identity`]. `None`: none was sent, or this agent does not look at it.
     #[prost(message, optional, tag = "6")]
     pub applied: Option<Reply>,
+    /// What the guest's clock says as it answers, in nanoseconds since the Unix epoch. 0: this
+    /// agent does not say.
+    #[prost(uint64, tag = "7")]
+    pub unix_nanos: u64,
 }
 
 /// Makes the machine this sandbox: identity, network, environment. Applied once after boot and

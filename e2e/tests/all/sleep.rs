@@ -44,9 +44,11 @@ fn an_idle_vm_falls_asleep_and_any_use_wakes_it() {
         // All that time these had a reason.
         assert_eq!(daemon.state("busy").as_deref(), Some("hot"), "it computes");
         assert_eq!(daemon.state("pinned").as_deref(), Some("hot"), "it is to stay hot");
+        // Each looked at right after: warm lasts six seconds, and a busy host may take that long
+        // for a command in between.
         daemon.cli(&["edit", "pinned", "--allow-cold"]).ok();
-        daemon.cli(&["exec", "busy", "--", "pkill", "-f", "while :"]).ok();
         daemon.wait_for_state("pinned", "warm");
+        daemon.cli(&["exec", "busy", "--", "pkill", "-f", "while :"]).ok();
         daemon.wait_for_state("busy", "warm");
 
         // Destroying wakes nothing and works from every state.

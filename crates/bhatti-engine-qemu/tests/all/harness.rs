@@ -120,6 +120,7 @@ impl Talk {
             host_version: "test".to_owned(),
             unix_nanos: u64::try_from(now.as_nanos()).unwrap(),
             entropy: [7; 64].to_vec().into(),
+            identity: None,
         };
         let mut stream = link.open().unwrap();
         write_message(&mut stream, &Request { operation: Some(Operation::Hello(hello)) })

@@ -29,6 +29,7 @@ async fn hello_sends_time_and_randomness_and_believes_little() {
             configured: true,
             kernel_release: "6.1".to_owned(),
             applied: None,
+            unix_nanos: 0,
         };
         // Longer than any honest answer would be refused as a whole.
         let reply = HelloReply { features: reply.features[..100].to_vec(), ..reply };
@@ -237,6 +238,32 @@ async fn a_clock_that_was_set_late_is_set_again() {
     assert!(hearing.try_recv().is_err(), "once is enough");
     soon(fake.guest.set_clock()).await.unwrap();
     assert!(hearing.recv().await.unwrap().entropy.is_empty());
+}
+
+#[tokio::test]
+async fn a_clock_that_is_right_is_not_set_again_however_long_the_answer_took() {
+    for (behind, times) in [(0, 1), (2_000_000_000, 2)] {
+        let (heard, mut hearing) = tokio::sync::mpsc::unbounded_channel();
+        let fake = fake(move |operation, stream| {
+            let heard = heard.clone();
+            async move {
+                let Operation::Hello(hello) = operation else { panic!("{operation:?}") };
+                heard.send(()).unwrap();
+                if !hello.entropy.is_empty() {
+                    tokio::time::sleep(Duration::from_millis(60)).await;
+                }
+                let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+                let unix_nanos = u64::try_from(now.unwrap().as_nanos()).unwrap() - behind;
+                let reply = HelloReply { protocol: 1, unix_nanos, ..HelloReply::default() };
+                write_message(&stream, &reply).await.unwrap();
+                half_close(&stream).await;
+            }
+        })
+        .await;
+        soon(fake.guest.hello("test")).await.unwrap();
+        let count = std::iter::from_fn(|| hearing.try_recv().ok()).count();
+        assert_eq!(count, times);
+    }
 }
 
 #[tokio::test]

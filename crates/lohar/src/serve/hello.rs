@@ -54,6 +54,7 @@ pub async fn hello(guest: &Guest, request: Hello) -> Result<HelloReply, ReseedEr
         configured: guest.settings().configured,
         kernel_release,
         applied,
+        unix_nanos: now().map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(0)),
     })
 }
 
@@ -61,11 +62,14 @@ fn set_clock(wanted: Duration) -> io::Result<()> {
     if wanted.is_zero() {
         return Ok(());
     }
-    let now = Duration::from(clock_gettime(ClockId::CLOCK_REALTIME)?);
-    if needs_setting(now, wanted) {
+    if needs_setting(now()?, wanted) {
         clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::from_duration(wanted))?;
     }
     Ok(())
+}
+
+fn now() -> io::Result<Duration> {
+    Ok(Duration::from(clock_gettime(ClockId::CLOCK_REALTIME)?))
 }
 
 fn needs_setting(now: Duration, wanted: Duration) -> bool {

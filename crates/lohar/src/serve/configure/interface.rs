@@ -111,14 +111,14 @@ impl Address {
     /// next time cheaper as `known`.
     pub fn apply(&self, known: Option<&str>) -> Result<String, InterfaceError> {
         let (name, device) = open_device(known)?;
-        if !self.moves(&device, &name)? {
+        if !(known == Some(name.as_str()) && self.moves(&device)?) {
             // Down first: every former route and neighbour goes, and IPv6 addresses. The IPv4
             // ones stay, and so would one a user added to what this is a clone of.
             device.set_up(Up::No)?;
             device.remove_addresses()?;
             // No network of ours carries it (`bhatti-net`), and half a protocol is worse than
             // none. A kernel without IPv6 has no such file.
-            std::fs::write(ipv6_switch(&name), "1").ok();
+            std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1").ok();
             if let Some(mac) = self.mac {
                 device.set_mac(mac)?;
             }
@@ -139,32 +139,22 @@ impl Address {
     /// it down and up again costs a clone that has just woken under emulation 20 ms of 57.
     ///
     /// With its only address an interface loses all routes and neighbours, as when it goes down.
-    fn moves(&self, device: &Interface, name: &str) -> Result<bool, InterfaceError> {
+    /// IPv6 it has none, or a user switched it on and keeps it.
+    fn moves(&self, device: &Interface) -> Result<bool, InterfaceError> {
         let [former, none] = device.labels()?;
         let is_alone = former == Some(device.name) && none.is_none();
-        if !(is_alone && device.is_up()? && is_without_ipv6(name)) {
+        let changes = is_alone && device.address()? != self.address;
+        if !(changes && device.is_up()?) {
             return Ok(false);
         }
         // A driver may refuse while the interface is up.
         if self.mac.is_some_and(|mac| device.set_mac(mac).is_err()) {
             return Ok(false);
         }
-        device.set_address(Ipv4Addr::UNSPECIFIED)?;
+        // The kernel takes the former address away first.
         device.set_address(self.address)?;
         device.set_netmask(self.netmask())?;
         Ok(true)
-    }
-}
-
-/// The file that says whether an interface does without IPv6.
-fn ipv6_switch(name: &str) -> String {
-    format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6")
-}
-
-fn is_without_ipv6(name: &str) -> bool {
-    match std::fs::read(ipv6_switch(name)) {
-        Ok(switch) => switch.starts_with(b"1"),
-        Err(error) => error.kind() == io::ErrorKind::NotFound,
     }
 }
 
