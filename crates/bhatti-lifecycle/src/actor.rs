@@ -163,6 +163,8 @@ impl Actor {
             // As it is recorded now: of two changes at once the later word may come first.
             Command::KeepHot(keep) => {
                 self.keep_hot = self.row().await.map_or(keep, |row| row.keep_hot);
+                // Quiet counts from the word that it may sleep, not from long ago.
+                self.pins.touch();
             }
             Command::Destroy { reply } => {
                 let result = self.destroy().await;
