@@ -6,19 +6,18 @@ use std::time::Duration;
 
 use bhatti_engine::Engine;
 use bhatti_storage::Layout;
-use bhatti_store::{Change, Db, PatchRow, Reserved, SandboxRow, StoreError, Unreadable, UserRow};
+use bhatti_store::{Db, PatchRow, Reserved, SandboxRow, StoreError, Unreadable, UserRow};
 use bhatti_types::{EngineId, Phase, SandboxId};
 use camino::Utf8PathBuf;
 use futures_util::StreamExt;
 use tokio::sync::oneshot;
 
 use crate::actor::{self, Handle, Origin, Standing, Start};
-use crate::golden::Goldens;
-use crate::machine::{self, Machine, World, as_request_error};
-use crate::recover::{FOUND, LOST, Plan, plan};
+use crate::golden::{self, Goldens};
+use crate::machine::{World, as_request_error};
+use crate::recover::{Plan, plan};
 use crate::spec::{CreateSpec, PatchSpec};
 use crate::{Lease, Op, ServiceError, Settings, Taps, Tasks, WakeError, admit};
-use crate::{disk, freeze, golden};
 
 /// What a [`Sandboxes`] is made of.
 pub struct Deps {
@@ -36,20 +35,6 @@ pub enum Created {
     New(SandboxRow),
     /// It was there and is what was asked for.
     Existing(SandboxRow),
-}
-
-/// What a restart finds of a sandbox that should run.
-enum Found {
-    /// Nothing should be there.
-    Nothing,
-    Machine(Machine),
-    Lost,
-    /// A generation. `kept`: its former machine could not be ended and must be left alone.
-    Frozen {
-        kept: bool,
-    },
-    /// It cannot be told; the reason.
-    Doubt(String),
 }
 
 /// The sandboxes. Cheap to clone.
@@ -126,136 +111,6 @@ impl Sandboxes {
         golden::tidy_soon(&world);
         sandboxes.wake_kept_hot();
         Ok(sandboxes)
-    }
-
-    /// Takes away what an interrupted create or destroy has left.
-    async fn undo(&self, row: &SandboxRow) -> Result<(), ServiceError> {
-        let world = &self.inner.world;
-        let owner = row.owner.clone();
-        let owner = world.db.call(move |store| store.user(&owner)).await?;
-        if let Err(error) = machine::demolish(world, row, None, &owner).await {
-            // Kept for the next start; it is not listed and cannot be used.
-            tracing::error!(sandbox = %row.id, error = crate::chain(&error), "failed to undo");
-        }
-        Ok(())
-    }
-
-    /// Returns the machine that must be left alone, if there is one. What is wrong with one
-    /// sandbox is that sandbox's matter: only a failing store stops the daemon.
-    async fn recover_one(&self, row: SandboxRow) -> Result<Option<EngineId>, ServiceError> {
-        let world = &self.inner.world;
-        let owner = row.owner.clone();
-        let owner = world.db.call(move |store| store.user(&owner)).await?;
-        let engine_id = row.engine_id.clone();
-        let found = match plan(&row) {
-            Plan::Keep | Plan::Undo => Found::Nothing,
-            Plan::Finish => self.finish_freeze(&row).await,
-            Plan::Adopt => self.adopt(&row).await,
-        };
-        let id = row.id.clone();
-        let tell = !matches!(found, Found::Doubt(_));
-        let (machine, leave_alone) = match found {
-            Found::Nothing => (None, false),
-            Found::Machine(machine) => {
-                if row.phase == Phase::Unknown {
-                    self.record(&row.id, Phase::Hot, FOUND.to_owned()).await?;
-                }
-                (Some(machine), true)
-            }
-            Found::Lost => {
-                tracing::warn!(sandbox = %row.id, name = %row.name, "machine is gone");
-                self.record(&row.id, Phase::Stopped, LOST.to_owned()).await?;
-                (None, false)
-            }
-            Found::Doubt(why) => {
-                tracing::error!(sandbox = %row.id, name = %row.name, why, "cannot vouch for a sandbox");
-                self.record(&row.id, Phase::Unknown, why).await?;
-                (None, true)
-            }
-            Found::Frozen { kept } => (None, kept),
-        };
-        // The phase may have changed: an actor starts from what is recorded.
-        let row = world.db.call(move |store| store.sandbox(&id)).await?;
-        if tell {
-            disk::tidy(world, &row).await;
-        }
-        self.start_actor(row, owner, Start::Found { machine });
-        Ok(leave_alone.then_some(engine_id))
-    }
-
-    async fn record(&self, id: &SandboxId, to: Phase, why: String) -> Result<(), ServiceError> {
-        let id = id.clone();
-        let change = if to == Phase::Stopped { disk::lost() } else { Change::default() };
-        let moved = move |store: &mut bhatti_store::Store| {
-            store.set_phase(&id, &[Phase::Hot, Phase::Warm, Phase::Unknown], to, &why, &change)
-        };
-        Ok(self.inner.world.db.call(moved).await?)
-    }
-
-    async fn adopt(&self, row: &SandboxRow) -> Found {
-        let world = &self.inner.world;
-        let found = match machine::vm_record(row) {
-            Ok(Some(record)) => world.engine.adopt(&record).await,
-            Ok(None) => Ok(None),
-            Err(error) => return Found::Doubt(crate::chain(&error)),
-        };
-        let vm = match found {
-            Ok(vm) => vm,
-            Err(error) => return Found::Doubt(crate::chain(&error)),
-        };
-        // Before it goes on.
-        if let Err(error) = disk::put_right(world, row, vm.as_deref()).await {
-            return Found::Doubt(crate::chain(&error));
-        }
-        let Some(vm) = vm else { return Found::Lost };
-        tracing::info!(sandbox = %row.id, name = %row.name, "adopted a running machine");
-        let mut machine = Machine { vm, guest: None, stands: false };
-        // The former daemon may have died in the middle of a pause or a freeze.
-        let settled = if row.phase == Phase::Warm {
-            machine.pause().await
-        } else {
-            let resumed = machine.vm.resume().await.map_err(WakeError::Engine);
-            machine.stands = resumed.is_err();
-            resumed
-        };
-        if let Err(error) = settled {
-            tracing::warn!(sandbox = %row.id, error = crate::chain(&error),
-                "an adopted machine does not do as it is told");
-        }
-        Found::Machine(machine)
-    }
-
-    /// Ends what is left of the machine of a sandbox that was being frozen, and seals its disk.
-    async fn finish_freeze(&self, row: &SandboxRow) -> Found {
-        let Some(newest) = row.generations.first() else { return Found::Nothing };
-        match freeze::finish(&self.inner.world, row.clone(), newest).await {
-            Ok(_) => Found::Frozen { kept: false },
-            Err(error) => {
-                // The next wake tries again.
-                tracing::error!(sandbox = %row.id, name = %row.name,
-                    error = crate::chain(&error), "failed to finish a freeze");
-                Found::Frozen { kept: true }
-            }
-        }
-    }
-
-    /// Wakes what is to be hot always. One after the other, in the background: nobody waits.
-    fn wake_kept_hot(&self) {
-        let this = self.clone();
-        self.inner.world.tasks.spawn("keep hot", |stop| async move {
-            let rows = this.inner.world.db.call(|store| store.all_sandboxes()).await;
-            let rows = rows.map(|(rows, _)| rows).unwrap_or_default();
-            for row in rows.into_iter().filter(|row| row.keep_hot && row.phase.wire().is_some()) {
-                let Some(handle) = this.inner.handles().get(&row.id).cloned() else { continue };
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    woken = handle.start(false) => if let Err(error) = woken {
-                        tracing::warn!(sandbox = %row.id, name = %row.name,
-                            error = crate::chain(&error), "could not wake what is to be kept hot");
-                    }
-                }
-            }
-        });
     }
 
     /// Freezes every machine, as far as that can be done in so much time. For a daemon that is to
@@ -606,7 +461,7 @@ impl Inner {
         (row.phase, row.reason, row.changed_at) = (phase, reason, since);
     }
 
-    fn handles(&self) -> std::sync::MutexGuard<'_, HashMap<SandboxId, Handle>> {
+    pub(crate) fn handles(&self) -> std::sync::MutexGuard<'_, HashMap<SandboxId, Handle>> {
         // Nothing panics while holding it; the map is whole even if something did.
         self.handles.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
