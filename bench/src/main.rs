@@ -15,6 +15,7 @@ mod bare;
 mod boot;
 mod environment;
 mod log;
+mod makes;
 mod memory;
 mod pace;
 mod report;
