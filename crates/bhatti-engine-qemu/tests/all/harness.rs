@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bhatti_engine::conformance::Harness;
-use bhatti_engine::{Below, BootSpec, Carrier, Engine, Private, Shape, Vm, VmRecord};
+use bhatti_engine::{Accel, Below, BootSpec, Carrier, Engine, Private, Shape, Vm, VmRecord};
 use bhatti_engine_qemu::{AccelChoice, QemuConfig, QemuEngine};
 use bhatti_link::{Link, read_message, write_message};
 use bhatti_types::{EngineId, Mib};
@@ -62,8 +62,10 @@ impl QemuHarness {
 
     /// The engine of a daemon that was told another group.
     pub(crate) async fn qemu_configured(&self, cgroup: String) -> QemuEngine {
-        let config = QemuConfig { accel: AccelChoice::Tcg, cgroup, ..QemuConfig::default() };
-        QemuEngine::start(config).await.unwrap()
+        let config = QemuConfig { accel: accel().1, cgroup, ..QemuConfig::default() };
+        let engine = QemuEngine::start(config).await.unwrap();
+        assert_eq!(engine.info().accel, accel().0, "{}", engine.info().why);
+        engine
     }
 }
 
@@ -86,6 +88,16 @@ impl Drop for QemuHarness {
             }
             std::fs::remove_dir(&parent).ok();
         }
+    }
+}
+
+/// What these machines run on, and how the engine is brought to it. Emulation, unless
+/// `BHATTI_TEST_ACCEL` says `kvm`: then the engine has to find by itself that it works here.
+pub(crate) fn accel() -> (Accel, AccelChoice) {
+    match std::env::var("BHATTI_TEST_ACCEL").as_deref() {
+        Ok("kvm") => (Accel::Kvm, AccelChoice::Auto),
+        Ok("tcg") | Err(_) => (Accel::Tcg, AccelChoice::Tcg),
+        Ok(other) => panic!("BHATTI_TEST_ACCEL is {other}; there are kvm and tcg"),
     }
 }
 
@@ -255,6 +267,6 @@ impl Harness for QemuHarness {
     fn booted(&self) {
         let Ok(log) = std::env::var("BHATTI_BOOT_LOG") else { return };
         let mut log = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
-        writeln!(log, "qemu tcg {}", self.cgroup).unwrap();
+        writeln!(log, "qemu {} {}", accel().0, self.cgroup).unwrap();
     }
 }
