@@ -29,7 +29,7 @@ use crate::vm::{Parts, QemuVm};
 use crate::vmm_log::VmmLog;
 
 /// How long QEMU may take from its start to its greeting; 40 ms on an idle machine.
-const GREETING_DEADLINE: Duration = Duration::from_secs(10);
+const GREETING_DEADLINE: Duration = Duration::from_secs(20);
 
 /// What a machine starts from.
 pub(crate) enum Origin {

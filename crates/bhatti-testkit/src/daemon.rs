@@ -199,10 +199,21 @@ impl TestDaemon {
             let ready = log.iter().find(|line| message(line) == "ready")?;
             field(ready, "listen")
         });
+        self.assert_accelerated();
         self.url = format!("http://{address}");
         if self.admin.is_none() {
             self.admin = Some(self.create_user("admin", 50));
         }
+    }
+
+    /// Where `BHATTI_TEST_ACCEL` says what machines have to run on, the daemon must have found it by
+    /// itself: a test that was meant for KVM says nothing under emulation.
+    fn assert_accelerated(&self) {
+        let Ok(wanted) = std::env::var("BHATTI_TEST_ACCEL") else { return };
+        let log = self.log.lock().expect("not poisoned");
+        let chosen = log.iter().find(|line| message(line) == "engine chosen");
+        let accel = chosen.and_then(|line| field(line, "accel"));
+        assert_eq!(accel.as_deref(), Some(wanted.as_str()), "{chosen:?}");
     }
 
     /// `bhatti user create`; the account with its key.

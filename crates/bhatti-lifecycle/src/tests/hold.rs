@@ -63,13 +63,25 @@ async fn while_it_is_saved_and_in_every_clone() {
     assert_eq!(since_create(&house), saved);
     daemon.sandboxes.resume_snapshot(&alice, "base", None).await.unwrap();
     assert_eq!(since_create(&house), [&saved[..], &[RESTORE, RESUME, Hello]].concat());
-    // A daemon that has not used it yet greets it first: a link is how it is told to hold.
+}
+
+/// The former daemon may have died when they were held; and a link is how to hold them again.
+#[tokio::test]
+async fn what_runs_when_a_daemon_starts_is_greeted() {
+    let house = House::new();
+    let (daemon, alice) = with_dev(&house).await;
     daemon.die().await;
+    let before = house.steps().len();
     let daemon = house.daemon().await;
     let alice = daemon.known(&alice).await;
-    let before = house.steps().len();
-    daemon.sandboxes.checkpoint(&alice, "dev", "later".parse().unwrap()).await.unwrap();
-    assert_eq!(house.steps()[before..], [&[Hello], &saved[..]].concat());
+    let greeted = async {
+        while house.steps().len() < before + 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(LONG, greeted).await.expect("it is greeted, and nobody has asked for it");
+    daemon.sandboxes.checkpoint(&alice, "dev", "base".parse().unwrap()).await.unwrap();
+    assert_eq!(house.steps()[before..], [RESUME, Hello, Hold, PAUSE, SAVE, RESUME, Hello]);
 }
 
 /// Whatever fails, it goes on, and with it what was held.
