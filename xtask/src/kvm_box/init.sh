@@ -12,6 +12,8 @@ mount -t tmpfs -o mode=1777 shm /dev/shm
 mount -t tmpfs -o mode=755 run /run
 mount -t tmpfs -o mode=1777 tmp /tmp
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
+# A box that hangs is better dead: then it is noticed.
+echo 1 >/proc/sys/kernel/panic_on_rcu_stall
 hostname kvm-box
 ip link set lo up
 

@@ -23,7 +23,7 @@ const SIZE: &str = "16G";
 const GUEST_FILES: [&str; 3] = ["vmlinux", "initramfs.cpio", "rootfs-minimal-amd64.ext4"];
 
 /// Builds the binaries, and the two files the box is booted with.
-pub(super) fn build(run: &Run, options: &Options) -> Result<()> {
+pub(super) fn build(run: &Run, suites: &[&Suite], options: &Options) -> Result<()> {
     let tree = run.scratch.path().join("box");
     for dir in ["target/release/deps", "target/guest", "suites", "tmp"] {
         let dir = tree.join(dir);
@@ -35,7 +35,7 @@ pub(super) fn build(run: &Run, options: &Options) -> Result<()> {
     eprintln!("kvm-box: building bhatti");
     let program = executable_of(&["build"], "bhatti", "bin", "bhatti")?;
     place(&program, &tree.join("target/release/bhatti"))?;
-    for (number, suite) in options.suites.iter().enumerate() {
+    for (number, suite) in suites.iter().enumerate() {
         eprintln!("kvm-box: building {}", suite.name);
         let binary = executable_of(&["test", "--no-run"], suite.package, "test", "all")?;
         let place_in_box = format!("target/release/deps/{}", suite.name);
