@@ -108,10 +108,8 @@ fn identity(path: &Path) -> Identity {
 fn holds_only(pid: i32, allowed: &BTreeSet<Identity>) -> BTreeSet<Identity> {
     let number = |device: &str| std::fs::metadata(device).unwrap().rdev();
     // What its memory comes from, and what it runs on.
-    let devices: Vec<_> = match accel().0 {
-        Accel::Tcg => vec![number("/dev/zero")],
-        Accel::Kvm => vec![number("/dev/zero"), number("/dev/kvm")],
-    };
+    let mut devices = vec![number("/dev/zero")];
+    devices.extend((accel().0 == Accel::Kvm).then(|| number("/dev/kvm")));
     let mut seen = BTreeSet::new();
     for entry in std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
         let entry = entry.unwrap().path();
