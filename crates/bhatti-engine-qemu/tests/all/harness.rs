@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
-use bhatti_engine::conformance::Harness;
+use bhatti_engine::conformance::{Harness, patience};
 use bhatti_engine::{Accel, Below, BootSpec, Carrier, Engine, Private, Shape, Vm, VmRecord};
 use bhatti_engine_qemu::{AccelChoice, QemuConfig, QemuEngine};
 use bhatti_link::{Link, read_message, write_message};
@@ -17,9 +17,6 @@ use bhatti_wire::message::{
     Exec, ExecOutput, ExecOutputEvent, Hello, HelloReply, Operation, PROTOCOL_VERSION, Request,
 };
 use camino::{Utf8Path, Utf8PathBuf};
-
-/// How long a guest may take to answer. Emulation on a busy machine is slow.
-pub(crate) const PATIENCE: std::time::Duration = std::time::Duration::from_secs(90);
 
 /// Nobody has this uid.
 pub(crate) const OWNER: Private = Private { uid: 64123, gid: 64124 };
@@ -124,7 +121,7 @@ impl Talk {
         let Carrier::Single(stream) = vm.open_link().await.unwrap();
         let nonce = EngineId::random().as_str().as_bytes().try_into().unwrap();
         let connect = bhatti_link::connect(stream, nonce, bhatti_link::Mode::Reconnect);
-        let (link, driver) = tokio::time::timeout(PATIENCE, connect).await.unwrap().unwrap();
+        let (link, driver) = tokio::time::timeout(patience(), connect).await.unwrap().unwrap();
         let driver = tokio::spawn(async move { drop(driver.await) });
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
         let hello = Hello {
@@ -139,7 +136,7 @@ impl Talk {
             .await
             .unwrap();
         let reply = read_message::<HelloReply>(&mut stream);
-        tokio::time::timeout(PATIENCE, reply).await.unwrap().unwrap().expect("a reply");
+        tokio::time::timeout(patience(), reply).await.unwrap().unwrap().expect("a reply");
         Self { link, driver }
     }
 
