@@ -43,7 +43,8 @@ pub(crate) struct Suite {
 /// Tests that look into the source tree, which is not in the box.
 const SKIPPED: [&str; 2] = ["--skip", "every_file_is_listed"];
 
-const SUITES: [Suite; 2] = [
+/// What runs if nothing else is asked for.
+const WHOLE: [Suite; 2] = [
     Suite {
         name: "qemu-conformance",
         package: "bhatti-engine-qemu",
@@ -52,6 +53,39 @@ const SUITES: [Suite; 2] = [
         minutes: 60,
     },
     Suite { name: "e2e", package: "bhatti-e2e", environment: &[], arguments: &[], minutes: 120 },
+];
+
+/// What `make test` has time for: boot, exec, confinement, sleep and wake, clones, and a daemon that
+/// is killed.
+const SMOKE: [Suite; 2] = [
+    Suite {
+        name: "qemu-smoke",
+        package: "bhatti-engine-qemu",
+        environment: &[],
+        arguments: &[
+            "--exact",
+            "conformance::boots_and_answers",
+            "conformance::a_snapshot_brings_memory_back",
+            "conformance::clones_share_a_past_and_no_present",
+            "conformance::a_paused_machine_is_adopted_as_it_is",
+            "confinement::the_vmm_is_nobody_and_sees_nothing",
+            "confinement::the_vmm_holds_no_file_it_was_not_given",
+            "confinement::the_vmm_sees_its_own_files_only",
+        ],
+        minutes: 20,
+    },
+    Suite {
+        name: "e2e-smoke",
+        package: "bhatti-e2e",
+        environment: &[],
+        arguments: &[
+            "--exact",
+            "session::a_newcomers_session_boots_a_vm",
+            "sleep::a_stopped_vm_continues_where_it_was",
+            "recovery::a_killed_daemon_finds_its_vms_again",
+        ],
+        minutes: 20,
+    },
 ];
 
 /// What the caller of `cargo xtask kvm-box` asked for.
@@ -72,7 +106,10 @@ impl Options {
             match word {
                 "--suite" => {
                     let name = words.next().context("--suite takes a name")?;
-                    options.suites.push(suite(name)?);
+                    match name {
+                        "smoke" => options.suites.extend(&SMOKE),
+                        name => options.suites.push(suite(name)?),
+                    }
                 }
                 "--shell" => options.shell = true,
                 "--" => options.filter.extend(words.by_ref().map(str::to_owned)),
@@ -80,7 +117,7 @@ impl Options {
             }
         }
         if options.suites.is_empty() {
-            options.suites.extend(&SUITES);
+            options.suites.extend(&WHOLE);
         }
         ensure!(!options.filter.iter().any(|word| word.contains('\n')), "a filter is one line");
         Ok(options)
@@ -88,9 +125,12 @@ impl Options {
 }
 
 fn suite(name: &str) -> Result<&'static Suite> {
-    let known = || SUITES.map(|suite| suite.name).join(", ");
-    let found = SUITES.iter().find(|suite| suite.name == name);
-    found.with_context(|| format!("there is no suite {name}; there are {}", known()))
+    let all = || WHOLE.iter().chain(&SMOKE);
+    let found = all().find(|suite| suite.name == name);
+    found.with_context(|| {
+        let known = names(&all().collect::<Vec<_>>());
+        format!("there is no suite {name}; there are {known}, and smoke for both of its kind")
+    })
 }
 
 /// How often a box is booted for the same suite. QEMU 7.2's emulation of SVM now and then loses an
@@ -149,4 +189,21 @@ struct Run {
     scratch: tempfile::TempDir,
     guest: PathBuf,
     root: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn suites_are_chosen_by_name_and_the_rest_is_the_filter() {
+        let chosen = |words: &[&str]| Options::parse(words).map(|options| names(&options.suites));
+        assert_eq!(chosen(&[]).expect("all"), "qemu-conformance, e2e");
+        assert_eq!(chosen(&["--suite", "smoke"]).expect("both"), "qemu-smoke, e2e-smoke");
+        let options = Options::parse(&["--suite", "e2e", "--", "sleep::", "--suite"]).expect("one");
+        assert_eq!((names(&options.suites).as_str(), options.filter.len()), ("e2e", 2));
+        for bad in [&["--suite"][..], &["--suite", "e3e"], &["e2e"]] {
+            chosen(bad).expect_err("a typo is no choice");
+        }
+    }
 }

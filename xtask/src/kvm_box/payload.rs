@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn a_suites_words_are_one_a_line_and_the_filter_comes_last() {
-        let suite = &super::super::SUITES[0];
+        let suite = &super::super::WHOLE[0];
         let words = command(suite, "/box/x", &["boots and".to_owned()]);
         let words: Vec<_> = words.lines().collect();
         assert!(words.contains(&"BHATTI_TEST_ACCEL=kvm") && words.contains(&"/box/x"));
