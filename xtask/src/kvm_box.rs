@@ -133,10 +133,10 @@ fn suite(name: &str) -> Result<&'static Suite> {
     })
 }
 
-/// How often a box is booted for the same suite. QEMU 7.2's emulation of SVM now and then loses an
-/// interrupt or corrupts a stack of the box's own kernel, the more so on a busy host; the kernel
-/// notices and stops. Then what had not ended begins again, and that is said. A test that fails is
-/// a failure at once.
+/// How often a box is booted for the same suite. QEMU before 8.1 translates code without holding off
+/// who writes it just then (`init.sh` says more, and what is done about it); a box that this
+/// happens to hangs or panics. Then what had not ended begins again, and that is said. A test that
+/// fails is a failure at once.
 const ATTEMPTS: u32 = 3;
 
 /// Builds what is missing, boots the box, and fails unless every suite passed in it.
