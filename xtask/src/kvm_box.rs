@@ -55,7 +55,7 @@ const WHOLE: [Suite; 2] = [
     Suite { name: "e2e", package: "bhatti-e2e", environment: &[], arguments: &[], minutes: 120 },
 ];
 
-/// What `make test` has time for: boot, exec, confinement, sleep and wake, clones, and a daemon that
+/// Small enough for every change: boot, exec, confinement, sleep and wake, clones, and a daemon that
 /// is killed.
 const SMOKE: [Suite; 2] = [
     Suite {
