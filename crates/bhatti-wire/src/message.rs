@@ -13,10 +13,20 @@
 //! | [`Activity`] | nothing | one [`ActivityReply`] |
 //! | [`Quiesce`] | nothing | one [`Reply`] |
 //! | [`Hold`] | nothing | one [`Reply`] |
+//! | [`OpenSession`] | any number of [`SessionInput`] | [`SessionOutput`]: `opened`, `replay`, output…, one `exit`, `taken` or `failed` |
+//! | [`ListSessions`] | nothing | one [`SessionList`] |
 //!
 //! Every message is framed as a big-endian `u32` length and that many bytes, at most
 //! [`MAX_MESSAGE`]. Fields are only ever added: an agent frozen today answers a daemon of next
 //! year. Unknown operations are answered with [`ErrorKind::Unsupported`].
+
+mod session;
+
+pub use session::{
+    ListSessions, MAX_COMMAND_TEXT, MAX_SESSIONS, OpenSession, SCROLLBACK, SessionInfo,
+    SessionInput, SessionInputEvent, SessionKind, SessionList, SessionOutput, SessionOutputEvent,
+    StartSession, WindowSize,
+};
 
 use std::collections::HashMap;
 
@@ -33,7 +43,7 @@ pub const MAX_CHUNK: usize = 64 * 1024;
 /// The first message of every stream.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Request {
-    #[prost(oneof = "Operation", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "Operation", tags = "1, 2, 3, 4, 5, 6, 7, 8, 10, 11")]
     pub operation: Option<Operation>,
 }
 
@@ -56,6 +66,10 @@ pub enum Operation {
     Quiesce(Quiesce),
     #[prost(message, tag = "8")]
     Hold(Hold),
+    #[prost(message, tag = "10")]
+    OpenSession(OpenSession),
+    #[prost(message, tag = "11")]
+    ListSessions(ListSessions),
 }
 
 /// The first operation on every new link: who is there, what time it is, and randomness.

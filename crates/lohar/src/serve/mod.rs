@@ -142,10 +142,15 @@ where
             reply(quiesce::quiesce(guest).await.map_err(|error| error.failure()))
         }
         Some(Operation::Hold(_)) => reply(hold::hold(guest).await.map_err(|error| error.failure())),
-        None => reply(Err(Failure {
-            kind: ErrorKind::Unsupported.into(),
-            message: format!("agent {} does not know this operation", env!("CARGO_PKG_VERSION")),
-        })),
+        Some(Operation::OpenSession(_) | Operation::ListSessions(_)) | None => {
+            reply(Err(Failure {
+                kind: ErrorKind::Unsupported.into(),
+                message: format!(
+                    "agent {} does not know this operation",
+                    env!("CARGO_PKG_VERSION")
+                ),
+            }))
+        }
     };
     send_last(&mut stream, &reply).await;
 }
