@@ -30,6 +30,8 @@ pub(super) enum ApiError {
     BadToken,
     #[error("rate limit exceeded")]
     RateLimited,
+    #[error("too many open WebSockets: close some, or try again later")]
+    TooManySockets,
     /// Asked for something this version does not do.
     #[error("{0}")]
     Unsupported(String),
@@ -54,7 +56,7 @@ impl ApiError {
             Self::UnknownPath | Self::NotFound(_) => S::NOT_FOUND,
             Self::MethodNotAllowed => S::METHOD_NOT_ALLOWED,
             Self::NoToken | Self::BadToken => S::UNAUTHORIZED,
-            Self::RateLimited => S::TOO_MANY_REQUESTS,
+            Self::RateLimited | Self::TooManySockets => S::TOO_MANY_REQUESTS,
             Self::Unsupported(_) => S::NOT_IMPLEMENTED,
             Self::Service(error) => match error {
                 ServiceError::NoSandbox(_)
