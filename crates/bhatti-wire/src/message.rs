@@ -13,6 +13,12 @@
 //! | [`Activity`] | nothing | one [`ActivityReply`] |
 //! | [`Quiesce`] | nothing | one [`Reply`] |
 //! | [`Hold`] | nothing | one [`Reply`] |
+//! | [`ReadFile`] | nothing | one [`FileReply`], raw bytes, half-close |
+//! | [`StatFile`] | nothing | one [`FileReply`] |
+//! | [`ListDirectory`] | nothing | [`DirectoryPart`]s, half-close |
+//! | [`ListeningPorts`] | nothing | one [`PortsReply`] |
+//! | [`ReadArchive`] | nothing | one [`FileReply`], raw bytes, half-close |
+//! | [`WriteArchive`] | raw bytes, then half-close | one [`ArchiveReply`] |
 //! | [`OpenSession`] | any number of [`SessionInput`] | [`SessionOutput`]: `opened`, `replay`, output…, one `exit`, `taken` or `failed` |
 //! | [`ListSessions`] | nothing | one [`SessionList`] |
 //!
@@ -20,15 +26,21 @@
 //! [`MAX_MESSAGE`]. Fields are only ever added: an agent frozen today answers a daemon of next
 //! year. Unknown operations are answered with [`ErrorKind::Unsupported`].
 
+mod archive;
+mod file;
+mod ports;
 mod session;
 
+use std::collections::HashMap;
+
+pub use archive::*;
+pub use file::*;
+pub use ports::*;
 pub use session::{
     ListSessions, MAX_COMMAND_TEXT, MAX_SESSIONS, OpenSession, SCROLLBACK, SessionInfo,
     SessionInput, SessionInputEvent, SessionKind, SessionList, SessionOutput, SessionOutputEvent,
     StartSession, WindowSize,
 };
-
-use std::collections::HashMap;
 
 /// The protocol generation, in [`Hello`] and [`HelloReply`]. Raised only when an old peer could
 /// not make sense of a new one; additions do not raise it.
@@ -43,7 +55,7 @@ pub const MAX_CHUNK: usize = 64 * 1024;
 /// The first message of every stream.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Request {
-    #[prost(oneof = "Operation", tags = "1, 2, 3, 4, 5, 6, 7, 8, 10, 11")]
+    #[prost(oneof = "Operation", tags = "1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 20, 21, 22, 23, 24, 25")]
     pub operation: Option<Operation>,
 }
 
@@ -70,6 +82,18 @@ pub enum Operation {
     OpenSession(OpenSession),
     #[prost(message, tag = "11")]
     ListSessions(ListSessions),
+    #[prost(message, tag = "20")]
+    ReadFile(ReadFile),
+    #[prost(message, tag = "21")]
+    StatFile(StatFile),
+    #[prost(message, tag = "22")]
+    ListDirectory(ListDirectory),
+    #[prost(message, tag = "23")]
+    ListeningPorts(ListeningPorts),
+    #[prost(message, tag = "24")]
+    ReadArchive(ReadArchive),
+    #[prost(message, tag = "25")]
+    WriteArchive(WriteArchive),
 }
 
 /// The first operation on every new link: who is there, what time it is, and randomness.
@@ -162,21 +186,6 @@ pub struct Network {
     /// The MAC the interface must have, `02:…`. Empty: keep the device's.
     #[prost(string, tag = "5")]
     pub mac: String,
-}
-
-/// Writes one file, atomically (temporary file, fsync, rename), as root, then gives it and the
-/// directories it had to make to uid 1000.
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct WriteFile {
-    /// Absolute path in the guest.
-    #[prost(string, tag = "1")]
-    pub path: String,
-    /// Permission bits.
-    #[prost(uint32, tag = "2")]
-    pub mode: u32,
-    /// How many bytes follow. Fewer is an error and leaves no file.
-    #[prost(uint64, tag = "3")]
-    pub size: u64,
 }
 
 /// Runs a command as uid 1000 in a process group of its own.
@@ -366,4 +375,8 @@ pub enum ErrorKind {
     Unsupported = 4,
     /// The guest's disk is full.
     NoSpace = 5,
+    /// More than the operation takes.
+    TooLarge = 6,
+    /// The guest's file system does not allow it, not even root: read-only, immutable.
+    Denied = 7,
 }

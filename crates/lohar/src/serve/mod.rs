@@ -142,7 +142,17 @@ where
             reply(quiesce::quiesce(guest).await.map_err(|error| error.failure()))
         }
         Some(Operation::Hold(_)) => reply(hold::hold(guest).await.map_err(|error| error.failure())),
-        Some(Operation::OpenSession(_) | Operation::ListSessions(_)) | None => {
+        Some(
+            Operation::ReadFile(_)
+            | Operation::StatFile(_)
+            | Operation::ListDirectory(_)
+            | Operation::ListeningPorts(_)
+            | Operation::ReadArchive(_)
+            | Operation::WriteArchive(_)
+            | Operation::OpenSession(_)
+            | Operation::ListSessions(_),
+        )
+        | None => {
             reply(Err(Failure {
                 kind: ErrorKind::Unsupported.into(),
                 message: format!(
