@@ -9,6 +9,7 @@
 //! | [`Configure`] | nothing | one [`Reply`] |
 //! | [`WriteFile`] | exactly `size` raw bytes, then half-close | one [`Reply`] |
 //! | [`Exec`] | any number of [`ExecInput`] | [`ExecOutput`]: `started`, output…, one `exit` or `failed` |
+//! | [`KillExec`] | nothing | one [`Reply`] |
 //! | [`PowerOff`] | nothing | one [`Reply`], then the machine goes away |
 //! | [`Activity`] | nothing | one [`ActivityReply`] |
 //! | [`Quiesce`] | nothing | one [`Reply`] |
@@ -55,7 +56,7 @@ pub const MAX_CHUNK: usize = 64 * 1024;
 /// The first message of every stream.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Request {
-    #[prost(oneof = "Operation", tags = "1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 20, 21, 22, 23, 24, 25")]
+    #[prost(oneof = "Operation", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 21, 22, 23, 24, 25")]
     pub operation: Option<Operation>,
 }
 
@@ -78,6 +79,8 @@ pub enum Operation {
     Quiesce(Quiesce),
     #[prost(message, tag = "8")]
     Hold(Hold),
+    #[prost(message, tag = "9")]
+    KillExec(KillExec),
     #[prost(message, tag = "10")]
     OpenSession(OpenSession),
     #[prost(message, tag = "11")]
@@ -214,6 +217,20 @@ pub struct Exec {
     /// False: stdin is `/dev/null`. True: stdin is a pipe fed by [`ExecInput::Data`].
     #[prost(bool, tag = "7")]
     pub stdin: bool,
+    /// What [`KillExec`] calls this command: a number no other running one has. 0: nothing.
+    #[prost(fixed64, tag = "8")]
+    pub id: u64,
+}
+
+/// SIGKILL to the process group of an [`Exec`] that is not detached. On a stream of its own, it
+/// overtakes the stdin that [`ExecInputEvent::Kill`] has to wait behind. Feature `kill-exec`.
+///
+/// [`ErrorKind::NotFound`]: no such command runs.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct KillExec {
+    /// [`Exec::id`].
+    #[prost(fixed64, tag = "1")]
+    pub id: u64,
 }
 
 /// Host to guest while a command runs.
@@ -232,7 +249,7 @@ pub enum ExecInputEvent {
     /// End of stdin.
     #[prost(message, tag = "2")]
     Eof(Nothing),
-    /// SIGKILL to the process group.
+    /// SIGKILL to the process group, once the stdin before it was taken.
     #[prost(message, tag = "3")]
     Kill(Nothing),
 }
