@@ -251,7 +251,7 @@ impl Guest {
         let size = content.len() as u64;
         let patience = WRITE_FILE + Duration::from_secs(size / WRITE_FILE_PACE);
         within(patience, "write the file", async {
-            let operation = WriteFile { path: path.to_owned(), mode, size };
+            let operation = WriteFile { path: path.to_owned(), mode, size, keep_mode: false };
             let stream = self.request(Operation::WriteFile(operation)).await?;
             let sending = async {
                 let mut writer = &stream;
@@ -319,7 +319,7 @@ fn info(reply: &HelloReply) -> HelloInfo {
 }
 
 /// The one answer on a stream.
-async fn answer<M: prost::Message + Default>(stream: &Stream) -> Result<M, GuestError> {
+pub(crate) async fn answer<M: prost::Message + Default>(stream: &Stream) -> Result<M, GuestError> {
     let mut reader = MessageReader::new(stream, MAX_REPLY);
     match reader.next().await {
         Ok(Some(message)) => Ok(message),
