@@ -18,11 +18,16 @@ mod error;
 mod exec;
 mod guest;
 mod input;
+mod session;
 
 pub use error::GuestError;
-pub use exec::{Detached, ExecEvent, ExecSpec, Running, Stdin};
+pub use exec::{Detached, ExecEvent, ExecSpec, Killer, Running, Stdin};
 pub use guest::{Activity, Guest, HelloInfo};
 pub use input::StdinWriter;
+pub use session::{
+    Attached, Kind, SessionEvent, SessionInfo, SessionReader, SessionSpec, SessionWriter, Which,
+    WindowSize,
+};
 
 pub use bhatti_link::Mode;
 pub use bhatti_wire::message::{Configure, Network};
