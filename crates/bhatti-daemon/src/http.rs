@@ -50,6 +50,7 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         )
         .route("/sandboxes/{sandbox}/", any(|| async { ApiError::UnknownPath }))
         .route("/sandboxes/{sandbox}/exec", post(sandbox::exec).fallback(not_allowed))
+        .route("/sandboxes/{sandbox}/exec/stream", any(sandbox::exec_stream))
         .route("/sandboxes/{sandbox}/stop", post(sandbox::stop).fallback(not_allowed))
         .route("/sandboxes/{sandbox}/start", post(sandbox::start).fallback(not_allowed))
         .route("/sandboxes/{sandbox}/checkpoint", post(sandbox::checkpoint).fallback(not_allowed))

@@ -22,13 +22,12 @@ use std::time::Duration;
 
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{FromRequest, Request};
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use bhatti_lifecycle::Tasks;
 use bytes::Bytes;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
-use tokio::sync::{Mutex, Semaphore, watch};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -107,50 +106,49 @@ impl Sockets {
         Self { tasks, places, patience: Patience::default() }
     }
 
-    /// Answers `request` with an upgrade and runs `serve` on the socket, as a task of its own.
-    ///
-    /// To be called after everything that is answered by a status: from then on errors have to
-    /// be told in the socket.
-    pub(super) async fn upgrade<F>(
-        &self,
-        request: Request,
-        kind: Kind,
-        serve: impl FnOnce(Socket) -> F + Send + 'static,
-    ) -> Result<Response, ApiError>
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        let Ok(upgrade) = WebSocketUpgrade::from_request(request, &()).await else {
-            return Ok(bad_request());
-        };
-        let upgrade = upgrade.protocols(kind.protocol);
+    /// Takes `request` for an upgrade, if it is one; nothing has happened yet.
+    pub(super) async fn prepare(&self, request: Request, kind: Kind) -> Result<Upgrade, ApiError> {
+        let upgrade = WebSocketUpgrade::from_request(request, &()).await;
+        let upgrade = upgrade.map_err(|_| ApiError::NotAnUpgrade)?.protocols(kind.protocol);
         if upgrade.selected_protocol().is_none()
             && let Some(protocol) = kind.protocol
         {
-            return Err(ApiError::BadRequest(format!(
-                "offer the WebSocket subprotocol {protocol}"
-            )));
+            let text = format!("offer the WebSocket subprotocol {protocol}");
+            return Err(ApiError::BadRequest(text));
         }
         let place = Arc::clone(&self.places).try_acquire_owned();
         let place = place.map_err(|_| ApiError::TooManySockets)?;
-        let (tasks, patience) = (self.tasks.clone(), self.patience);
         let upgrade = upgrade
             .read_buffer_size(READ_BUFFER)
             .max_message_size(kind.max_message)
             .max_frame_size(kind.max_message);
-        Ok(upgrade.on_upgrade(move |socket| async move {
+        Ok(Upgrade { upgrade, place, tasks: self.tasks.clone(), patience: self.patience })
+    }
+}
+
+/// A request that can become a socket.
+pub(super) struct Upgrade {
+    upgrade: WebSocketUpgrade,
+    place: OwnedSemaphorePermit,
+    tasks: Tasks,
+    patience: Patience,
+}
+
+impl Upgrade {
+    /// The answer to the request. `serve` gets the socket, as a task of its own; what fails from
+    /// here on has to be told in there.
+    pub(super) fn run<F>(self, serve: impl FnOnce(Socket) -> F + Send + 'static) -> Response
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let Self { upgrade, place, tasks, patience } = self;
+        upgrade.on_upgrade(move |socket| async move {
             tasks.spawn("socket", |stopping| async move {
                 serve(Socket::new(socket, patience, stopping)).await;
                 drop(place);
             });
-        }))
+        })
     }
-}
-
-/// The contract's words for what is no upgrade.
-fn bad_request() -> Response {
-    let headers = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
-    (StatusCode::BAD_REQUEST, headers, "Bad Request\n").into_response()
 }
 
 impl Socket {
