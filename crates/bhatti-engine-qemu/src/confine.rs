@@ -194,7 +194,7 @@ mod tests {
         let firmware = scratch.join("rom");
         std::fs::write(&firmware, "").unwrap();
         let program = Utf8Path::new("/bin/cat");
-        let whole = Jail::of(program, &firmware).unwrap();
+        let whole = Jail::of(program, &[(firmware.as_path(), "/firmware")]).unwrap();
         rehearse(program, &whole).unwrap();
 
         let absent = rehearse(Utf8Path::new("/bin/ls"), &whole).unwrap_err();

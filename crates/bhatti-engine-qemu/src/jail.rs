@@ -75,7 +75,9 @@ enum Step {
 impl Jail {
     /// The root for `program`. Asks the dynamic loader, so this blocks for as long as it takes
     /// to start the program.
-    pub(crate) fn of(program: &Utf8Path, firmware: &Utf8Path) -> io::Result<Self> {
+    ///
+    /// `shared` are more files that all machines see, each under a name of its own.
+    pub(crate) fn of(program: &Utf8Path, shared: &[(&Utf8Path, &str)]) -> io::Result<Self> {
         let mut jail = Self { steps: Vec::new(), made: BTreeSet::new() };
         jail.directory("/machine".into());
         jail.directory("/dev".into());
@@ -94,8 +96,10 @@ impl Jail {
         if !libraries.iter().any(|directory| program.starts_with(directory)) {
             jail.file(program, program, READ_ONLY);
         }
-        let firmware = firmware.canonicalize_utf8()?;
-        jail.file(&firmware, FIRMWARE.into(), READ_ONLY | libc::MS_NOEXEC);
+        for (source, target) in shared {
+            let source = source.canonicalize_utf8()?;
+            jail.file(&source, (*target).into(), READ_ONLY | libc::MS_NOEXEC);
+        }
         Ok(jail)
     }
 

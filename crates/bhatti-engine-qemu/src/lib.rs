@@ -1,7 +1,7 @@
-//! QEMU's microvm machine as an engine: hardware virtualisation where it works, emulation where not.
+//! QEMU's smallest machines as an engine: hardware virtualisation where it works, emulation where not.
 //!
 //! ```text
-//!  QemuEngine::start ── probe ──▶ which QEMU, which accelerator, which cgroups, host TSC
+//!  QemuEngine::start ── probe ──▶ which QEMU, which accelerator, which cgroups
 //!        │ boot, or restore: manifest fits? template loaded?
 //!        ▼
 //!  open files ──▶ cmdline (pure) ──▶ confine + spawn ──▶ QMP greets ──▶ QemuVm
@@ -26,6 +26,7 @@
 //!
 //! Not here: TAP devices, images, the protocol on the link.
 
+mod arch;
 mod cgroup;
 mod cmdline;
 mod confine;
@@ -50,6 +51,7 @@ mod vm;
 mod vmm_log;
 mod watcher;
 
+pub use arch::Arch;
 pub use cgroup::Claim;
 pub use engine::{QemuConfig, QemuEngine};
 pub use probe::AccelChoice;
