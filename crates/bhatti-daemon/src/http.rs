@@ -51,6 +51,9 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .route("/sandboxes/{sandbox}/", any(|| async { ApiError::UnknownPath }))
         .route("/sandboxes/{sandbox}/exec", post(sandbox::exec).fallback(not_allowed))
         .route("/sandboxes/{sandbox}/exec/stream", any(sandbox::exec_stream))
+        .route("/sandboxes/{sandbox}/exec/ws", any(sandbox::piped))
+        .route("/sandboxes/{sandbox}/ws", any(sandbox::shell))
+        .route("/sandboxes/{sandbox}/sessions", get(sandbox::sessions).fallback(not_allowed))
         .route(
             "/sandboxes/{sandbox}/files",
             get(sandbox::read_file)
