@@ -24,6 +24,7 @@ use bhatti_store::Db;
 pub(crate) use connection::serve;
 use error::ApiError;
 pub(crate) use limits::Limits;
+pub(crate) use sandbox::Room;
 pub(crate) use socket::Sockets;
 
 /// What handlers see of the daemon.
@@ -32,6 +33,7 @@ pub(crate) struct Api {
     pub(crate) db: Db,
     pub(crate) limits: Limits,
     pub(crate) sockets: Sockets,
+    pub(crate) room: Room,
     pub(crate) engine: EngineInfo,
     pub(crate) started: Instant,
 }

@@ -18,6 +18,7 @@ mod stop;
 pub(super) use checkpoint::checkpoint;
 pub(super) use create::{create, sandbox_name};
 pub(super) use destroy::destroy;
+pub(crate) use exec::Room;
 pub(super) use exec::{exec, exec_stream};
 pub(super) use files::{look as look_at_file, read as read_file, write as write_file};
 pub(super) use get::get;

@@ -22,7 +22,7 @@ mod ndjson;
 mod socket;
 pub(super) mod text;
 
-pub(in crate::http) use buffered::Room;
+pub(crate) use buffered::Room;
 pub(in crate::http) use socket::exec_stream;
 
 /// Runs a command. Dropping this (the client hung up) kills the command's process group, except
