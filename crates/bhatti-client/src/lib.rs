@@ -27,6 +27,7 @@ mod exec_socket;
 mod file;
 mod sandbox;
 mod session;
+mod share;
 mod snapshot;
 mod socket;
 mod timing;

@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::VERSION;
-use crate::http::{self, Api, Limits, Room, Sockets};
+use crate::http::{self, Api, Limits, Room, Sockets, WebShells};
 
 /// Why the daemon did not start. Each is one sentence with what to do.
 #[derive(Debug, thiserror::Error)]
@@ -116,6 +116,7 @@ impl App {
             limits: Limits::default(),
             sockets: Sockets::new(connections.clone()),
             room: Room::default(),
+            web_shells: Arc::new(WebShells::default()),
             engine: info,
             started: Instant::now(),
         });
