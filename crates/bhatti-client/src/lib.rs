@@ -18,6 +18,7 @@
 //! Not here: the terminal, flags, files. This library prints nothing.
 #![forbid(unsafe_code)]
 
+mod archive;
 mod client;
 mod connect;
 mod endpoint;
@@ -25,6 +26,7 @@ mod error;
 mod exec;
 mod exec_socket;
 mod file;
+mod ports;
 mod sandbox;
 mod session;
 mod share;
