@@ -1,5 +1,7 @@
 //! Every end-to-end test, in one binary. They need root and boot real machines.
 
+#[path = "all/cp.rs"]
+mod cp;
 #[path = "all/create.rs"]
 mod create;
 #[path = "all/exec.rs"]
@@ -12,6 +14,8 @@ mod files;
 mod golden;
 #[path = "all/network.rs"]
 mod network;
+#[path = "all/ports.rs"]
+mod ports;
 #[path = "all/recovery.rs"]
 mod recovery;
 #[path = "all/recovery_sleep.rs"]
