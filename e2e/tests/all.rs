@@ -8,8 +8,6 @@ mod create;
 mod exec;
 #[path = "all/exec_load.rs"]
 mod exec_load;
-#[path = "all/exec_load.rs"]
-mod exec_load;
 #[path = "all/files.rs"]
 mod files;
 #[path = "all/golden.rs"]

@@ -78,10 +78,14 @@ impl Answer {
         self.headers.lines().find_map(|line| line.strip_prefix(&format!("{name}: "))).map(str::trim)
     }
 
+    /// The body, if it is JSON.
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_default()
+    }
+
     /// The sentence of an error.
-    pub(crate) fn error(&self) -> String {
-        let body: Value = serde_json::from_slice(&self.body).unwrap_or_default();
-        body["error"].as_str().unwrap_or_default().to_owned()
+    fn error(&self) -> String {
+        self.json()["error"].as_str().unwrap_or_default().to_owned()
     }
 }
 
