@@ -7,8 +7,8 @@
 //! ```
 //!
 //! The emulated CPU has SVM with nested paging, so in the box the kernel's own KVM runs stock guest
-//! kernels, about ten times slower than a real machine would. Only correctness is to be seen
-//! there, never speed.
+//! kernels, about ten times slower than a real machine would; its clock goes slower too. Only
+//! correctness is to be seen there, never speed.
 //!
 //! What takes long is cached in `target/kvm-box`: the box's root file system by the hash of its
 //! recipe. The disk with what is to be tested is made anew for each run. A box that does not
@@ -52,9 +52,9 @@ const WHOLE: [Suite; 2] = [
         package: "bhatti-engine-qemu",
         environment: &[],
         arguments: &[],
-        minutes: 60,
+        minutes: 120,
     },
-    Suite { name: "e2e", package: "bhatti-e2e", environment: &[], arguments: &[], minutes: 120 },
+    Suite { name: "e2e", package: "bhatti-e2e", environment: &[], arguments: &[], minutes: 240 },
 ];
 
 /// Small enough for every change: boot, exec, confinement, sleep and wake, clones, and a daemon that
@@ -74,7 +74,7 @@ const SMOKE: [Suite; 2] = [
             "confinement::the_vmm_holds_no_file_it_was_not_given",
             "confinement::the_vmm_sees_its_own_files_only",
         ],
-        minutes: 20,
+        minutes: 30,
     },
     Suite {
         name: "e2e-smoke",
@@ -86,7 +86,7 @@ const SMOKE: [Suite; 2] = [
             "sleep::a_stopped_vm_continues_where_it_was",
             "recovery::a_killed_daemon_finds_its_vms_again",
         ],
-        minutes: 20,
+        minutes: 30,
     },
 ];
 

@@ -65,7 +65,7 @@ fn command(suite: &Suite, binary: &str, filter: &[String]) -> String {
     let environment =
         ["BHATTI_BIN=/box/target/release/bhatti", "BHATTI_GUEST_DIR=/box/target/guest"]
             .into_iter()
-            .chain(["BHATTI_TEST_ACCEL=kvm", "BHATTI_TEST_PATIENCE=4", "RUST_BACKTRACE=1"])
+            .chain(["BHATTI_TEST_ACCEL=kvm", "RUST_BACKTRACE=1"])
             .chain(suite.environment.iter().copied());
     let arguments = SKIPPED.iter().chain(suite.arguments).copied();
     let words = environment.chain([binary]).chain(arguments);
