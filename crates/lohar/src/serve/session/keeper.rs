@@ -164,14 +164,16 @@ impl Keeper {
             }
         };
         tokio::select! {
-            // The table outlives every keeper; a lost claim is still an end.
-            Some(order) = orders.recv() => Happening::Order(order),
+            // An end is seen before a deadline: whose pid it was may be anybody's afterwards.
+            biased;
+            // The reaper outlives every session; a lost claim is still an end.
             end = exit => Happening::Ended(end.unwrap_or(Exit::Code(1))),
+            Some(order) = orders.recv() => Happening::Order(order),
+            () = late => Happening::Deadline,
             happening = said => happening,
             happening = told => happening,
-            outcome = channel.read(buffer), if may_print => Happening::Printed(outcome),
             outcome = channel.write(input), if has_input => Happening::Took(outcome),
-            () = late => Happening::Deadline,
+            outcome = channel.read(buffer), if may_print => Happening::Printed(outcome),
         }
     }
 
