@@ -28,6 +28,7 @@ use hyper_util::rt::TokioIo;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
@@ -213,9 +214,15 @@ fn ended() -> ClientError {
 }
 
 fn broken(error: WsError) -> ClientError {
+    const WHAT: &str = "the connection to the server broke";
     match error {
-        WsError::ConnectionClosed | WsError::AlreadyClosed => ended(),
-        WsError::Io(error) => ClientError::caused("the connection to the server broke", error),
-        error => ClientError::caused("the connection to the server broke", error),
+        WsError::ConnectionClosed
+        | WsError::AlreadyClosed
+        | WsError::Protocol(ProtocolError::ResetWithoutClosingHandshake) => ended(),
+        // These say what their cause says, and would say it twice.
+        WsError::Io(error) => ClientError::caused(WHAT, error),
+        WsError::Protocol(error) => ClientError::caused(WHAT, error),
+        WsError::Capacity(error) => ClientError::caused(WHAT, error),
+        error => ClientError::caused(WHAT, error),
     }
 }

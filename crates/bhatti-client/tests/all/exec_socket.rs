@@ -87,7 +87,10 @@ async fn output_comes_as_it_is_and_ends_once() {
 async fn a_broken_exec_stream_is_an_error() {
     type End = fn(WebSocket) -> BoxFuture<'static, ()>;
     let endings: [(End, &str); 6] = [
-        (|socket| Box::pin(async move { drop(socket) }), "the connection to the server"),
+        (
+            |socket| Box::pin(async move { drop(socket) }),
+            "the connection to the server ended unexpectedly",
+        ),
         (
             |mut socket| {
                 Box::pin(async move {
