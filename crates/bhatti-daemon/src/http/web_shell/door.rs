@@ -23,8 +23,9 @@ const MAX_CLIENTS: u32 = 5;
 /// How often one peer may connect, in a second.
 const KNOCKS: u32 = 10;
 
-/// How many clients of the whole daemon may be about to say their token. They have ten seconds for
-/// it, so one peer alone, at its rate, does not take all the places.
+/// How many clients of the whole daemon may be there without a token that was proven. They have ten
+/// seconds to say it, so one peer alone, at its rate, does not take all the places, and all of them
+/// together do not take all the sockets.
 const MAX_WAITING: usize = 128;
 
 /// From how many peers on those that have been quiet are forgotten.

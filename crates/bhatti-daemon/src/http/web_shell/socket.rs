@@ -47,12 +47,12 @@ pub(super) async fn socket(
     }
     let waiting = api.web_shells.waiting_room().ok_or(ApiError::TooManySockets)?;
     let upgrade = api.sockets.prepare(request, KIND).await?;
-    Ok(upgrade.run(move |socket| async move {
-        let mut socket = socket;
-        let admitted = admit(&api, &id, &mut socket).await;
-        drop(waiting);
-        match admitted {
-            Ok((row, place, session)) => visit(&api, peer, &row, &place, session, socket).await,
+    Ok(upgrade.run(move |mut socket| async move {
+        match admit(&api, &id, &mut socket).await {
+            Ok((row, place, session)) => {
+                drop(waiting);
+                visit(&api, peer, &row, &place, session, socket).await;
+            }
             Err(Denied::Gone(gone)) => {
                 tracing::debug!(why = chain(&gone), "a client left before it said its token");
             }
@@ -60,6 +60,8 @@ pub(super) async fn socket(
                 tracing::info!(%peer, why = chain(&why), "refused a web shell");
                 let text = if let Refused::Crowded = why { TOO_MANY } else { UNAUTHORIZED };
                 end(socket.sender, socket.receiver, text).await;
+                // Until here, so that strangers who do not leave are counted too.
+                drop(waiting);
             }
         }
     }))
