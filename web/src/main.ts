@@ -104,6 +104,7 @@ function draw(): void {
   page.cover.hidden = card === null;
   page.terminal.inert = card !== null;
   page.keys.inert = model.state.at !== "connected";
+  if (page.keys.inert) screen.holdControl(false);
   if (card === null) {
     if (model.state.at === "connected") screen.focus();
     return;

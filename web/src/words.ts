@@ -48,7 +48,7 @@ export function words(model: Model): Words {
         card: null,
       };
     case "over":
-      return ending(state.why, name);
+      return ending(state.why, name, model.session !== "");
   }
 }
 
@@ -60,7 +60,8 @@ function over(tone: Tone, label: string, card: Card): Words {
   return { tone, label, said: `${label}. ${card.title}. ${card.text}`, card };
 }
 
-function ending(why: End, name: string): Words {
+/** `began`: there is a shell that this page knows. */
+function ending(why: End, name: string, began: boolean): Words {
   const again = { label: "Try again", event: { type: "retry" } as const };
   switch (why) {
     case "exited":
@@ -108,7 +109,9 @@ function ending(why: End, name: string): Words {
     case "lost":
       return over("bad", "Disconnected", {
         title: "The connection was lost",
-        text: "The server could not be reached. What runs in the shell goes on.",
+        text: began
+          ? "The server could not be reached. What runs in the shell goes on."
+          : "The server could not be reached.",
         asks: false,
         button: again,
       });
