@@ -1,7 +1,7 @@
 //! The command line of a machine: a pure function of what was probed and what was asked.
 //!
 //! No file is opened here and no clock read. Files are named as they are in the VMM's own root
-//! ([`crate::jail`]), or by the number of an inherited descriptor; no path of the host is in here.
+//! ([`bhatti_vmm::jail`]), or by the number of an inherited descriptor; no path of the host is in here.
 //!
 //! Choices that look odd, with the reason (numbers: 256 MiB, one vCPU, TCG, QEMU 7.2):
 //! - `acpi=on`: Debian's kernel finds virtio-mmio devices only through ACPI.
@@ -12,7 +12,7 @@
 //! - `norandmaps`: QEMU 7.2 keys translated code by address; a fixed layout makes `exec` 4x
 //!   faster. Only under TCG: with KVM the guest keeps its address randomisation and mitigations.
 //! - `-no-shutdown`: a machine that ends stays until somebody has read its console.
-//! - `memory-backend-file` on `/dev/zero`: anonymous memory, under a name by which [`crate::memory`]
+//! - `memory-backend-file` on `/dev/zero`: anonymous memory, under a name by which [`bhatti_vmm::memory`]
 //!   finds it in the process (ADR 0010).
 //! - `merge=off`: QEMU would offer the memory to a host that merges equal pages (KSM); how long a
 //!   write then takes tells one tenant what is in another's memory.
@@ -26,7 +26,7 @@ use bhatti_engine::{Accel, Shape};
 use serde_json::json;
 
 use crate::disk::TopName;
-use crate::jail::{DESCRIPTORS, FIRMWARE, INITRAMFS, KERNEL};
+use bhatti_vmm::jail::{DESCRIPTORS, FIRMWARE, INITRAMFS, KERNEL};
 
 /// Bytes of guest console QEMU keeps for us. A power of two, as QEMU demands.
 pub(crate) const CONSOLE_BYTES: usize = 64 * 1024;
@@ -89,6 +89,14 @@ impl Acceleration {
         match self {
             Self::Kvm => Accel::Kvm,
             Self::Tcg { .. } => Accel::Tcg,
+        }
+    }
+
+    /// The frequency of the counter the guest has to be told.
+    pub(crate) fn tsc_khz(self) -> Option<u64> {
+        match self {
+            Self::Kvm => None,
+            Self::Tcg { tsc_khz } => Some(tsc_khz),
         }
     }
 }

@@ -13,24 +13,25 @@ use bhatti_engine::{
     Below, BootSpec, Engine, EngineError, EngineInfo, Private, RestoreSpec, RootDisk, Vm, VmRecord,
 };
 use bhatti_types::{EngineId, Mib};
+use bhatti_vmm::{blocking, file_error};
 use camino::{Utf8Path, Utf8PathBuf};
 use tokio::time::timeout;
 
-use crate::cgroup::{Cgroups, Claim, Cleared};
 use crate::cmdline::{Acceleration, Seccomp};
-use crate::confine;
 use crate::control;
 use crate::disk;
-use crate::fingerprint::Host;
-use crate::jail::Jail;
 use crate::launch::Origin;
-use crate::machine_dir::MachineDir;
-use crate::memory::Templates;
 use crate::probe::{self, AccelChoice, Program};
-use crate::process::{self, Process};
 use crate::qmp::Qmp;
 use crate::vm::{Parts, QemuVm};
-use crate::vmm_log::VmmLog;
+use bhatti_vmm::cgroup::{Cgroups, Claim, Cleared};
+use bhatti_vmm::confine;
+use bhatti_vmm::fingerprint::{self, Host};
+use bhatti_vmm::jail::{FIRMWARE, Jail};
+use bhatti_vmm::machine_dir::MachineDir;
+use bhatti_vmm::memory::Templates;
+use bhatti_vmm::process::{self, Process};
+use bhatti_vmm::vmm_log::VmmLog;
 
 /// How long an adopted VMM may take to answer before it is taken as it is. Short, because a
 /// daemon that starts waits for it, and the other end may be silent on purpose.
@@ -103,10 +104,13 @@ impl QemuEngine {
         let (chosen, why) = probe::choose(config.accel, probe::Facts::observe());
         let program = probe::find_program(config.program.as_deref(), chosen)?;
         let firmware = probe::find_firmware(config.firmware.as_deref())?;
-        let jail = Jail::of(&program.path, &firmware).map_err(|source| EngineError::Confine {
-            what: format!("cannot find what {} loads", program.path),
-            source,
-        })?;
+        let jail =
+            Jail::of(&program.path, &[(firmware.as_path(), FIRMWARE)]).map_err(|source| {
+                EngineError::Confine {
+                    what: format!("cannot find what {} loads", program.path),
+                    source,
+                }
+            })?;
         confine::rehearse(&program.path, &jail)?;
         let acceleration = probe::acceleration(chosen);
         let cgroups = Cgroups::prepare(&config.cgroup)?;
@@ -118,7 +122,8 @@ impl QemuEngine {
         let host_boot_id = process::host_boot_id().map_err(file_error("read", path))?;
         let version = program.version.clone();
         let accel = acceleration.accel();
-        let host = Arc::new(Host::observe(&version, acceleration));
+        let name = format!("qemu {} microvm", fingerprint::series(&version));
+        let host = Arc::new(Host::observe(&name, accel, acceleration.tsc_khz()));
         let info = EngineInfo { name: "qemu", version, accel, why, warnings };
         let templates = Templates::new(IDLE_TEMPLATES, IDLE_TEMPLATE_BYTES);
         let inner =
@@ -300,25 +305,4 @@ async fn has_ended_within(process: &Process, patience: Duration) -> bool {
 
 fn cannot_clear(source: io::Error) -> EngineError {
     EngineError::Confine { what: "cannot empty a control group".to_owned(), source }
-}
-
-/// For `map_err`, on an operation on `path`.
-pub(crate) fn file_error(
-    action: &'static str,
-    path: &Utf8Path,
-) -> impl Fn(io::Error) -> EngineError {
-    move |source| EngineError::File { action, path: path.to_owned(), source }
-}
-
-/// Runs what blocks for longer than a moment away from the event loop.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, EngineError> + Send + 'static,
-) -> Result<T, EngineError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(_) => Err(EngineError::Gone), // the runtime is going down
-        },
-    }
 }

@@ -28,11 +28,11 @@ use tokio::time::{Instant, sleep};
 
 use crate::cmdline::{IMAGE, layer_node, layer_set};
 use crate::disk::{self, MAX_LAYERS, TopName};
-use crate::engine::{blocking, file_error};
 use crate::launch::own_disk;
 use crate::qmp::{Qmp, broken};
 use crate::vm::Shared;
 use crate::watcher::Command;
+use bhatti_vmm::{blocking, file_error};
 
 /// The node QEMU puts on top of the disk while a merge is not over.
 pub(crate) const FILTER: &str = "merging";

@@ -15,13 +15,14 @@ use bhatti_engine::{BootSpec, EngineError, RestoreSpec};
 use camino::Utf8PathBuf;
 use tokio::time::timeout;
 
-use crate::engine::{Inner, blocking};
+use crate::engine::Inner;
 use crate::launch::{Origin, Started};
-use crate::manifest::{Manifest, Wanted};
-use crate::memory::{Mapping, chain, template::InUse};
-use crate::process::{Process, Status};
 use crate::vm::QemuVm;
-use crate::vmm_log::VmmLog;
+use bhatti_vmm::blocking;
+use bhatti_vmm::manifest::{Manifest, Wanted};
+use bhatti_vmm::memory::{chain, of_process, template::InUse};
+use bhatti_vmm::process::Status;
+use bhatti_vmm::vmm_log::VmmLog;
 
 /// How long a VMM whose connection has broken may take to end.
 const END_PATIENCE: Duration = Duration::from_secs(5);
@@ -110,7 +111,7 @@ impl Started {
 
     async fn load_pages(&mut self, dir: Utf8PathBuf) -> Result<(), EngineError> {
         let memory = self.record.memory.unwrap_or(bhatti_types::Mib(0));
-        let mapping = guest_memory(&self.process, self.record.pid, memory.bytes())?;
+        let mapping = of_process(&self.process, self.record.pid, memory.bytes())?;
         let template = self.template();
         let load = move || Ok(chain::load(&dir, template.as_ref().map(|used| &***used), &mapping)?);
         blocking(load).await
@@ -132,17 +133,6 @@ fn why_not(error: EngineError, status: Option<Status>, log: &VmmLog) -> EngineEr
         }
         (error, _) => error,
     }
-}
-
-/// The memory of the machine that `process` is.
-pub(crate) fn guest_memory(
-    process: &Process,
-    pid: i32,
-    bytes: u64,
-) -> Result<Mapping, EngineError> {
-    let mapping = Mapping::find(pid, bytes)?;
-    // It lives, so what was found under its pid is its own.
-    if process.has_ended() { Err(EngineError::Gone) } else { Ok(mapping) }
 }
 
 /// A file in memory with this content, read from its beginning. QEMU gets what was checked, and

@@ -22,10 +22,10 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 
 use crate::disk::{self, MAX_LAYERS, TopName};
-use crate::engine::{blocking, file_error};
 use crate::launch::own_disk;
 use crate::vm::Shared;
 use crate::watcher::Command;
+use bhatti_vmm::{blocking, file_error};
 
 /// One sealing, from its first check to its end.
 struct Sealing {

@@ -31,14 +31,14 @@ const NO_SLOT: u32 = u32::MAX;
 
 /// What a page holds, or rather enough to say whether two hold the same: its hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Content([u64; 2]);
+pub(crate) struct Content([u64; 2]);
 
 impl Content {
     /// Of a page of zeros. No data has this hash: that is as unlikely as any collision, and would
     /// be found as damage when it is loaded.
-    pub(super) const ZERO: Self = Self([0; 2]);
+    pub(crate) const ZERO: Self = Self([0; 2]);
 
-    pub(super) fn of(page: &[u8]) -> Self {
+    pub(crate) fn of(page: &[u8]) -> Self {
         if page == ZERO { Self::ZERO } else { Self::from_hash(xxh3_128(page)) }
     }
 
@@ -49,50 +49,50 @@ impl Content {
 
 /// What a layer says about one page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Entry {
-    pub(super) page: u32,
+pub(crate) struct Entry {
+    pub(crate) page: u32,
     /// Which of the layer's pages of data it is; none if it is zero.
     slot: u32,
-    pub(super) content: Content,
+    pub(crate) content: Content,
 }
 
 impl Entry {
     /// Where its data is; `None` if it is zero.
-    pub(super) fn slot(&self) -> Option<u32> {
+    pub(crate) fn slot(&self) -> Option<u32> {
         (self.slot != NO_SLOT).then_some(self.slot)
     }
 }
 
 /// What a layer is part of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(crate) struct Place {
     /// Of the machine's memory.
-    pub(super) pages: u32,
+    pub(crate) pages: u32,
     /// Which layer of its chain this is, from 0.
-    pub(super) ordinal: u32,
+    pub(crate) ordinal: u32,
     /// Drawn at random.
-    pub(super) id: u128,
+    pub(crate) id: u128,
     /// The id of the layer below; zero for the lowest.
-    pub(super) below: u128,
+    pub(crate) below: u128,
     /// The id of the newest layer of the base; zero if the chain stands on nothing.
-    pub(super) base: u128,
+    pub(crate) base: u128,
 }
 
 /// A finished layer, its index checked.
 #[derive(Debug)]
-pub(super) struct Layer {
+pub(crate) struct Layer {
     file: File,
     path: Utf8PathBuf,
-    pub(super) place: Place,
+    pub(crate) place: Place,
     /// Ascending by page.
-    pub(super) entries: Vec<Entry>,
+    pub(crate) entries: Vec<Entry>,
     /// How many of the entries have data.
-    pub(super) data_pages: u32,
+    pub(crate) data_pages: u32,
 }
 
 impl Place {
     /// Reads what a layer is part of, and nothing else of it.
-    pub(super) fn read(path: &Utf8Path) -> Result<Self, MemoryError> {
+    pub(crate) fn read(path: &Utf8Path) -> Result<Self, MemoryError> {
         let (file, length) = open(path)?;
         Ok(Header::read(&file, path, length)?.place)
     }
@@ -100,7 +100,7 @@ impl Place {
 
 impl Layer {
     /// Opens a layer and checks everything but its pages.
-    pub(super) fn open(path: &Utf8Path) -> Result<Self, MemoryError> {
+    pub(crate) fn open(path: &Utf8Path) -> Result<Self, MemoryError> {
         let (file, length) = open(path)?;
         let header = Header::read(&file, path, length)?;
         let mut index = vec![0; header.entries as usize * ENTRY];
@@ -114,12 +114,12 @@ impl Layer {
     }
 
     /// Bytes of the file.
-    pub(super) fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         offset_of(self.data_pages) + (self.entries.len() * ENTRY) as u64
     }
 
     /// Reads the data of pages that lie one behind the other from `slot` on, and checks it.
-    pub(super) fn read<'a>(
+    pub(crate) fn read<'a>(
         &self,
         slot: u32,
         entries: impl Iterator<Item = &'a Entry>,
@@ -136,12 +136,12 @@ impl Layer {
     }
 
     /// Gives the file a second name.
-    pub(super) fn link(&self, path: &Utf8Path) -> io::Result<()> {
+    pub(crate) fn link(&self, path: &Utf8Path) -> io::Result<()> {
         std::fs::hard_link(&self.path, path)
     }
 
     /// Tells the kernel that all of it will be read, soon and in order.
-    pub(super) fn will_be_read(&self) {
+    pub(crate) fn will_be_read(&self) {
         let advice = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_SEQUENTIAL;
         if let Err(error) = nix::fcntl::posix_fadvise(&self.file, 0, 0, advice) {
             tracing::debug!(%error, path = %self.path, "no advice taken");
@@ -151,7 +151,7 @@ impl Layer {
 
 /// Writes a layer. Dropped before [`Writer::finish`], it leaves a file that is no layer.
 #[derive(Debug)]
-pub(super) struct Writer {
+pub(crate) struct Writer {
     file: File,
     path: Utf8PathBuf,
     place: Place,
@@ -161,7 +161,7 @@ pub(super) struct Writer {
 
 impl Writer {
     /// Makes the file, which must not exist.
-    pub(super) fn create(path: &Utf8Path, place: Place) -> Result<Self, MemoryError> {
+    pub(crate) fn create(path: &Utf8Path, place: Place) -> Result<Self, MemoryError> {
         let new = || -> io::Result<File> {
             let mut file = File::options().write(true).create_new(true).mode(0o400).open(path)?;
             // The header's place; reads as zeros until the end.
@@ -173,7 +173,7 @@ impl Writer {
     }
 
     /// Appends pages, higher than all before, and the data of those that are not zero.
-    pub(super) fn append(
+    pub(crate) fn append(
         &mut self,
         pages: &[(u32, Content)],
         data: &[u8],
@@ -187,12 +187,12 @@ impl Writer {
     }
 
     /// Whether nothing was appended.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
     /// Writes what makes it a layer. The answer is its length.
-    pub(super) fn finish(mut self) -> Result<u64, MemoryError> {
+    pub(crate) fn finish(mut self) -> Result<u64, MemoryError> {
         let mut index = Vec::with_capacity(self.entries.len() * ENTRY);
         for entry in &self.entries {
             index.extend_from_slice(&entry.page.to_le_bytes());

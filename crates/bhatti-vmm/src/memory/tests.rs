@@ -1,6 +1,6 @@
 //! Saving, loading and sharing the memory of real processes.
 
-pub(super) mod machine;
+pub(crate) mod machine;
 
 use std::os::unix::fs::{FileExt, MetadataExt};
 
@@ -18,15 +18,15 @@ const PAGES: u32 = 4099;
 const BYTES: u64 = PAGES as u64 * PAGE as u64;
 
 /// Directories for snapshots, gone with it.
-pub(super) struct Shelf(tempfile::TempDir);
+pub(crate) struct Shelf(tempfile::TempDir);
 
 impl Shelf {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
     /// An empty directory.
-    pub(super) fn dir(&self, name: &str) -> Utf8PathBuf {
+    pub(crate) fn dir(&self, name: &str) -> Utf8PathBuf {
         let dir = Utf8PathBuf::from_path_buf(self.0.path().join(name)).unwrap();
         std::fs::create_dir(&dir).unwrap();
         dir
@@ -350,7 +350,7 @@ fn a_flipped_bit_in_a_page_is_found_before_the_page_is_seen() {
 }
 
 /// Flips one bit of a file, in place.
-pub(super) fn flip(path: &Utf8Path, at: u64) {
+pub(crate) fn flip(path: &Utf8Path, at: u64) {
     let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
     let mut byte = [0];
     file.read_exact_at(&mut byte, at).unwrap();

@@ -27,11 +27,11 @@ use bhatti_engine::{Accel, Private};
 use camino::{Utf8Path, Utf8PathBuf};
 
 /// Names inside.
-pub(crate) const KERNEL: &str = "/kernel";
-pub(crate) const INITRAMFS: &str = "/initramfs";
-pub(crate) const FIRMWARE: &str = "/firmware";
+pub const KERNEL: &str = "/kernel";
+pub const INITRAMFS: &str = "/initramfs";
+pub const FIRMWARE: &str = "/firmware";
 /// The VMM's own descriptors, by number.
-pub(crate) const DESCRIPTORS: &str = "/fd";
+pub const DESCRIPTORS: &str = "/fd";
 const MACHINE: &CStr = c"/machine";
 
 /// Where the new root is put together. Any directory would do that every host has and that
@@ -47,7 +47,7 @@ const READ_ONLY: libc::c_ulong = libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NO
 
 /// What every machine of an engine sees.
 #[derive(Clone, Debug)]
-pub(crate) struct Jail {
+pub struct Jail {
     steps: Vec<Step>,
     made: BTreeSet<Utf8PathBuf>,
 }
@@ -75,7 +75,9 @@ enum Step {
 impl Jail {
     /// The root for `program`. Asks the dynamic loader, so this blocks for as long as it takes
     /// to start the program.
-    pub(crate) fn of(program: &Utf8Path, firmware: &Utf8Path) -> io::Result<Self> {
+    ///
+    /// `shared` are more files that all machines see, each under a name of its own.
+    pub fn of(program: &Utf8Path, shared: &[(&Utf8Path, &str)]) -> io::Result<Self> {
         let mut jail = Self { steps: Vec::new(), made: BTreeSet::new() };
         jail.directory("/machine".into());
         jail.directory("/dev".into());
@@ -94,13 +96,15 @@ impl Jail {
         if !libraries.iter().any(|directory| program.starts_with(directory)) {
             jail.file(program, program, READ_ONLY);
         }
-        let firmware = firmware.canonicalize_utf8()?;
-        jail.file(&firmware, FIRMWARE.into(), READ_ONLY | libc::MS_NOEXEC);
+        for (source, target) in shared {
+            let source = source.canonicalize_utf8()?;
+            jail.file(&source, (*target).into(), READ_ONLY | libc::MS_NOEXEC);
+        }
         Ok(jail)
     }
 
     /// The root of one machine.
-    pub(crate) fn for_machine(&self, accel: Accel, owner: Private) -> Self {
+    pub fn for_machine(&self, accel: Accel, owner: Private) -> Self {
         let mut jail = self.clone();
         if accel == Accel::Kvm {
             // A node of its own, so that it needs no group on the host.
@@ -110,11 +114,7 @@ impl Jail {
     }
 
     /// With what a machine boots from.
-    pub(crate) fn with_kernel(
-        mut self,
-        kernel: &Utf8Path,
-        initramfs: &Utf8Path,
-    ) -> io::Result<Self> {
+    pub fn with_kernel(mut self, kernel: &Utf8Path, initramfs: &Utf8Path) -> io::Result<Self> {
         for (source, target) in [(kernel, KERNEL), (initramfs, INITRAMFS)] {
             let source = source.canonicalize_utf8()?;
             self.file(&source, target.into(), READ_ONLY | libc::MS_NOEXEC);
@@ -124,7 +124,7 @@ impl Jail {
 
     /// With the process's own descriptors, by which QEMU opens a file that has no name. Nothing
     /// becomes reachable that it does not hold already.
-    pub(crate) fn with_descriptors(mut self) -> Self {
+    pub fn with_descriptors(mut self) -> Self {
         self.directory(DESCRIPTORS.into());
         // Taken in the child, so "self" is the VMM to be; an `exec` does not change that.
         self.show("/proc/self/fd".into(), DESCRIPTORS.into(), READ_ONLY | libc::MS_NOEXEC);
@@ -164,7 +164,7 @@ impl Jail {
     /// Makes the root and moves into it. The caller is a child of one thread between `fork` and
     /// `exec`, privileged, in a mount namespace of its own, and its working directory is the
     /// machine's; afterwards it still is, under its new name. System calls only.
-    pub(crate) fn enter(&self) -> io::Result<()> {
+    pub fn enter(&self) -> io::Result<()> {
         // First: from here on nothing that is mounted is seen by anybody else.
         mount(None, c"/", None, libc::MS_REC | libc::MS_PRIVATE, None)?;
         let flags = libc::MS_NOSUID | libc::MS_NOEXEC;

@@ -19,11 +19,11 @@ const NOT_NEWS: &str = "ftruncate: Invalid argument";
 
 /// The log of one VMM.
 #[derive(Debug)]
-pub(crate) struct VmmLog(File);
+pub struct VmmLog(File);
 
 impl VmmLog {
     /// An empty one.
-    pub(crate) fn create() -> io::Result<Self> {
+    pub fn create() -> io::Result<Self> {
         let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
         // SAFETY: the name is a constant that ends with a zero byte.
         let fd = unsafe { libc::memfd_create(c"vmm.log".as_ptr(), flags) };
@@ -43,7 +43,7 @@ impl VmmLog {
 
     /// That of a running VMM, through its standard error. It may have put something else there:
     /// whatever it is, it is something the VMM had open, and we only read a bounded part of it.
-    pub(crate) fn of_process(pid: i32) -> io::Result<Self> {
+    pub fn of_process(pid: i32) -> io::Result<Self> {
         let path = format!("/proc/{pid}/fd/{}", libc::STDERR_FILENO);
         if !std::fs::metadata(&path)?.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "not a regular file"));
@@ -53,17 +53,17 @@ impl VmmLog {
     }
 
     /// The same log for a child to print into.
-    pub(crate) fn for_child(&self) -> io::Result<File> {
+    pub fn for_child(&self) -> io::Result<File> {
         self.0.try_clone()
     }
 
     /// Whether nothing has been said.
-    pub(crate) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.content().is_ok_and(|content| content.first().is_none_or(|byte| *byte == 0))
     }
 
     /// What was said last, for people; at most 2 KiB. Touches no position a writer uses.
-    pub(crate) fn tail(&self) -> String {
+    pub fn tail(&self) -> String {
         let Ok(text) = self.content() else { return "its log cannot be read".to_owned() };
         let end = text.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
         let text = String::from_utf8_lossy(&text[..end]);

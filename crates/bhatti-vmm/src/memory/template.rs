@@ -26,7 +26,7 @@ use super::pages::{PAGE, pages_in};
 
 /// The memory of one snapshot, immutable.
 #[derive(Debug)]
-pub(crate) struct Template {
+pub struct Template {
     file: File,
     /// Of the newest layer.
     id: u128,
@@ -35,12 +35,12 @@ pub(crate) struct Template {
 
 /// The templates that machines use, and some that none uses just now. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(crate) struct Templates(Arc<Cache>);
+pub struct Templates(Arc<Cache>);
 
 /// A machine's use of a template. Held while the machine lives; dropped early, it costs nothing but
 /// the chance that the next clone finds it loaded.
 #[derive(Debug)]
-pub(crate) struct InUse {
+pub struct InUse {
     /// Always there until it is dropped.
     template: Option<Arc<Template>>,
     cache: Arc<Cache>,
@@ -106,7 +106,7 @@ impl Template {
     }
 
     /// To be inherited by a VMM: `mem-path=/fd/N,share=off`.
-    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
 
@@ -117,12 +117,12 @@ impl Template {
     }
 
     /// What identifies the snapshot's memory.
-    pub(super) fn id(&self) -> u128 {
+    pub(crate) fn id(&self) -> u128 {
         self.id
     }
 
     /// Reads a page of it.
-    pub(super) fn read(&self, page: u32, buffer: &mut [u8]) -> Result<(), MemoryError> {
+    pub(crate) fn read(&self, page: u32, buffer: &mut [u8]) -> Result<(), MemoryError> {
         let at = u64::from(page) * PAGE as u64;
         self.file.read_exact_at(buffer, at).map_err(failed("read"))
     }
@@ -131,14 +131,14 @@ impl Template {
 impl Templates {
     /// Keeps up to `idle` templates that no machine uses, and of these no more than take up
     /// `idle_bytes`.
-    pub(crate) fn new(idle: usize, idle_bytes: u64) -> Self {
+    pub fn new(idle: usize, idle_bytes: u64) -> Self {
         Self(Arc::new(Cache { idle, idle_bytes, slots: Mutex::default() }))
     }
 
     /// The template of a snapshot, loaded now if need be; whoever asks for one that is being
     /// loaded waits for it. `dirs` is the snapshot, and before it what it stands on, the lowest
     /// first. `bytes` is how much memory it must have.
-    pub(crate) fn get(&self, dirs: &[Utf8PathBuf], bytes: u64) -> Result<InUse, MemoryError> {
+    pub fn get(&self, dirs: &[Utf8PathBuf], bytes: u64) -> Result<InUse, MemoryError> {
         let Some(dir) = dirs.last() else {
             return Err(MemoryError::damaged("no snapshot was named"));
         };
@@ -155,7 +155,7 @@ impl Templates {
 #[cfg(test)]
 impl Templates {
     /// How many are in memory.
-    pub(super) fn loaded(&self) -> usize {
+    pub(crate) fn loaded(&self) -> usize {
         lock(&self.0.slots).by_dir.values().filter(|slot| lock(&slot.loaded).is_some()).count()
     }
 }

@@ -9,7 +9,7 @@ use tokio::net::UnixStream;
 
 /// The carrier given out. Closing it is closing for everybody: the copy of the descriptor
 /// that lets the next [`bhatti_engine::Vm::open_link`] close it must not keep it open.
-pub(crate) struct Link(pub UnixStream);
+pub struct Link(pub UnixStream);
 
 impl Drop for Link {
     fn drop(&mut self) {
@@ -18,7 +18,7 @@ impl Drop for Link {
 }
 
 /// Ends the connection in both directions, whoever else holds the socket.
-pub(crate) fn close_both(socket: &impl AsRawFd) {
+pub fn close_both(socket: &impl AsRawFd) {
     // ENOTCONN: the other side was first.
     nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Both).ok();
 }

@@ -28,7 +28,7 @@ use super::pages::{PAGE, Run};
 use super::template::Template;
 
 /// More layers make a load seek and a save compare more.
-pub(crate) const MOST_LAYERS: usize = 8;
+pub const MOST_LAYERS: usize = 8;
 /// Pages that newer layers hide are let be as long as they are no more than those that count, and
 /// these (16 MiB).
 const FREE_DEAD_PAGES: u64 = 4096;
@@ -43,7 +43,7 @@ static ZEROS: [u8; BATCH * PAGE] = [0; BATCH * PAGE];
 
 /// The memory of one snapshot. Its index is in memory, its pages are not.
 #[derive(Debug)]
-pub(super) struct Chain {
+pub(crate) struct Chain {
     dir: Utf8PathBuf,
     /// The lowest first; never empty once opened, maybe empty once cut.
     layers: Vec<Layer>,
@@ -61,7 +61,7 @@ struct Located<'a> {
 /// Memory that is equal in `since` (a former snapshot of this machine, or of what it was restored
 /// from, over the same base) is linked instead of written. A `since` that cannot be used is not an
 /// error: everything is written then. `base` is the snapshot whose template the machine stands on.
-pub(crate) fn save(
+pub fn save(
     mapping: &Mapping,
     into: &Utf8Path,
     since: Option<&Utf8Path>,
@@ -97,11 +97,7 @@ pub(crate) fn save(
 ///
 /// `base` is the template the machine stands on. If that is the snapshot itself, as for a clone,
 /// there is nothing left to load.
-pub(crate) fn load(
-    dir: &Utf8Path,
-    base: Option<&Template>,
-    mapping: &Mapping,
-) -> Result<(), MemoryError> {
+pub fn load(dir: &Utf8Path, base: Option<&Template>, mapping: &Mapping) -> Result<(), MemoryError> {
     check_ground(mapping, base.is_some())?;
     let identity = identity(dir)?;
     // What a VMM has written by itself before it was given its memory: nothing, as far as is
@@ -134,7 +130,7 @@ pub(crate) fn load(
 }
 
 /// What identifies the memory of a snapshot.
-pub(super) fn identity(dir: &Utf8Path) -> Result<u128, MemoryError> {
+pub(crate) fn identity(dir: &Utf8Path) -> Result<u128, MemoryError> {
     Ok(Place::read(&dir.join(TOP))?.id)
 }
 
@@ -203,7 +199,7 @@ fn read_pages(mapping: &Mapping, pages: &[u32], buffer: &mut [u8]) -> Result<(),
 
 impl Chain {
     /// Opens the memory of a snapshot and checks all of it but the pages.
-    pub(super) fn open(dir: &Utf8Path) -> Result<Self, MemoryError> {
+    pub(crate) fn open(dir: &Utf8Path) -> Result<Self, MemoryError> {
         let top = Layer::open(&dir.join(TOP))?;
         let below = top.place.ordinal as usize;
         if below >= MOST_LAYERS {
@@ -226,12 +222,12 @@ impl Chain {
     }
 
     /// What identifies it; zero if it is empty.
-    pub(super) fn id(&self) -> u128 {
+    pub(crate) fn id(&self) -> u128 {
         self.layers.last().map_or(0, |layer| layer.place.id)
     }
 
     /// Refuses the memory of a machine of another size or over another base.
-    pub(super) fn check(&self, pages: u32, base: u128) -> Result<(), MemoryError> {
+    pub(crate) fn check(&self, pages: u32, base: u128) -> Result<(), MemoryError> {
         let Some(Layer { place, .. }) = self.layers.last() else { return Ok(()) };
         if place.pages != pages {
             let why = format!("it has {} pages, the machine {pages}", place.pages);
@@ -281,7 +277,7 @@ impl Chain {
     /// Calls `with` for all it says: the first page, how many, and what they hold, checked; `None`
     /// means zero. At most [`BATCH`] pages at a time, in no order, by two threads if it is much:
     /// most of the time goes into copies and page faults, which run side by side.
-    pub(super) fn each_piece(
+    pub(crate) fn each_piece(
         &self,
         with: impl Fn(u32, u32, Option<&[u8]>) -> Result<(), MemoryError> + Sync,
     ) -> Result<(), MemoryError> {

@@ -15,23 +15,19 @@ use std::path::{Path, PathBuf};
 use bhatti_engine::{EngineError, Private};
 use camino::{Utf8Path, Utf8PathBuf};
 
-/// Where QEMU listens for commands.
-pub(crate) const QMP_SOCKET: &str = "qmp.sock";
-/// Where QEMU listens for the link.
-pub(crate) const AGENT_SOCKET: &str = "agent.sock";
 /// The guest's console, saved by us.
-pub(crate) const CONSOLE_LOG: &str = "console.log";
+pub const CONSOLE_LOG: &str = "console.log";
 
 /// A machine's directory, held open.
 #[derive(Debug)]
-pub(crate) struct MachineDir {
+pub struct MachineDir {
     path: Utf8PathBuf,
     handle: File,
 }
 
 impl MachineDir {
     /// Opens it. The parents are ours, so only the last component could be a link.
-    pub(crate) fn open(path: &Utf8Path) -> io::Result<Self> {
+    pub fn open(path: &Utf8Path) -> io::Result<Self> {
         let handle = std::fs::OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW)
@@ -40,23 +36,23 @@ impl MachineDir {
     }
 
     /// As it was given.
-    pub(crate) fn path(&self) -> &Utf8Path {
+    pub fn path(&self) -> &Utf8Path {
         &self.path
     }
 
     /// Whose machine lives here.
-    pub(crate) fn owner(&self) -> io::Result<Private> {
+    pub fn owner(&self) -> io::Result<Private> {
         let metadata = self.handle.metadata()?;
         Ok(Private { uid: metadata.uid(), gid: metadata.gid() })
     }
 
     /// The directory itself, for a child to work in.
-    pub(crate) fn descriptor(&self) -> io::Result<OwnedFd> {
+    pub fn descriptor(&self) -> io::Result<OwnedFd> {
         Ok(self.handle.try_clone()?.into())
     }
 
     /// An error about one of its files.
-    pub(crate) fn error(&self, action: &'static str, name: &str, source: io::Error) -> EngineError {
+    pub fn error(&self, action: &'static str, name: &str, source: io::Error) -> EngineError {
         EngineError::File { action, path: self.path.join(name), source }
     }
 
@@ -68,9 +64,9 @@ impl MachineDir {
     /// Makes a stream socket, bound but not listening, that `owner` may use. Takes the place of
     /// whatever bears the name.
     ///
-    /// QEMU itself calls `listen`, which makes it, and not us, the peer that
+    /// The VMM itself calls `listen`, which makes it, and not us, the peer that
     /// [`Self::connect`] sees.
-    pub(crate) fn bind(&self, name: &str, owner: Private) -> io::Result<OwnedFd> {
+    pub fn bind(&self, name: &str, owner: Private) -> io::Result<OwnedFd> {
         // SAFETY: no pointers are involved; the result is checked.
         let fd = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
         if fd < 0 {
@@ -88,11 +84,7 @@ impl MachineDir {
     }
 
     /// Connects to a socket in it, which must be one and must be served by `owner`.
-    pub(crate) async fn connect(
-        &self,
-        name: &str,
-        owner: Private,
-    ) -> io::Result<tokio::net::UnixStream> {
+    pub async fn connect(&self, name: &str, owner: Private) -> io::Result<tokio::net::UnixStream> {
         // Pinning the node first: between a check by name and a connect by name the VMM could
         // put a link to somebody else's socket there.
         let node = std::fs::OpenOptions::new()
@@ -111,7 +103,7 @@ impl MachineDir {
     }
 
     /// Opens a file for reading.
-    pub(crate) fn open_file(&self, name: &str) -> io::Result<File> {
+    pub fn open_file(&self, name: &str) -> io::Result<File> {
         std::fs::OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
@@ -130,7 +122,7 @@ impl MachineDir {
     }
 
     /// Replaces a file of ours in one step.
-    pub(crate) fn write(&self, name: &str, content: &[u8]) -> io::Result<()> {
+    pub fn write(&self, name: &str, content: &[u8]) -> io::Result<()> {
         let temporary = format!("{name}.new");
         let mut file = self.create(&temporary)?;
         file.write_all(content)?;
@@ -138,7 +130,7 @@ impl MachineDir {
     }
 
     /// The last `limit` bytes of a regular file.
-    pub(crate) fn tail(&self, name: &str, limit: usize) -> io::Result<Vec<u8>> {
+    pub fn tail(&self, name: &str, limit: usize) -> io::Result<Vec<u8>> {
         let mut file = self.open_file(name)?;
         let metadata = file.metadata()?;
         if !metadata.is_file() {
@@ -152,7 +144,7 @@ impl MachineDir {
     }
 
     /// All of a regular file of at most `most` bytes, which is removed.
-    pub(crate) fn take(&self, name: &str, most: u64) -> io::Result<Vec<u8>> {
+    pub fn take(&self, name: &str, most: u64) -> io::Result<Vec<u8>> {
         let file = self.open_file(name)?;
         if !file.metadata()?.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "not a regular file"));
@@ -167,7 +159,7 @@ impl MachineDir {
     }
 
     /// Removes a file if it is there.
-    pub(crate) fn remove(&self, name: &str) -> io::Result<()> {
+    pub fn remove(&self, name: &str) -> io::Result<()> {
         match std::fs::remove_file(self.short(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
@@ -176,15 +168,22 @@ impl MachineDir {
 
     /// Removes what means nothing once the VMM has ended: its sockets, and directories, of which we
     /// made none. This blocks for as long as a VMM has taken to make them.
-    pub(crate) fn remove_traces(&self) {
-        for name in [QMP_SOCKET, AGENT_SOCKET] {
-            if let Err(error) = self.remove(name) {
-                tracing::warn!(%error, dir = %self.path, name, "cannot remove a socket");
-            }
-        }
-        if let Err(error) = self.remove_directories() {
+    pub fn remove_traces(&self) {
+        if let Err(error) = self.remove_sockets().and_then(|()| self.remove_directories()) {
             tracing::warn!(%error, dir = %self.path, "cannot remove what a VMM has made");
         }
+    }
+
+    /// Sockets and pipes mean nothing to whoever finds them later.
+    fn remove_sockets(&self) -> io::Result<()> {
+        for entry in std::fs::read_dir(self.short(""))? {
+            let entry = entry?;
+            let kind = entry.file_type()?;
+            if kind.is_socket() || kind.is_fifo() {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     /// Whoever removes a directory by recursion can be ended by one that is nested deep enough: no
@@ -322,9 +321,9 @@ mod tests {
         let (inside, victim) = (scratch.path().join("m"), scratch.path().join("victim"));
         std::fs::create_dir(&inside).unwrap();
         std::fs::write(&victim, "untouched").unwrap();
-        std::os::unix::fs::symlink(&victim, inside.join(AGENT_SOCKET)).unwrap();
+        std::os::unix::fs::symlink(&victim, inside.join("agent.sock")).unwrap();
         let dir = open(&inside);
-        for name in [QMP_SOCKET, QMP_SOCKET, AGENT_SOCKET] {
+        for name in ["qmp.sock", "qmp.sock", "agent.sock"] {
             dir.bind(name, NOBODY).unwrap();
             let metadata = inside.join(name).symlink_metadata().unwrap();
             assert!(metadata.file_type().is_socket(), "{name}");
@@ -356,9 +355,9 @@ mod tests {
         let dir = open(&deep);
         let me =
             Private { uid: nix::unistd::getuid().as_raw(), gid: nix::unistd::getgid().as_raw() };
-        dir.bind(QMP_SOCKET, me).unwrap();
-        assert!(deep.join(QMP_SOCKET).exists());
+        dir.bind("qmp.sock", me).unwrap();
+        assert!(deep.join("qmp.sock").exists());
         dir.remove_traces();
-        assert!(!deep.join(QMP_SOCKET).exists());
+        assert!(!deep.join("qmp.sock").exists());
     }
 }

@@ -42,7 +42,7 @@ const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 
 /// Where groups are made on this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Cgroups {
+pub struct Cgroups {
     hierarchies: Vec<Hierarchy>,
     parent: String,
     warnings: Vec<String>,
@@ -69,14 +69,14 @@ enum Version {
 
 /// The bounds of one machine.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
+pub struct Limits {
     pub cpu_quota_us: u64,
     pub memory: u64,
 }
 
 impl Limits {
     /// What a machine of this shape may use.
-    pub(crate) fn of(shape: Shape, accel: Accel) -> Self {
+    pub fn of(shape: Shape, accel: Accel) -> Self {
         Self {
             cpu_quota_us: u64::from(shape.milli_cpus) * PERIOD_US / 1000 + EMULATION_US,
             memory: shape.memory.bytes() + overhead(accel).bytes(),
@@ -95,7 +95,7 @@ fn overhead(accel: Accel) -> Mib {
 
 impl Cgroups {
     /// See [`crate::QemuEngine::claim`].
-    pub(crate) fn claim(&self) -> Result<Claim, EngineError> {
+    pub fn claim(&self) -> Result<Claim, EngineError> {
         let Some(hierarchy) = self.hierarchies.first() else { return Ok(Claim { _lock: None }) };
         let path = hierarchy.mount.join(&self.parent);
         let failed = |source| EngineError::Confine {
@@ -113,7 +113,7 @@ impl Cgroups {
     }
 
     /// Finds the hierarchies and prepares `parent` in each.
-    pub(crate) fn prepare(parent: &str) -> Result<Self, EngineError> {
+    pub fn prepare(parent: &str) -> Result<Self, EngineError> {
         let mounts = fs::read_to_string("/proc/self/mounts").map_err(confine("read the mounts"))?;
         let cgroups = choose(&mounts, parent, |mount| {
             fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default()
@@ -128,12 +128,12 @@ impl Cgroups {
     }
 
     /// What this host cannot bound.
-    pub(crate) fn warnings(&self) -> &[String] {
+    pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
 
     /// The group of one machine, whether it exists or not.
-    pub(crate) fn group(&self, id: &EngineId) -> Group {
+    pub fn group(&self, id: &EngineId) -> Group {
         let place = |h: &Hierarchy| h.mount.join(&self.parent).join(id.as_str());
         Group { places: self.hierarchies.iter().map(place).collect() }
     }
@@ -142,7 +142,7 @@ impl Cgroups {
     ///
     /// Clearing a group ends all that is in it, so a path is believed only if it is one
     /// [`Self::group`] could have made; a record without any means the group of today.
-    pub(crate) fn recorded(&self, record: &VmRecord) -> Group {
+    pub fn recorded(&self, record: &VmRecord) -> Group {
         let ours = |path: &&Utf8PathBuf| {
             path.file_name() == Some(record.id.as_str())
                 && path.components().all(|part| part != Utf8Component::ParentDir)
@@ -155,7 +155,7 @@ impl Cgroups {
     /// Makes the group of a machine, bounded and empty, and opens the files a process joins it
     /// by. On failure nothing is left. A group that exists is an error and is not touched, so
     /// this also claims the id.
-    pub(crate) fn create(
+    pub fn create(
         &self,
         id: &EngineId,
         limits: Limits,
@@ -195,7 +195,7 @@ impl Cgroups {
     }
 
     /// Every machine that has a group.
-    pub(crate) fn machines(&self) -> io::Result<Vec<EngineId>> {
+    pub fn machines(&self) -> io::Result<Vec<EngineId>> {
         let mut found = std::collections::BTreeSet::new();
         for hierarchy in &self.hierarchies {
             for entry in fs::read_dir(hierarchy.mount.join(&self.parent))? {
@@ -299,25 +299,24 @@ impl Hierarchy {
 
 /// The group of one machine.
 #[derive(Clone, Debug)]
-pub(crate) struct Group {
+pub struct Group {
     places: Vec<PathBuf>,
 }
 
 impl Group {
     /// Of a host without control groups.
-    #[cfg(test)]
-    pub(crate) fn nowhere() -> Self {
+    pub fn nowhere() -> Self {
         Self { places: Vec::new() }
     }
 
     /// Its directories, for the machine's record.
-    pub(crate) fn paths(&self) -> Vec<Utf8PathBuf> {
+    pub fn paths(&self) -> Vec<Utf8PathBuf> {
         // Hierarchies are mounted by people and named by the kernel: it is all plain text.
         self.places.iter().filter_map(|p| Utf8PathBuf::from_path_buf(p.clone()).ok()).collect()
     }
 
     /// Processes in it, in any hierarchy.
-    pub(crate) fn processes(&self) -> Vec<i32> {
+    pub fn processes(&self) -> Vec<i32> {
         let mut found = std::collections::BTreeSet::new();
         for place in &self.places {
             let procs = fs::read_to_string(place.join("cgroup.procs")).unwrap_or_default();
@@ -327,7 +326,7 @@ impl Group {
     }
 
     /// Whether the kernel has ended a process in it for want of memory.
-    pub(crate) fn ran_out_of_memory(&self) -> bool {
+    pub fn ran_out_of_memory(&self) -> bool {
         self.places.iter().any(|place| {
             ["memory.events", "memory.oom_control"].iter().any(|file| {
                 let text = fs::read_to_string(place.join(file)).unwrap_or_default();
@@ -341,7 +340,7 @@ impl Group {
     /// Ends whatever is in it and removes it. Tells whether there was a process.
     ///
     /// Blocks until the kernel has emptied it, at most ten seconds.
-    pub(crate) fn clear(&self) -> io::Result<Cleared> {
+    pub fn clear(&self) -> io::Result<Cleared> {
         let deadline = Instant::now() + EMPTY_DEADLINE;
         let mut cleared = Cleared::Empty;
         loop {
@@ -374,7 +373,7 @@ impl Group {
 
 /// What [`Group::clear`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Cleared {
+pub enum Cleared {
     /// At least one process was ended.
     Killed,
     /// There was none.

@@ -1,55 +1,55 @@
 //! Pages: their size, runs of them, sets of them.
 
 /// The unit in which memory is compared, stored and shared, on every host.
-pub(crate) const PAGE: usize = 4096;
+pub(super) const PAGE: usize = 4096;
 
 /// A page of nothing.
-pub(super) const ZERO: [u8; PAGE] = [0; PAGE];
+pub(crate) const ZERO: [u8; PAGE] = [0; PAGE];
 
 /// More memory than any machine has (4 TiB), in pages.
-pub(super) const MOST_PAGES: u32 = 1 << 30;
+pub(crate) const MOST_PAGES: u32 = 1 << 30;
 
 /// How many pages a memory of that many bytes has; `None` if no machine has such.
-pub(super) fn pages_in(bytes: u64) -> Option<u32> {
+pub(crate) fn pages_in(bytes: u64) -> Option<u32> {
     let pages = u32::try_from(bytes / PAGE as u64).ok()?;
     (bytes.is_multiple_of(PAGE as u64) && (1..=MOST_PAGES).contains(&pages)).then_some(pages)
 }
 
 /// A set of a machine's pages: one bit each.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct PageSet {
+pub struct PageSet {
     words: Vec<u64>,
     pages: u32,
 }
 
 /// Consecutive pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Run {
-    pub(crate) first: u32,
-    pub(crate) count: u32,
+pub struct Run {
+    pub first: u32,
+    pub count: u32,
 }
 
 impl PageSet {
     /// The empty set of a memory of that many pages.
-    pub(crate) fn new(pages: u32) -> Self {
+    pub fn new(pages: u32) -> Self {
         Self { words: vec![0; (pages as usize).div_ceil(64)], pages }
     }
 
     /// Pages beyond the memory's end are ignored.
-    pub(crate) fn insert(&mut self, page: u32) {
+    pub fn insert(&mut self, page: u32) {
         if page < self.pages {
             self.words[page as usize / 64] |= 1 << (page % 64);
         }
     }
 
-    pub(crate) fn remove(&mut self, page: u32) {
+    pub fn remove(&mut self, page: u32) {
         if page < self.pages {
             self.words[page as usize / 64] &= !(1 << (page % 64));
         }
     }
 
     /// In ascending order.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = u32> + '_ {
+    pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
         self.words.iter().zip(0u32..).flat_map(|(&word, index)| {
             std::iter::successors((word != 0).then_some(word), |word| {
                 let rest = word & (word - 1);

@@ -28,7 +28,7 @@ use crate::vmm_log::VmmLog;
 const MAX_OPEN_FILES: libc::rlim_t = 128;
 
 /// Everything the child needs, made before the fork.
-pub(crate) struct Confinement {
+pub struct Confinement {
     /// `cgroup.procs` of every hierarchy, open for writing.
     pub cgroups: Vec<OwnedFd>,
     /// What stays open across `exec`; everything else is closed.
@@ -44,7 +44,7 @@ pub(crate) struct Confinement {
 
 /// Starts `command` confined, as the first process of a PID namespace of its own: it can name no
 /// process but itself. Its environment is empty, and all it prints goes to `log`.
-pub(crate) fn spawn(
+pub fn spawn(
     mut command: Command,
     confinement: Confinement,
     log: &VmmLog,
@@ -76,7 +76,7 @@ pub(crate) fn spawn(
 
 /// Has the program say its version, confined: what this host does not let us do, and what the
 /// program misses in there, is found out once, at start, and not with each machine.
-pub(crate) fn rehearse(program: &Utf8Path, jail: &Jail) -> Result<(), EngineError> {
+pub fn rehearse(program: &Utf8Path, jail: &Jail) -> Result<(), EngineError> {
     let failed = |what: &str, source| EngineError::Confine { what: what.to_owned(), source };
     // Some directory that is the same for everybody.
     let working_dir = File::open("/dev").map_err(|e| failed("cannot open /dev", e))?;
@@ -110,7 +110,7 @@ impl Confinement {
     /// Confines the calling process. Called in the child only, after `fork`.
     ///
     /// Any failure stops the start: a VMM runs confined or not at all.
-    pub(crate) fn apply(&self) -> io::Result<()> {
+    pub fn apply(&self) -> io::Result<()> {
         for cgroup in &self.cgroups {
             // "0" is the writer itself, in version 1 and in version 2.
             // SAFETY: the pointer and the length are those of a constant.
@@ -194,7 +194,7 @@ mod tests {
         let firmware = scratch.join("rom");
         std::fs::write(&firmware, "").unwrap();
         let program = Utf8Path::new("/bin/cat");
-        let whole = Jail::of(program, &firmware).unwrap();
+        let whole = Jail::of(program, &[(firmware.as_path(), "/firmware")]).unwrap();
         rehearse(program, &whole).unwrap();
 
         let absent = rehearse(Utf8Path::new("/bin/ls"), &whole).unwrap_err();

@@ -18,7 +18,7 @@ use super::MemoryError;
 use super::pages::{PAGE, PageSet, Run, pages_in};
 
 /// The name a template's memfd has, and so a clone's memory in `/proc/PID/maps`.
-pub(crate) const TEMPLATE_NAME: &str = "bhatti-memory";
+pub const TEMPLATE_NAME: &str = "bhatti-memory";
 
 /// A VMM has some hundred mappings; one that was broken into may make 65 530 with long names.
 const MOST_MAPS: u64 = 16 << 20;
@@ -31,7 +31,7 @@ const FILE: u64 = 1 << 61;
 
 /// What the pages of a mapping were before anybody wrote them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ground {
+pub enum Ground {
     /// Zero.
     Zero,
     /// Zero, in huge pages, where a page that was only read looks like one that was written.
@@ -42,7 +42,7 @@ pub(crate) enum Ground {
 
 /// The guest memory of one living VMM.
 #[derive(Debug)]
-pub(crate) struct Mapping {
+pub struct Mapping {
     pid: i32,
     mem: File,
     pagemap: File,
@@ -57,7 +57,7 @@ impl Mapping {
     /// A pid is not an identity. The caller holds a pidfd of the process it means and checks,
     /// after this has returned, that it still lives: then these descriptors are that process's,
     /// for ever.
-    pub(crate) fn find(pid: i32, bytes: u64) -> Result<Self, MemoryError> {
+    pub fn find(pid: i32, bytes: u64) -> Result<Self, MemoryError> {
         let Some(pages) = pages_in(bytes) else {
             return Err(no_mapping(format!("no machine has {bytes} bytes of memory")));
         };
@@ -74,18 +74,18 @@ impl Mapping {
     }
 
     /// How many pages of memory the machine has.
-    pub(crate) fn pages(&self) -> u32 {
+    pub fn pages(&self) -> u32 {
         self.pages
     }
 
     /// What an unchanged page holds.
-    pub(crate) fn ground(&self) -> Ground {
+    pub fn ground(&self) -> Ground {
         self.ground
     }
 
     /// The pages that may differ from what the mapping started with. Every page that does is
     /// there, if the machine is paused; some may be there that do not.
-    pub(crate) fn changed(&self) -> Result<PageSet, MemoryError> {
+    pub fn changed(&self) -> Result<PageSet, MemoryError> {
         let mut set = PageSet::new(self.pages);
         let mut chunk = vec![0; PAGEMAP_CHUNK * 8];
         let mut first = 0;
@@ -107,13 +107,13 @@ impl Mapping {
     }
 
     /// Reads a run of pages into `buffer`, which is as long as they are.
-    pub(crate) fn read(&self, run: Run, buffer: &mut [u8]) -> Result<(), MemoryError> {
+    pub fn read(&self, run: Run, buffer: &mut [u8]) -> Result<(), MemoryError> {
         let offset = self.offset(run, buffer.len())?;
         self.mem.read_exact_at(buffer, offset).map_err(|error| self.error("read", "mem", error))
     }
 
     /// Writes pages, from `first` on.
-    pub(crate) fn write(&self, first: u32, content: &[u8]) -> Result<(), MemoryError> {
+    pub fn write(&self, first: u32, content: &[u8]) -> Result<(), MemoryError> {
         let count = u32::try_from(content.len() / PAGE).unwrap_or(u32::MAX);
         let offset = self.offset(Run { first, count }, content.len())?;
         self.mem.write_all_at(content, offset).map_err(|error| self.error("write", "mem", error))

@@ -12,7 +12,7 @@ use tokio::io::unix::AsyncFd;
 
 /// A process we may watch and end, child or not.
 #[derive(Debug)]
-pub(crate) struct Process {
+pub struct Process {
     pid: i32,
     start_ticks: u64,
     pidfd: AsyncFd<OwnedFd>,
@@ -20,7 +20,7 @@ pub(crate) struct Process {
 
 /// How a process ended, as far as it can be known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Status {
+pub enum Status {
     Code(i32),
     Signal(i32),
     /// It was not our child, so only its parent was told.
@@ -29,14 +29,14 @@ pub(crate) enum Status {
 
 impl Process {
     /// Holds on to a process that is certainly alive or our own unreaped child.
-    pub(crate) fn child(pid: i32) -> io::Result<Self> {
+    pub fn child(pid: i32) -> io::Result<Self> {
         let pidfd = open_pidfd(pid)?;
         Ok(Self { pid, start_ticks: start_ticks(pid)?, pidfd: watched(pidfd)? })
     }
 
     /// Holds on to the process with this identity; `None` if it is gone. One that has died but
     /// has not been collected is still there: [`Self::ended`] resolves at once and collects it.
-    pub(crate) fn find(pid: i32, expected_ticks: u64) -> io::Result<Option<Self>> {
+    pub fn find(pid: i32, expected_ticks: u64) -> io::Result<Option<Self>> {
         if pid <= 0 {
             return Ok(None);
         }
@@ -53,12 +53,12 @@ impl Process {
         Ok(Some(Self { pid, start_ticks: expected_ticks, pidfd }))
     }
 
-    pub(crate) fn start_ticks(&self) -> u64 {
+    pub fn start_ticks(&self) -> u64 {
         self.start_ticks
     }
 
     /// Sends SIGKILL. A process that has ended already is fine.
-    pub(crate) fn kill(&self) {
+    pub fn kill(&self) {
         // SAFETY: a system call on integers and a null pointer, which means "no details".
         let result = unsafe {
             libc::syscall(
@@ -78,7 +78,7 @@ impl Process {
     }
 
     /// Whether it has ended by now.
-    pub(crate) fn has_ended(&self) -> bool {
+    pub fn has_ended(&self) -> bool {
         let mut poll =
             libc::pollfd { fd: self.pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: `poll` is one valid element for the time of the call, which does not wait.
@@ -86,13 +86,13 @@ impl Process {
     }
 
     /// Waits for the end and collects the child, if it was one. Cancel-safe.
-    pub(crate) async fn ended(&self) -> io::Result<Status> {
+    pub async fn ended(&self) -> io::Result<Status> {
         self.wait_readable().await?;
         self.reap()
     }
 
     /// Waits for the end without collecting. Cancel-safe.
-    pub(crate) async fn wait_readable(&self) -> io::Result<()> {
+    pub async fn wait_readable(&self) -> io::Result<()> {
         // A pidfd becomes readable when the process ends and stays so.
         drop(self.pidfd.readable().await?);
         Ok(())
@@ -125,7 +125,7 @@ impl Process {
 
 impl Status {
     /// Half a sentence for people.
-    pub(crate) fn describe(self) -> String {
+    pub fn describe(self) -> String {
         match self {
             Self::Code(code) => format!("it exited with code {code}"),
             Self::Signal(number) => match nix::sys::signal::Signal::try_from(number) {
@@ -138,7 +138,7 @@ impl Status {
 }
 
 /// Which boot of the host this is.
-pub(crate) fn host_boot_id() -> io::Result<String> {
+pub fn host_boot_id() -> io::Result<String> {
     Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 

@@ -28,11 +28,11 @@
 //! or allocate beyond that VMM's own memory, nor wait: for who reads from outside, the kernel does
 //! not ask a process for its pages (`userfaultfd`), it refuses.
 
-pub(crate) mod chain;
+pub mod chain;
 mod layer;
-pub(crate) mod mapping;
+pub mod mapping;
 mod pages;
-pub(crate) mod template;
+pub mod template;
 #[cfg(test)]
 mod tests;
 
@@ -41,12 +41,14 @@ use std::io;
 use bhatti_engine::EngineError;
 use camino::{Utf8Path, Utf8PathBuf};
 
-pub(crate) use mapping::Mapping;
-pub(crate) use template::Templates;
+use crate::process::Process;
+
+pub use mapping::Mapping;
+pub use template::Templates;
 
 /// Why memory could not be saved or loaded.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum MemoryError {
+pub enum MemoryError {
     /// These files will not work however often it is tried. One clause says why.
     #[error("{why}")]
     Damaged { why: String },
@@ -88,4 +90,11 @@ impl From<MemoryError> for EngineError {
             MemoryError::Gone => Self::Gone,
         }
     }
+}
+
+/// The memory of the machine that `process` is.
+pub fn of_process(process: &Process, pid: i32, bytes: u64) -> Result<Mapping, EngineError> {
+    let mapping = Mapping::find(pid, bytes)?;
+    // It lives, so what was found under its pid is its own.
+    if process.has_ended() { Err(EngineError::Gone) } else { Ok(mapping) }
 }

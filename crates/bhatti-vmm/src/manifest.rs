@@ -22,13 +22,13 @@ const STATE: &str = "state";
 /// A manifest has some 400 bytes.
 const MOST_MANIFEST: u64 = 64 << 10;
 /// The devices' state of a machine has 16 KiB.
-pub(crate) const MOST_STATE: u64 = 16 << 20;
+pub const MOST_STATE: u64 = 16 << 20;
 /// Of this text; another one is another format.
 const VERSION: u32 = 1;
 
 /// The facts of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Manifest {
+pub struct Manifest {
     version: u32,
     host: Host,
     pub vcpus: u32,
@@ -55,7 +55,7 @@ impl Checked {
 }
 
 /// What a manifest is made of, beside what a file holds.
-pub(crate) struct Facts {
+pub struct Facts {
     pub host: Host,
     pub vcpus: u32,
     pub memory: Mib,
@@ -65,7 +65,7 @@ pub(crate) struct Facts {
 
 /// Writes the state of the devices and, as the last file of a snapshot, its manifest. Returns how
 /// many bytes that were.
-pub(crate) fn write(dir: &Utf8Path, facts: Facts, state: &[u8]) -> Result<u64, EngineError> {
+pub fn write(dir: &Utf8Path, facts: Facts, state: &[u8]) -> Result<u64, EngineError> {
     let Facts { host, vcpus, memory, disk_bytes, base } = facts;
     let checked = Checked::of(state);
     let manifest =
@@ -108,7 +108,7 @@ fn read(dir: &Utf8Path, name: &str, most: u64) -> Result<Vec<u8>, EngineError> {
 
 /// What is asked of a snapshot.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Wanted<'a> {
+pub struct Wanted<'a> {
     pub vcpus: u32,
     pub memory: Mib,
     pub disk_bytes: u64,
@@ -118,7 +118,7 @@ pub(crate) struct Wanted<'a> {
 
 impl Manifest {
     /// Reads the manifest of a snapshot.
-    pub(crate) fn read(dir: &Utf8Path) -> Result<Self, EngineError> {
+    pub fn read(dir: &Utf8Path) -> Result<Self, EngineError> {
         let text = read(dir, MANIFEST, MOST_MANIFEST)?;
         let manifest: Self = serde_json::from_slice(&text)
             .map_err(|error| unusable(format!("{dir}/{MANIFEST} is damaged: {error}")))?;
@@ -130,7 +130,7 @@ impl Manifest {
     }
 
     /// The state of the devices, exactly as it was saved.
-    pub(crate) fn state(&self, dir: &Utf8Path) -> Result<Vec<u8>, EngineError> {
+    pub fn state(&self, dir: &Utf8Path) -> Result<Vec<u8>, EngineError> {
         let state = read(dir, STATE, MOST_STATE)?;
         if Checked::of(&state) != self.state {
             return Err(unusable(format!("{dir}/{STATE} is not what was saved")));
@@ -139,7 +139,7 @@ impl Manifest {
     }
 
     /// Whether a machine like this can wake from it here.
-    pub(crate) fn admits(&self, host: &Host, wanted: Wanted<'_>) -> Result<(), EngineError> {
+    pub fn admits(&self, host: &Host, wanted: Wanted<'_>) -> Result<(), EngineError> {
         self.host.admits(host).map_err(unusable)?;
         let Wanted { vcpus, memory, disk_bytes, base } = wanted;
         let Self { vcpus: had, memory: remembered, .. } = self;

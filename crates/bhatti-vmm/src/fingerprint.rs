@@ -10,30 +10,30 @@
 //! restore compares with a tolerance ([`Host::admits`]). A guest told 2.445 GHz that counts at
 //! another rate would have a wrong clock, not a crash: nobody would notice in time.
 
+use bhatti_engine::Accel;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
-
-use crate::cmdline::Acceleration;
 
 /// What a guest's clock may be wrong by, in parts of a million: what time services correct.
 const TOLERANCE_PPM: u64 = 500;
 
 /// The host as a snapshot remembers it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Host {
+pub struct Host {
     pub fingerprint: String,
     /// Frequency of the time stamp counter, where the guest depends on it.
     tsc_khz: Option<u64>,
 }
 
 impl Host {
-    /// This host, with that VMM.
-    pub(crate) fn observe(version: &str, acceleration: Acceleration) -> Self {
+    /// This host, with that VMM, of which `name` says what a saved state depends on. `tsc_khz` is
+    /// given where the guest counts with the host's counter and is not told its frequency.
+    pub fn observe(name: &str, accel: Accel, tsc_khz: Option<u64>) -> Self {
         let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        Self::of(version, acceleration, &cpuinfo)
+        Self::of(name, accel, tsc_khz, &cpuinfo)
     }
 
-    fn of(version: &str, acceleration: Acceleration, cpuinfo: &str) -> Self {
+    fn of(name: &str, accel: Accel, tsc_khz: Option<u64>, cpuinfo: &str) -> Self {
         // Only the first CPU: a host has one kind of them.
         let field = |name: &str| {
             let line = cpuinfo
@@ -41,26 +41,20 @@ impl Host {
                 .find(|line| line.split_once(':').is_some_and(|(found, _)| found.trim() == name));
             line.and_then(|line| line.split_once(':')).map_or("?", |(_, value)| value.trim())
         };
-        let series: Vec<&str> = version.split('.').take(2).collect();
-        let accel = acceleration.accel();
-        let mut fingerprint = format!("qemu {} microvm {accel}", series.join("."));
+        let mut fingerprint = format!("{name} {accel}");
         for name in ["vendor_id", "cpu family", "model", "stepping"] {
             fingerprint.push(if name == "vendor_id" { ' ' } else { '/' });
             fingerprint.push_str(field(name));
         }
-        let tsc_khz = match acceleration {
-            Acceleration::Kvm => {
-                let flags = xxh3_64(field("flags").as_bytes());
-                fingerprint.push_str(&format!(" flags {flags:016x}"));
-                None
-            }
-            Acceleration::Tcg { tsc_khz } => Some(tsc_khz),
-        };
+        if accel == Accel::Kvm {
+            let flags = xxh3_64(field("flags").as_bytes());
+            fingerprint.push_str(&format!(" flags {flags:016x}"));
+        }
         Self { fingerprint, tsc_khz }
     }
 
     /// Whether what was saved on `self` can run on `here`; if not, one clause says why.
-    pub(crate) fn admits(&self, here: &Self) -> Result<(), String> {
+    pub fn admits(&self, here: &Self) -> Result<(), String> {
         if self.fingerprint != here.fingerprint {
             let (there, here) = (&self.fingerprint, &here.fingerprint);
             return Err(format!("it was saved by another VMM or CPU ({there}, here {here})"));
@@ -83,6 +77,12 @@ impl Host {
     }
 }
 
+/// The release series of a version: its first two numbers.
+pub fn series(version: &str) -> String {
+    let numbers: Vec<&str> = version.split('.').take(2).collect();
+    numbers.join(".")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,25 +90,29 @@ mod tests {
     const CPUINFO: &str = "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 25\n\
         model\t\t: 1\nmodel name\t: AMD EPYC 7763\nstepping\t: 1\nflags\t\t: fpu svm\n\n\
         processor\t: 1\nvendor_id\t: other\n";
-    const TCG: Acceleration = Acceleration::Tcg { tsc_khz: 2_445_434 };
+
+    fn of(version: &str, accel: Accel, tsc_khz: Option<u64>, cpuinfo: &str) -> Host {
+        Host::of(&format!("qemu {} microvm", series(version)), accel, tsc_khz, cpuinfo)
+    }
 
     #[test]
     fn it_names_what_counts() {
-        let tcg = Host::of("7.2.22", TCG, CPUINFO);
+        let tsc = Some(2_445_434);
+        let tcg = of("7.2.22", Accel::Tcg, tsc, CPUINFO);
         assert_eq!(tcg.fingerprint, "qemu 7.2 microvm tcg AuthenticAMD/25/1/1");
-        assert_eq!(Host::of("7.2.9", TCG, CPUINFO), tcg, "the same series");
-        assert_ne!(Host::of("10.0.2", TCG, CPUINFO), tcg);
-        let kvm = Host::of("7.2.22", Acceleration::Kvm, CPUINFO);
+        assert_eq!(of("7.2.9", Accel::Tcg, tsc, CPUINFO), tcg, "the same series");
+        assert_ne!(of("10.0.2", Accel::Tcg, tsc, CPUINFO), tcg);
+        let kvm = of("7.2.22", Accel::Kvm, None, CPUINFO);
         assert!(kvm.fingerprint.starts_with("qemu 7.2 microvm kvm AuthenticAMD/25/1/1 flags "));
         let more = CPUINFO.replace("fpu svm", "fpu svm avx");
-        assert_ne!(Host::of("7.2.22", Acceleration::Kvm, &more), kvm);
-        assert_eq!(Host::of("7.2.22", TCG, &more), tcg, "the guest does not see them");
-        Host::of("", TCG, "");
+        assert_ne!(of("7.2.22", Accel::Kvm, None, &more), kvm);
+        assert_eq!(of("7.2.22", Accel::Tcg, tsc, &more), tcg, "the guest does not see them");
+        of("", Accel::Tcg, tsc, "");
     }
 
     #[test]
     fn a_measurement_may_jitter_and_no_more() {
-        let at = |tsc_khz| Host::of("7.2", Acceleration::Tcg { tsc_khz }, CPUINFO);
+        let at = |tsc_khz| of("7.2", Accel::Tcg, Some(tsc_khz), CPUINFO);
         for (there, fits) in [
             (2_445_434, true),
             (2_445_600, true),
@@ -120,7 +124,7 @@ mod tests {
         ] {
             assert_eq!(at(there).admits(&at(2_445_434)).is_ok(), fits, "{there}");
         }
-        let kvm = |cpuinfo| Host::of("7.2", Acceleration::Kvm, cpuinfo);
+        let kvm = |cpuinfo| of("7.2", Accel::Kvm, None, cpuinfo);
         kvm(CPUINFO).admits(&kvm(CPUINFO)).unwrap();
         let why = at(1).admits(&kvm(CPUINFO)).unwrap_err();
         assert!(why.contains("another VMM or CPU"), "{why}");
