@@ -13,6 +13,9 @@ pub const VERSION_HEADER: &str = "x-bhatti-version";
 pub const EXISTING_HEADER: &str = "x-bhatti-existing";
 /// On every response, if the server wants newer clients.
 pub const MIN_CLI_HEADER: &str = "x-bhatti-min-cli";
+/// On an answer to a use of a sandbox that lost something in waking for it: what it lost, in a
+/// sentence of printable ASCII.
+pub const WARNING_HEADER: &str = "x-bhatti-warning";
 /// Asks `exec` to stream.
 pub const NDJSON: &str = "application/x-ndjson";
 

@@ -47,6 +47,7 @@ struct Kept {
     connection: Option<(Sender, Instant)>,
     timing: Option<Timing>,
     server: ServerInfo,
+    warning: Option<String>,
 }
 
 /// A request before it has a connection.
@@ -103,6 +104,12 @@ impl Client {
     /// What the last answer said about the server.
     pub fn server(&self) -> ServerInfo {
         self.kept().server.clone()
+    }
+
+    /// What the server warned of since this was last asked: that a sandbox has lost something in
+    /// waking for a request.
+    pub fn take_warning(&self) -> Option<String> {
+        self.kept().warning.take()
     }
 
     fn kept(&self) -> std::sync::MutexGuard<'_, Kept> {
@@ -167,10 +174,13 @@ impl Client {
         let said = |name: &str| {
             response.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned)
         };
-        self.kept().server = ServerInfo {
-            version: said(route::VERSION_HEADER),
-            min_cli: said(route::MIN_CLI_HEADER),
-        };
+        let (version, min_cli) = (said(route::VERSION_HEADER), said(route::MIN_CLI_HEADER));
+        let warning = said(route::WARNING_HEADER);
+        let mut kept = self.kept();
+        kept.server = ServerInfo { version, min_cli };
+        // One that nobody has taken yet is not forgotten for an answer without any.
+        kept.warning = warning.or(kept.warning.take());
+        drop(kept);
         Ok(Answer { response, stopwatch, sender })
     }
 

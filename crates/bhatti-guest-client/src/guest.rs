@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bhatti_link::{Link, LinkEnd, MessageReader, Mode, Stream, write_message};
 use bhatti_wire::message::{
-    Activity as ActivityRequest, ActivityReply, Configure, Hello, HelloReply, Operation,
+    Activity as ActivityRequest, ActivityReply, Configure, Hello, HelloReply, Hold, Operation,
     PROTOCOL_VERSION, PowerOff, Quiesce, Reply, Request, WriteFile,
 };
 use bytes::Bytes;
@@ -213,6 +213,19 @@ impl Guest {
     pub async fn quiesce(&self, deadline: Duration) -> Result<(), GuestError> {
         within(deadline, "write its files to disk", async {
             let stream = self.request(Operation::Quiesce(Quiesce {})).await?;
+            done(answer(&stream).await?)
+        })
+        .await
+    }
+
+    /// Returns when nothing runs in the guest but its agent, or after `deadline`. Any greeting
+    /// afterwards lets everything go on: [`Self::hello`], [`Self::set_clock`].
+    ///
+    /// [`GuestError::Unsupported`] if the agent is from before there was this operation, or its
+    /// kernel cannot do it. After another error some of it may be held.
+    pub async fn hold(&self, deadline: Duration) -> Result<(), GuestError> {
+        within(deadline, "hold its processes", async {
+            let stream = self.request(Operation::Hold(Hold {})).await?;
             done(answer(&stream).await?)
         })
         .await

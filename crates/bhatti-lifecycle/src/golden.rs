@@ -350,7 +350,7 @@ async fn build(
     let root = world.engine.create_root(below, &dir, None, owner).await;
     let root = root.map_err(WakeError::Engine)?;
     let tap = world.taps.open_detached().await.map_err(WakeError::Network)?;
-    let placeholder = placeholder(world, scratch, tap.is_some());
+    let nobody = nobody(world, scratch, tap.is_some());
     let spec = BootSpec {
         id: scratch.clone(),
         dir,
@@ -368,7 +368,7 @@ async fn build(
     let saved = tokio::select! {
         biased;
         () = stopping.cancelled() => Err(WakeError::ShuttingDown),
-        saved = freeze(world, &vm, placeholder, into.clone()) => saved,
+        saved = freeze(world, &vm, nobody, into.clone()) => saved,
     };
     end(world, &vm).await;
     let bytes = saved?;
@@ -380,14 +380,14 @@ async fn build(
 async fn freeze(
     world: &World,
     vm: &Arc<dyn Vm>,
-    placeholder: Configure,
+    nobody: Configure,
     into: Utf8PathBuf,
 ) -> Result<u64, WakeError> {
     let reach = Reach {
         mode: Mode::FirstBoot,
         patience: world.settings.boot_timeout,
         resume: false,
-        identity: Some(placeholder),
+        identity: Some(nobody),
     };
     let guest = guest::reach(world, vm, reach).await?;
     warm_up(&guest).await;
@@ -400,7 +400,7 @@ async fn freeze(
 /// An identity that is nobody's. A clone gets its own in half the time if there was one before:
 /// what must be set up once is there (54 ms against 105 ms under emulation). The address is one
 /// of those reserved for documentation.
-fn placeholder(world: &World, scratch: &EngineId, networked: bool) -> Configure {
+fn nobody(world: &World, scratch: &EngineId, networked: bool) -> Configure {
     let network = networked.then(|| Network {
         address: "192.0.2.2".to_owned(),
         prefix_len: 24,

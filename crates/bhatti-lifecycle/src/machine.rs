@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use bhatti_engine::{
     BootSpec, Engine, EngineError, Nic, Private, RestoreSpec, RootDisk, Shape, Vm, VmRecord,
 };
-use bhatti_guest_client::{Guest, Mode};
+use bhatti_guest_client::{Guest, GuestError, Mode};
 use bhatti_storage::Layout;
 use bhatti_store::{Db, SandboxRow, UserRow};
 use bhatti_types::EngineId;
@@ -144,8 +144,23 @@ impl Machine {
     }
 
     /// Stops the virtual CPUs. If that fails they may stand all the same.
+    ///
+    /// Before that, everything in the guest is held: whoever goes on from here, also as a clone,
+    /// does so only after the next greeting. A guest that cannot do that stands all the same.
     pub(crate) async fn pause(&mut self) -> Result<(), WakeError> {
-        self.stands = true;
+        let runs = !std::mem::replace(&mut self.stands, true);
+        if let Some(guest) = self.guest.as_ref().filter(|guest| runs && !guest.is_gone()) {
+            match guest.hold(HOLD).await {
+                Ok(()) => {}
+                Err(GuestError::Unsupported(_)) => {
+                    tracing::debug!("an agent that cannot hold what runs in its guest");
+                }
+                Err(error) => {
+                    let error = crate::chain(&error);
+                    tracing::warn!(error, "paused without holding what runs in the guest");
+                }
+            }
+        }
         self.vm.pause().await.map_err(WakeError::Engine)
     }
 
@@ -154,6 +169,10 @@ impl Machine {
         to_json("vm", &self.vm.record())
     }
 }
+
+/// How long a guest may take to hold everything that runs in it: some milliseconds, if nothing is
+/// wrong.
+const HOLD: Duration = Duration::from_secs(1);
 
 /// How long a guest may take to answer a new link. It is running already, so this is only
 /// about a busy host.

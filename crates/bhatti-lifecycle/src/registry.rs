@@ -407,6 +407,16 @@ impl Sandboxes {
         self.handle(row)?.lease().await.map_err(|error| wake_error(row, error))
     }
 
+    /// What the sandbox has lost since `row` was looked up, if it has lost something: one that
+    /// could not wake as it was, or died and was booted again. Asks nobody.
+    pub fn loss_since(&self, row: &SandboxRow) -> Option<String> {
+        let standing = self.inner.handles().get(&row.id).map(Handle::standing);
+        let Standing { phase, reason, since } = standing?;
+        // Why it is unknown is the operator's business.
+        let told = phase != Phase::Unknown && since != row.changed_at;
+        (told && bhatti_types::tells_of_loss(&reason)).then_some(reason)
+    }
+
     pub(crate) fn handle(&self, row: &SandboxRow) -> Result<Handle, ServiceError> {
         let handle = self.inner.handles().get(&row.id).cloned();
         handle.ok_or_else(|| ServiceError::NoSandbox(row.name.to_string()))

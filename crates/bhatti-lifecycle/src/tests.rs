@@ -135,7 +135,7 @@ impl Agents {
                 bhatti_link::write_message(&mut stream, &reply).await.ok()?;
                 return stream.shutdown().await.ok();
             }
-            Operation::Quiesce(_) => {}
+            Operation::Quiesce(_) | Operation::Hold(_) => {}
             Operation::Exec(_) => return None,
         }
         bhatti_link::write_message(&mut stream, &reply).await.ok()?;

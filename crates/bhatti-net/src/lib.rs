@@ -31,7 +31,7 @@
 //!
 //! Not here: which sandbox has which address (the store), DNS, publishing, IPv6. A host firewall
 //! that drops forwarded packets (Docker sets one) still drops ours; [`Networks::open`] warns. A
-//! service that flushes all rules takes ours too; [`Networks::reload`] puts them back.
+//! service that flushes all rules takes ours too; [`Networks::open_tap`] puts them back.
 
 mod address;
 mod apply;
@@ -44,6 +44,6 @@ mod resolv;
 
 pub use address::{BadNet, Ipv4Net, MAX_INDEX, guest_subnet};
 pub use error::NetError;
-pub use networks::{Closed, NetConfig, Networks, Released, UserNet};
+pub use networks::{Closed, NetConfig, Networks, Released};
 pub use pool::{guest_mac, lowest_free};
 pub use resolv::host_nameservers;

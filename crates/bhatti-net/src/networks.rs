@@ -7,7 +7,7 @@
 //! - Users do not wait for each other.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -28,35 +28,13 @@ pub struct NetConfig {
     /// The range between the namespaces and the host, a /16. If the host uses a part of it,
     /// another one is taken and logged.
     pub transit: Ipv4Net,
-    /// What guests use as name servers.
-    pub nameservers: Vec<IpAddr>,
 }
 
 impl Default for NetConfig {
     fn default() -> Self {
         let transit = Ipv4Net::new(Ipv4Addr::new(100, 127, 0, 0), 16);
-        Self {
-            prefix: "bhatti-".to_owned(),
-            transit: transit.expect("the host bits are zero"),
-            nameservers: crate::host_nameservers()
-                .iter()
-                .filter_map(|ip| ip.parse().ok())
-                .collect(),
-        }
+        Self { prefix: "bhatti-".to_owned(), transit: transit.expect("the host bits are zero") }
     }
-}
-
-/// What a guest needs to know of its user's network.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UserNet {
-    /// The network namespace, as `ip netns` lists it.
-    pub namespace: String,
-    /// The guests' default route.
-    pub gateway: Ipv4Addr,
-    /// The prefix length of guests' addresses.
-    pub prefix_len: u8,
-    /// What guests use as name servers.
-    pub nameservers: Vec<IpAddr>,
 }
 
 /// What [`Networks::release_user`] found.
@@ -86,7 +64,6 @@ pub struct Networks {
 struct Inner {
     names: Names,
     transit: Ipv4Net,
-    nameservers: Vec<IpAddr>,
     users: Mutex<HashMap<u32, Arc<tokio::sync::Mutex<Slot>>>>,
     /// The generation of the host's rules in which ours were last seen.
     rules_seen: Mutex<Option<u32>>,
@@ -118,12 +95,10 @@ impl Networks {
         if transit != config.transit {
             tracing::warn!(wanted = %config.transit, %transit, "took another transit range");
         }
-        let (nameservers, users) = (config.nameservers, Mutex::default());
-        let rules_seen = Mutex::default();
-        let inner = Arc::new(Inner { names, transit, nameservers, users, rules_seen });
-        let networks = Self { inner };
+        let (users, rules_seen) = (Mutex::default(), Mutex::default());
+        let networks = Self { inner: Arc::new(Inner { names, transit, users, rules_seen }) };
         // Rules before forwarding: no packet is forwarded that they have not seen.
-        networks.reload().await?;
+        networks.inner.load_host_rules().await?;
         if apply::enable_forwarding()? {
             tracing::info!("turned on net.ipv4.ip_forward");
         }
@@ -146,39 +121,22 @@ impl Networks {
         }
     }
 
-    /// Loads the host's rules again, in one transaction. For when something else may have removed
-    /// them: restarting the nftables service flushes every table on the host. [`Self::open_tap`]
-    /// looks for itself, so that no guest starts without them.
-    pub async fn reload(&self) -> Result<(), NetError> {
-        self.inner.load_host_rules().await
-    }
-
-    /// The transit range in use.
-    pub fn transit(&self) -> Ipv4Net {
-        self.inner.transit
-    }
-
-    /// Makes or repairs the network of user `index`. Idempotent.
-    pub async fn ensure_user(&self, index: u32) -> Result<UserNet, NetError> {
-        let (inner, mut slot) = self.lock(index).await;
-        complete(async move { inner.ensure(index, &mut slot).await }).await
-    }
-
-    /// Opens the TAP of machine `id` on the bridge of user `index`, whose network is made if
-    /// needed. It vanishes when the last descriptor closes.
+    /// Opens the TAP of machine `id` on the bridge of user `index`, whose network is
+    /// made or repaired if needed, as are the host's rules: restarting the nftables service flushes
+    /// every table on the host. The TAP vanishes when its last descriptor closes.
     pub async fn open_tap(&self, index: u32, id: &EngineId) -> Result<OwnedFd, NetError> {
         let id = id.clone();
         let (inner, mut slot) = self.lock(index).await;
         complete(async move {
             inner.ensure_host_rules().await?;
-            let net = inner.ensure(index, &mut slot).await?;
-            match apply::open_tap(&net.namespace, &id).await {
+            let namespace = inner.ensure(index, &mut slot).await?;
+            match apply::open_tap(&namespace, &id).await {
                 // Somebody removed it behind our back. Once: a second time is no accident.
                 Err(NetError::Namespace { source, .. }) => {
                     tracing::warn!(index, %source, "a user's namespace has vanished; rebuilding");
                     *slot = Slot::Unknown;
                     inner.ensure(index, &mut slot).await?;
-                    apply::open_tap(&net.namespace, &id).await
+                    apply::open_tap(&namespace, &id).await
                 }
                 other => other,
             }
@@ -291,7 +249,8 @@ impl Inner {
         self.rules_seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    async fn ensure(&self, index: u32, slot: &mut Slot) -> Result<UserNet, NetError> {
+    /// Makes or repairs the network of a user. Idempotent. Returns its namespace.
+    async fn ensure(&self, index: u32, slot: &mut Slot) -> Result<String, NetError> {
         let wanted = Wanted { index, policies: BTreeMap::new() };
         let plan = UserPlan::new(&self.names, self.transit, &wanted)?;
         if matches!(slot, Slot::Unknown) {
@@ -299,12 +258,7 @@ impl Inner {
             *slot = Slot::Ready;
             tracing::debug!(index, namespace = plan.namespace, "user's network is ready");
         }
-        Ok(UserNet {
-            namespace: plan.namespace,
-            gateway: plan.gateway,
-            prefix_len: plan.subnet.prefix_len(),
-            nameservers: self.nameservers.clone(),
-        })
+        Ok(plan.namespace)
     }
 
     async fn release(&self, index: u32, slot: &mut Slot) -> Result<Released, NetError> {

@@ -13,7 +13,7 @@ use bhatti_types::{EngineId, GoldenId, SnapshotId};
 use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::error::{DiskError, file};
-use crate::tree;
+use crate::{remove, tree};
 
 /// The directories of a data directory, and who may look into them. A VMM reopens its kernel by
 /// itself and lives below `sandboxes`; images it gets as open files.
@@ -332,7 +332,7 @@ fn private_dir(dir: &Utf8Path) -> std::io::Result<()> {
 }
 
 fn remove_dir(dir: &Utf8Path) -> Result<(), DiskError> {
-    gone(dir, std::fs::remove_dir_all(dir))
+    gone(dir, remove::remove_tree(dir.as_std_path()))
 }
 
 fn gone(path: &Utf8Path, removed: std::io::Result<()>) -> Result<(), DiskError> {

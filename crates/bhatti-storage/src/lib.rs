@@ -19,6 +19,7 @@
 mod error;
 mod image;
 mod layout;
+mod remove;
 mod seal;
 mod tree;
 

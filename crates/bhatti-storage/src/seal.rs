@@ -10,6 +10,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::error::{DiskError, file};
 use crate::layout::Layout;
+use crate::remove;
 use crate::tree::sync;
 
 /// `O_NOFOLLOW` and `O_NONBLOCK`: neither a link nor a pipe is what we are after.
@@ -71,18 +72,7 @@ impl Layout {
     /// Removes everything in the directory of a machine that has ended, and leaves the directory.
     pub fn clear_sandbox(&self, id: &EngineId) -> Result<(), DiskError> {
         let dir = self.sandbox(id);
-        for entry in dir.read_dir_utf8().map_err(file("list", &dir))? {
-            let entry = entry.map_err(file("list", &dir))?;
-            let path = entry.path();
-            let kind = entry.file_type().map_err(file("read", path))?;
-            let removed = if kind.is_dir() {
-                std::fs::remove_dir_all(path)
-            } else {
-                std::fs::remove_file(path)
-            };
-            removed.map_err(file("remove", path))?;
-        }
-        Ok(())
+        remove::empty(dir.as_std_path()).map_err(file("clear", &dir))
     }
 }
 

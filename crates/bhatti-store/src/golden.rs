@@ -71,14 +71,6 @@ impl Store {
         rows.next()?.map(read).transpose()
     }
 
-    /// The golden with that id.
-    pub fn golden(&self, id: &GoldenId) -> Result<Option<GoldenRow>, StoreError> {
-        let sql = "SELECT * FROM goldens WHERE id = ?1";
-        let mut statement = self.connection.prepare_cached(sql)?;
-        let mut rows = statement.query([id.as_str()])?;
-        rows.next()?.map(read).transpose()
-    }
-
     /// Records a golden whose files are complete and on the medium.
     pub fn add_golden(&mut self, golden: &GoldenRow) -> Result<(), StoreError> {
         let added = self.connection.execute(

@@ -67,15 +67,6 @@ impl Store {
         Ok(())
     }
 
-    /// The image of that name that `user` sees: their own before the built-in one.
-    pub fn image_for(&self, user: &UserId, name: &str) -> Result<Option<ImageRow>, StoreError> {
-        let mut statement = self.connection.prepare_cached(
-            "SELECT * FROM images WHERE name = ?2 AND owner IN (?1, '') ORDER BY owner = ''",
-        )?;
-        let mut rows = statement.query([user.as_str(), name])?;
-        rows.next()?.map(read).transpose()
-    }
-
     /// Every image `user` sees, their own before built-in ones.
     pub fn images_for(&self, user: &UserId) -> Result<Vec<ImageRow>, StoreError> {
         let mut statement = self.connection.prepare_cached(

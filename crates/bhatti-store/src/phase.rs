@@ -96,22 +96,6 @@ impl Store {
         }
     }
 
-    /// Names the golden a sandbox is going to stand on, so that it is not removed meanwhile.
-    pub fn set_golden(
-        &mut self,
-        id: &SandboxId,
-        golden: Option<&GoldenId>,
-    ) -> Result<(), StoreError> {
-        let changed = self.connection.execute(
-            "UPDATE sandboxes SET golden = ?2 WHERE id = ?1",
-            rusqlite::params![id.as_str(), golden.map(GoldenId::as_str)],
-        );
-        match changed.map_err(|error| StoreError::no_golden(error, Some(&golden.cloned())))? {
-            1 => Ok(()),
-            _ => Err(StoreError::NoSandbox(id.to_string())),
-        }
-    }
-
     /// The number of the next generation. None is ever given out twice.
     pub fn next_serial(&mut self, id: &SandboxId) -> Result<u32, StoreError> {
         // Not `RETURNING`: a row that is read before the commit hides a commit that fails.
@@ -124,15 +108,5 @@ impl Store {
         let serial = tx.query_row(sql, [id.as_str()], |row| row.get(0))?;
         tx.commit()?;
         Ok(serial)
-    }
-
-    /// Replaces what a sandbox can continue from, newest first, at most two.
-    pub fn set_generations(
-        &mut self,
-        id: &SandboxId,
-        generations: &[Generation],
-    ) -> Result<(), StoreError> {
-        let sql = "UPDATE sandboxes SET generations = ?2 WHERE id = ?1";
-        self.changed_one(id, sql, &[&id.as_str(), &json(&generations)])
     }
 }

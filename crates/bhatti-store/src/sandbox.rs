@@ -7,7 +7,7 @@ use bhatti_types::{Cpus, EngineId, GoldenId, Labels, Mib, Name, Phase, SandboxId
 use jiff::Timestamp;
 use rusqlite::Row;
 
-use crate::row::{Reader, all, json};
+use crate::row::{Reader, json, readable};
 use crate::{Generation, Store, StoreError};
 
 /// A sandbox as recorded.
@@ -151,12 +151,12 @@ impl Store {
         if let Some(row) = self.sandbox_named(&new.owner, new.name.as_str())? {
             return Ok(Reserved::Existing(Box::new(row)));
         }
-        let owned = self.sandboxes_of(&new.owner)?;
-        let used = u32::try_from(owned.len()).unwrap_or(u32::MAX);
+        let taken = self.addresses_of(&new.owner)?;
+        let used = u32::try_from(taken.len()).unwrap_or(u32::MAX);
         if used >= max {
             return Ok(Reserved::Quota { used, max });
         }
-        let taken: Vec<Ipv4Addr> = owned.iter().map(|row| row.ip).collect();
+        let taken: Vec<Ipv4Addr> = taken.iter().filter_map(|ip| ip.parse().ok()).collect();
         let Some(ip) = pick(&taken) else { return Ok(Reserved::NoAddress) };
         let vmm_uid = self.free_uid(new.uids)?;
         let id = SandboxId::random();
@@ -191,6 +191,14 @@ impl Store {
             ],
         )?;
         Ok(Reserved::New(Box::new(self.sandbox(&id)?)))
+    }
+
+    /// What each sandbox of `owner` has for an address, the unreadable ones included.
+    fn addresses_of(&self, owner: &UserId) -> Result<Vec<String>, StoreError> {
+        let mut statement =
+            self.connection.prepare_cached("SELECT ip FROM sandboxes WHERE owner = ?1")?;
+        let addresses = statement.query_map([owner.as_str()], |row| row.get(0))?;
+        Ok(addresses.collect::<Result<_, _>>()?)
     }
 
     fn free_uid(&self, (first, count): (u32, u32)) -> Result<u32, StoreError> {
@@ -236,12 +244,12 @@ impl Store {
         rows.next()?.map(read).transpose()
     }
 
-    /// Every sandbox of `owner`, newest first, in whatever phase.
+    /// Every sandbox of `owner` that can be read, newest first, in whatever phase.
     pub fn sandboxes_of(&self, owner: &UserId) -> Result<Vec<SandboxRow>, StoreError> {
         let mut statement = self.connection.prepare_cached(
             "SELECT * FROM sandboxes WHERE owner = ?1 ORDER BY created_at DESC, id",
         )?;
-        all(statement.query([owner.as_str()])?, read)
+        readable(statement.query([owner.as_str()])?, read)
     }
 
     /// Every sandbox there is, for recovery, and apart from them the rows that cannot be read:

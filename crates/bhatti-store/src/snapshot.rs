@@ -7,7 +7,7 @@ use bhatti_types::{Cpus, GoldenId, Mib, Name, SandboxId, SnapshotId, UserId};
 use jiff::Timestamp;
 use rusqlite::Row;
 
-use crate::row::{Reader, all, bytes, json, readable};
+use crate::row::{Reader, bytes, json, readable};
 use crate::{Store, StoreError};
 
 /// A named snapshot as recorded.
@@ -193,13 +193,13 @@ impl Store {
         }
     }
 
-    /// The snapshots of `owner` that can be used, newest first.
+    /// The snapshots of `owner` that can be used and read, newest first.
     pub fn snapshots_of(&self, owner: &UserId) -> Result<Vec<SnapshotRow>, StoreError> {
         let mut statement = self.connection.prepare_cached(
             "SELECT * FROM snapshots WHERE owner = ?1 AND state = 'ready'
              ORDER BY created_at DESC, id",
         )?;
-        all(statement.query([owner.as_str()])?, read)
+        readable(statement.query([owner.as_str()])?, read)
     }
 
     /// The snapshot that `owner` calls `name`, if it can be used.

@@ -169,9 +169,16 @@ fn one_unreadable_row_does_not_hide_the_others() {
     let sql = "UPDATE sandboxes SET labels = 'nonsense' WHERE id = ?1";
     store.connection.execute(sql, [odd.id.as_str()]).unwrap();
     let (found, unreadable) = store.all_sandboxes().unwrap();
-    assert_eq!(found, [fine]);
+    assert_eq!(found, std::slice::from_ref(&fine));
+    assert_eq!(store.sandboxes_of(&alice).unwrap(), [fine]);
     assert_eq!(unreadable[0].engine_id, Some(odd.engine_id));
     assert!(unreadable[0].error.to_string().contains("labels"), "{}", unreadable[0].error);
+    // It still has its address, and counts.
+    let third = reserve(&mut store, &wanted(&alice, "third"));
+    assert_eq!(third.ip, Ipv4Addr::new(10, 0, 1, 4));
+    store.connection.execute("UPDATE users SET max_sandboxes = 3", []).unwrap();
+    let full = store.reserve_sandbox(&wanted(&alice, "fourth"), lowest).unwrap();
+    assert!(matches!(full, Reserved::Quota { used: 3, max: 3 }), "{full:?}");
 }
 
 #[test]

@@ -10,9 +10,10 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use bhatti_engine::{EngineError, Private};
+use bhatti_types::EngineId;
 use camino::{Utf8Path, Utf8PathBuf};
 
 /// The guest's console, saved by us.
@@ -126,7 +127,14 @@ impl MachineDir {
         let temporary = format!("{name}.new");
         let mut file = self.create(&temporary)?;
         file.write_all(content)?;
-        std::fs::rename(self.short(&temporary), self.short(name))
+        let replace = || std::fs::rename(self.short(&temporary), self.short(name));
+        match replace() {
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+                self.remove(name)?;
+                replace()
+            }
+            replaced => replaced,
+        }
     }
 
     /// The last `limit` bytes of a regular file.
@@ -158,23 +166,27 @@ impl MachineDir {
         Ok(content)
     }
 
-    /// Removes a file if it is there.
+    /// Frees a name: removes the file that bears it, if one does. A directory, of which we make none,
+    /// is only set aside: one that a VMM has made can be nested deeper than whoever is in a hurry
+    /// has time for, and goes with everything else of the machine.
     pub fn remove(&self, name: &str) -> io::Result<()> {
         match std::fs::remove_file(self.short(name)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+                let aside = format!("aside-{}", EngineId::random());
+                std::fs::rename(self.short(name), self.short(&aside))
+            }
+            removed => removed,
         }
     }
 
-    /// Removes what means nothing once the VMM has ended: its sockets, and directories, of which we
-    /// made none. This blocks for as long as a VMM has taken to make them.
+    /// Removes what means nothing once the VMM has ended: its sockets and pipes.
     pub fn remove_traces(&self) {
-        if let Err(error) = self.remove_sockets().and_then(|()| self.remove_directories()) {
+        if let Err(error) = self.remove_sockets() {
             tracing::warn!(%error, dir = %self.path, "cannot remove what a VMM has made");
         }
     }
 
-    /// Sockets and pipes mean nothing to whoever finds them later.
     fn remove_sockets(&self) -> io::Result<()> {
         for entry in std::fs::read_dir(self.short(""))? {
             let entry = entry?;
@@ -185,55 +197,6 @@ impl MachineDir {
         }
         Ok(())
     }
-
-    /// Whoever removes a directory by recursion can be ended by one that is nested deep enough: no
-    /// stack and no table of descriptors has room for some ten thousand. So what is found in one is
-    /// moved up first, and nothing is ever looked at that is deeper than two. Nobody else may be
-    /// writing here.
-    fn remove_directories(&self) -> io::Result<()> {
-        let mut number = 0;
-        loop {
-            let mut found = false;
-            for entry in std::fs::read_dir(self.short(""))? {
-                let entry = entry?;
-                if entry.file_type()?.is_dir() {
-                    found = true;
-                    self.empty(&entry.path(), &mut number)?;
-                    std::fs::remove_dir(entry.path())?;
-                }
-            }
-            if !found {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Removes the files in a directory and moves the directories in it up.
-    fn empty(&self, directory: &Path, number: &mut u64) -> io::Result<()> {
-        for entry in std::fs::read_dir(directory)? {
-            let entry = entry?;
-            if !entry.file_type()?.is_dir() {
-                std::fs::remove_file(entry.path())?;
-                continue;
-            }
-            loop {
-                *number += 1;
-                match std::fs::rename(entry.path(), self.short(&format!("nested-{number}"))) {
-                    Ok(()) => break,
-                    // Taken; there are as many such names at most as there are entries.
-                    Err(error) if is_taken(&error) => {}
-                    Err(error) => return Err(error),
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Whether a directory could not get a name because something else has it.
-fn is_taken(error: &io::Error) -> bool {
-    use io::ErrorKind::{AlreadyExists, DirectoryNotEmpty, NotADirectory};
-    matches!(error.kind(), AlreadyExists | DirectoryNotEmpty | NotADirectory)
 }
 
 #[cfg(test)]
@@ -269,33 +232,17 @@ mod tests {
     }
 
     #[test]
-    fn directories_nested_deeper_than_any_stack_are_removed() {
-        // So little stack a level that nothing which takes any gets to the end.
-        const DEPTH: usize = 3000;
-        const STACK: usize = 96 << 10;
+    fn a_directory_in_the_place_of_a_file_is_not_in_the_way() {
         let scratch = tempfile::tempdir().unwrap();
         let dir = open(scratch.path());
-        std::fs::write(scratch.path().join("root.qcow2"), "kept").unwrap();
-        // In the way of the names that are given.
-        std::fs::write(scratch.path().join("nested-2"), "kept").unwrap();
-        std::fs::create_dir_all(scratch.path().join("nested-3/full")).unwrap();
-        let mut at = std::fs::File::open(scratch.path()).unwrap();
-        for depth in 0..DEPTH {
-            use nix::sys::stat::{Mode, mkdirat};
-            mkdirat(&at, "d", Mode::S_IRWXU).unwrap();
-            let flags = nix::fcntl::OFlag::O_DIRECTORY;
-            at = nix::fcntl::openat(&at, "d", flags, Mode::empty()).unwrap().into();
-            if depth % 1000 == 0 {
-                nix::unistd::symlinkat("/etc", &at, "link").unwrap();
-            }
+        for name in ["qmp.sock", CONSOLE_LOG, "console.log.new"] {
+            std::fs::create_dir_all(scratch.path().join(name).join("full")).unwrap();
         }
-        let removing = std::thread::Builder::new().stack_size(STACK);
-        removing.spawn(move || dir.remove_traces()).unwrap().join().unwrap();
-        let mut left: Vec<_> =
-            std::fs::read_dir(scratch.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-        left.sort();
-        assert_eq!(left, ["nested-2", "root.qcow2"]);
-        assert!(Path::new("/etc/passwd").exists());
+        dir.bind("qmp.sock", NOBODY).unwrap();
+        dir.write(CONSOLE_LOG, b"new").unwrap();
+        assert_eq!(dir.tail(CONSOLE_LOG, 100).unwrap(), b"new");
+        let aside = std::fs::read_dir(scratch.path()).unwrap().map(Result::unwrap);
+        assert_eq!(aside.filter(|entry| entry.path().join("full").is_dir()).count(), 3);
     }
 
     #[test]

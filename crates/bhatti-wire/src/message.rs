@@ -12,6 +12,7 @@
 //! | [`PowerOff`] | nothing | one [`Reply`], then the machine goes away |
 //! | [`Activity`] | nothing | one [`ActivityReply`] |
 //! | [`Quiesce`] | nothing | one [`Reply`] |
+//! | [`Hold`] | nothing | one [`Reply`] |
 //!
 //! Every message is framed as a big-endian `u32` length and that many bytes, at most
 //! [`MAX_MESSAGE`]. Fields are only ever added: an agent frozen today answers a daemon of next
@@ -32,7 +33,7 @@ pub const MAX_CHUNK: usize = 64 * 1024;
 /// The first message of every stream.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Request {
-    #[prost(oneof = "Operation", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "Operation", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
     pub operation: Option<Operation>,
 }
 
@@ -53,6 +54,8 @@ pub enum Operation {
     Activity(Activity),
     #[prost(message, tag = "7")]
     Quiesce(Quiesce),
+    #[prost(message, tag = "8")]
+    Hold(Hold),
 }
 
 /// The first operation on every new link: who is there, what time it is, and randomness.
@@ -300,6 +303,16 @@ pub struct ActivityReply {
 /// Asks that everything written to files be on the disk. Feature `quiesce`.
 #[derive(Clone, Copy, PartialEq, prost::Message)]
 pub struct Quiesce {}
+
+/// Asks that nothing but the agent run until the next [`Hello`] has been done in full. Feature
+/// `hold`.
+///
+/// For a machine that is about to stand: who goes on from there must not do anything with the
+/// time, randomness and identity of before. A guest that hears no [`Hello`] in the first seconds
+/// of its own time goes on by itself. A failure says that something may still run; the rest is
+/// held all the same. [`ErrorKind::Unsupported`]: this guest's kernel cannot hold anything.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct Hold {}
 
 /// An empty message.
 #[derive(Clone, PartialEq, prost::Message)]

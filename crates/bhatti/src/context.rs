@@ -120,6 +120,7 @@ impl Context {
             }
         };
         let result = runtime.block_on(work);
+        self.pass_on_warning();
         self.check_gate();
         Ok(result)
     }
@@ -139,6 +140,15 @@ impl Context {
         work: impl Future<Output = Result<T, ClientError>>,
     ) -> Result<T, Failure> {
         self.wait(work)?.map_err(|error| Failure::about(sandbox, error))
+    }
+
+    /// Says what the server has warned of. To be called as soon as its answer has begun, where
+    /// that takes a while.
+    pub(crate) fn pass_on_warning(&self) {
+        let Some((_, client)) = self.connection.get() else { return };
+        if let Some(warning) = client.take_warning() {
+            say(&format!("Warning: {warning}\n"));
+        }
     }
 
     /// Says once that the server wants newer clients.

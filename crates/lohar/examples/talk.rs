@@ -8,6 +8,7 @@
 //! talk SOCKET activity N                                 N reports, their times, the last one
 //! talk SOCKET clock N                                    N times the clock alone, and how late
 //! talk SOCKET quiesce
+//! talk SOCKET hold                                       until the next call
 //! talk SOCKET power-off
 //! ```
 //!
@@ -96,6 +97,12 @@ async fn talk(words: Vec<String>) -> Outcome<u8> {
         "quiesce" => {
             let start = Instant::now();
             let reply = print_reply(ask(&link, Operation::Quiesce(Quiesce {})).await?);
+            eprintln!("after {:?}", start.elapsed());
+            reply
+        }
+        "hold" => {
+            let start = Instant::now();
+            let reply = print_reply(ask(&link, Operation::Hold(Hold {})).await?);
             eprintln!("after {:?}", start.elapsed());
             reply
         }

@@ -11,6 +11,7 @@ use crate::boot::users::groups_of;
 use crate::process::Reaper;
 use crate::replace::read_config;
 use crate::serve::activity::Counters;
+use crate::serve::hold::Hold;
 
 /// Who every command runs as.
 pub const UID: u32 = 1000;
@@ -55,6 +56,8 @@ pub struct Guest {
     pub counters: Mutex<Counters>,
     /// The one permit to write all disks out.
     pub quiesce: Arc<Semaphore>,
+    /// Whether anything but the agent may run.
+    pub hold: Hold,
     settings: Mutex<Settings>,
 }
 
@@ -82,6 +85,7 @@ impl Guest {
             power_off: Notify::new(),
             counters: Mutex::default(),
             quiesce: Arc::new(Semaphore::new(1)),
+            hold: Hold::default(),
             settings: Mutex::default(),
         }
     }

@@ -6,6 +6,8 @@
 mod activity;
 #[path = "all/exec.rs"]
 mod exec;
+#[path = "all/hold.rs"]
+mod hold;
 #[path = "all/link.rs"]
 mod link;
 #[path = "all/operations.rs"]

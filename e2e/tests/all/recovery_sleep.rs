@@ -152,7 +152,11 @@ fn a_damaged_generation_is_not_used_and_that_is_said_vm() {
         assert!(damage(&newest) > 0, "nothing in {newest} is its own");
         // The disk is whole in any case.
         let found = daemon.cli(&["exec", "s", "--", "cat", "/home/lohar/synced"]);
+        let warning = &found.stderr;
+        assert!(warning.contains("memory and running processes are lost"), "{warning:?}");
         assert_eq!(found.ok(), "synced\n");
+        let again = daemon.cli(&["exec", "s", "--", "true"]);
+        assert_eq!((again.code, again.stderr.as_str()), (0, ""), "said once");
         let said = daemon.transition("s");
         assert!(
             said.to == "hot" && said.reason.contains("memory and running processes are lost"),

@@ -66,7 +66,8 @@ async fn answer(State(log): State<Arc<Mutex<Vec<String>>>>, request: Request) ->
             r#"{"detached":true,"output_file":"/o","pid":42}"#.to_owned()
         }
         ("POST", "/sandboxes/dev/exec") => {
-            r#"{"exit_code":3,"stdout":"out","stderr":"err"}"#.to_owned()
+            let result = r#"{"exit_code":3,"stdout":"out","stderr":"err"}"#;
+            return ([("x-bhatti-warning", "memory is lost")], result).into_response();
         }
         _ => DEV.to_owned(),
     };
@@ -115,6 +116,8 @@ async fn every_call_sends_what_the_contract_says() {
     let request = ExecRequest { cmd: vec!["ls".to_owned()], timeout_sec: 5, ..Default::default() };
     assert_eq!(client.exec_buffered("dev", &request).await.unwrap().exit_code, 3);
     assert_eq!(client.exec_detached("dev", &request).await.unwrap().pid, 42);
+    assert_eq!(client.take_warning().as_deref(), Some("memory is lost"), "of the one before");
+    assert_eq!(client.take_warning(), None);
     let exec = |detach: bool| {
         format!(r#"{{"cmd":["ls"],"timeout_sec":5,"detach":{detach},"output_file":""}}"#)
     };

@@ -14,7 +14,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use bhatti_net::{NetConfig, Networks, lowest_free};
+use bhatti_net::{NetConfig, Networks, guest_subnet, lowest_free};
 use bhatti_types::EngineId;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -130,6 +130,16 @@ pub(crate) async fn networks() -> (Networks, String) {
     (Networks::open(config(&prefix)).await.unwrap(), prefix)
 }
 
+/// Has the network of user `index` made or verified, as a machine of theirs would.
+pub(crate) async fn touch(networks: &Networks, index: u32) {
+    drop(networks.open_tap(index, &EngineId::random()).await.unwrap());
+}
+
+fn gateway(index: u32) -> Ipv4Addr {
+    let [a, b, c, _] = guest_subnet(index).unwrap().network().octets();
+    Ipv4Addr::new(a, b, c, 1)
+}
+
 /// `count` guests of user `index`.
 pub(crate) async fn guests(networks: &Networks, index: u32, count: usize) -> Vec<Guest> {
     let mut guests: Vec<Guest> = Vec::new();
@@ -137,9 +147,8 @@ pub(crate) async fn guests(networks: &Networks, index: u32, count: usize) -> Vec
         let used: Vec<_> = guests.iter().map(Guest::address).collect();
         let id = EngineId::random();
         let tap = networks.open_tap(index, &id).await.unwrap();
-        let net = networks.ensure_user(index).await.unwrap();
         let address = lowest_free(index, &used).unwrap();
-        guests.push(Guest::new(tap, &bhatti_net::guest_mac(&id), address, net.gateway));
+        guests.push(Guest::new(tap, &bhatti_net::guest_mac(&id), address, gateway(index)));
     }
     guests
 }

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use crate::host::{
     HOST, WORLD, guests, inside, ip, is_silent, networks, on_fresh_host, receive, run, socket,
-    wait_for, world_socket,
+    touch, wait_for, world_socket,
 };
 
 fn table(prefix: &str) -> String {
@@ -92,7 +92,7 @@ fn host_and_metadata_are_unreachable() {
 
         // As a restarted nftables service does.
         run("nft", "flush ruleset");
-        networks.reload().await.unwrap();
+        touch(&networks, 1).await;
         guest.send(transit, port, "to the host");
         guest.fence(WORLD);
         assert!(is_silent(&host), "the rules are back");

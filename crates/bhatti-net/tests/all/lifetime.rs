@@ -7,7 +7,7 @@ use bhatti_net::{Closed, NetError, Networks, Released};
 use bhatti_types::EngineId;
 
 use crate::host::{
-    WORLD, config, guests, inside, ip, networks, on_fresh_host, run, socket, wait_for,
+    WORLD, config, guests, inside, ip, networks, on_fresh_host, run, socket, touch, wait_for,
 };
 
 /// Everything on the host that a network could change, except forwarding.
@@ -96,7 +96,7 @@ fn sweep_removes_leftovers() {
         assert_eq!(left.lines().count(), 3, "and the world: {left}");
         assert!(!Path::new(stale).exists());
         assert!(machines[1].pings(WORLD), "a kept machine does not notice");
-        networks.ensure_user(2).await.unwrap();
+        touch(&networks, 2).await;
         assert!(machines[1].pings(WORLD), "nor that its network was verified");
     });
 }
@@ -110,9 +110,9 @@ fn twice_is_once() {
         let all = || picture() + &ip("-n bhatti-1 -o address") + &ip("-n bhatti-1 route");
         let before = all();
         let networks = Networks::open(config("bhatti-")).await.unwrap();
-        let net = networks.ensure_user(1).await.unwrap();
-        assert_eq!(net, former.ensure_user(1).await.unwrap());
-        assert_eq!(all(), before);
+        touch(&networks, 1).await;
+        touch(&former, 1).await;
+        wait_for("everything to be as before", || all() == before);
         assert!(machine[0].pings(WORLD));
     });
 }
@@ -154,7 +154,8 @@ fn half_built_is_repaired() {
 fn a_dropped_future_still_completes() {
     on_fresh_host(async || {
         let (networks, prefix) = networks().await;
-        let mut asked = Box::pin(networks.ensure_user(1));
+        let id = EngineId::random();
+        let mut asked = Box::pin(networks.open_tap(1, &id));
         let once = std::future::poll_fn(|cx| std::task::Poll::Ready(asked.as_mut().poll(cx))).await;
         assert!(once.is_pending());
         drop(asked);
@@ -171,6 +172,15 @@ fn a_dropped_future_still_completes() {
     });
 }
 
+/// The transit ranges of all daemons, in order.
+fn claimed() -> Vec<String> {
+    let routes = ip("-4 route show type unreachable");
+    let mut ranges: Vec<_> =
+        routes.lines().filter_map(|line| line.split_whitespace().nth(1)).collect();
+    ranges.sort_unstable();
+    ranges.into_iter().map(str::to_owned).collect()
+}
+
 #[test]
 fn two_daemons_take_different_ranges() {
     on_fresh_host(async || {
@@ -178,16 +188,15 @@ fn two_daemons_take_different_ranges() {
         ip("address add 100.127.5.5/24 dev other");
         let one = Networks::open(config("one-")).await.unwrap();
         let two = Networks::open(config("two-")).await.unwrap();
-        assert_eq!(one.transit().to_string(), "100.126.0.0/16");
-        assert_eq!(two.transit().to_string(), "100.125.0.0/16");
+        assert_eq!(claimed(), ["100.125.0.0/16", "100.126.0.0/16"]);
         let (a, b) = (guests(&one, 1, 1).await, guests(&two, 1, 1).await);
         assert!(a[0].pings(WORLD) && b[0].pings(WORLD));
 
         // The obstacle goes; the next start takes the configured range and moves the user to it.
         ip("link delete other");
         let one = Networks::open(config("one-")).await.unwrap();
-        assert_eq!(one.transit().to_string(), "100.127.0.0/16");
-        one.ensure_user(1).await.unwrap();
+        assert_eq!(claimed(), ["100.125.0.0/16", "100.127.0.0/16"]);
+        touch(&one, 1).await;
         assert!(a[0].pings(WORLD) && b[0].pings(WORLD));
         assert_eq!(two.sweep(&[]).await.unwrap(), [1]);
         assert_eq!(two.close().await.unwrap(), Closed::Everything);
@@ -204,7 +213,7 @@ fn forwarding_is_turned_on_where_it_was_off() {
         std::fs::write(path, "0").unwrap();
         let (networks, prefix) = networks().await;
         assert_eq!(std::fs::read_to_string(path).unwrap(), "1\n");
-        networks.ensure_user(1).await.unwrap();
+        touch(&networks, 1).await;
         let (forward, ipv6) = inside(&format!("{prefix}1"), || {
             let ipv6 = "/proc/sys/net/ipv6/conf/default/disable_ipv6";
             (std::fs::read_to_string(path).unwrap(), std::fs::read_to_string(ipv6).unwrap())

@@ -1,5 +1,7 @@
 //! What a guest can reach.
 
+use bhatti_types::EngineId;
+
 use crate::host::{HOST, WORLD, guests, networks, on_fresh_host, receive, world_socket};
 
 #[test]
@@ -32,11 +34,11 @@ fn concurrent_callers_share_one_network() {
         let asked: Vec<_> = (0..8u32)
             .map(|n| {
                 let networks = networks.clone();
-                tokio::spawn(async move { networks.ensure_user(1 + n % 2).await })
+                tokio::spawn(async move { networks.open_tap(1 + n % 2, &EngineId::random()).await })
             })
             .collect();
         for answer in asked {
-            answer.await.expect("no panic").expect("a network");
+            answer.await.expect("no panic").expect("a TAP");
         }
         let namespaces = crate::host::ip("netns list");
         let ours = namespaces.lines().filter(|line| line.starts_with(&prefix)).count();

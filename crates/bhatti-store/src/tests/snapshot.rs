@@ -96,13 +96,14 @@ fn names_and_quota_are_the_owners() {
 }
 
 #[test]
-fn an_unreadable_snapshot_keeps_its_files() {
+fn an_unreadable_snapshot_keeps_its_files_and_hides_no_other() {
     let (_dir, mut store) = open();
     let alice = user(&mut store, "alice", 5);
     let (odd, fine) = (make(&mut store, &alice, "odd"), make(&mut store, &alice, "fine"));
     let sql = "UPDATE snapshots SET env = 'nonsense' WHERE id = ?1";
     store.connection.execute(sql, [odd.id.as_str()]).unwrap();
-    assert_eq!(store.all_snapshots().unwrap(), [fine]);
+    assert_eq!(store.all_snapshots().unwrap(), std::slice::from_ref(&fine));
+    assert_eq!(store.snapshots_of(&alice).unwrap(), [fine]);
     assert!(store.snapshot_ids().unwrap().contains(&odd.id));
 }
 

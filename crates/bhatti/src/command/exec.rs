@@ -13,7 +13,8 @@ use crate::{output, usage};
 /// Execute a command in a sandbox
 ///
 /// Everything from the first word after the sandbox on is the command; `--` in front of it is
-/// optional. Its exit code becomes this command's. A sleeping sandbox wakes by itself.
+/// optional. Its exit code becomes this command's. A sleeping sandbox wakes by itself;
+/// if it lost something on the way, a warning on stderr says what.
 #[derive(clap::Args, Debug)]
 #[command(override_usage = "bhatti exec <sandbox> [--] <command...>")]
 pub(crate) struct ExecArgs {
@@ -110,6 +111,7 @@ fn stream(context: &Context, sandbox: &str, request: &ExecRequest) -> Result<Exi
             Ok(events) => events,
             Err(error) => return Ended::NotWritten(Failure::about(sandbox, error)),
         };
+        context.pass_on_warning();
         loop {
             let written = match events.next().await {
                 Ok(Some(ExecEvent::Stdout { data })) => context.write(data.as_bytes()),

@@ -46,6 +46,36 @@ fn buffered_output_is_raw_and_the_code_is_forwarded() {
 }
 
 #[test]
+fn what_a_wake_has_lost_is_said_in_every_mode() {
+    const HEADER: &str = "x-bhatti-warning: memory is lost\r\n";
+    const WARNING: &str = "Warning: memory is lost\n";
+    let result = r#"{"exit_code":0,"stdout":"out\n","stderr":"err\n"}"#;
+    let detached = r#"{"detached":true,"output_file":"/o","pid":42}"#;
+    let refused = r#"{"error":"no such file"}"#;
+    let answers = [
+        ("200 OK", HEADER, result),
+        ("200 OK", HEADER, result),
+        ("200 OK", HEADER, detached),
+        ("400 Bad Request", HEADER, refused),
+        ("200 OK", "", result),
+    ];
+    let world = World::with(&answers);
+    world.run(&["exec", "dev", "x"]).check(0, "out\n", &format!("{WARNING}err\n"));
+    assert_eq!(world.run(&["exec", "--json", "dev", "x"]).stderr, WARNING);
+    assert_eq!(world.run(&["exec", "--detach", "dev", "x"]).stderr, WARNING);
+    let refused = world.run(&["exec", "--detach", "dev", "x"]);
+    refused.check(1, "", &format!("{WARNING}Error: 400 Bad Request: no such file\n"));
+    world.run(&["exec", "dev", "x"]).check(0, "out\n", "err\n");
+
+    let head = "HTTP/1.1 200 OK\r\n";
+    let whole = stream(&[OUT, ERR, r#"{"type":"exit","exit_code":0}"#], true);
+    let rest = whole.strip_prefix(head.as_bytes()).unwrap();
+    let bytes = [head.as_bytes(), HEADER.as_bytes(), rest].concat();
+    let world = World::with_bytes([bytes].into(), Ending::KeepAlive);
+    streamed(&world, &["exec", "dev", "x"]).check(0, "out\n", &format!("{WARNING}err\n"));
+}
+
+#[test]
 fn detached_commands_leave_their_traces() {
     let answer = r#"{"detached":true,"output_file":"/o","pid":42}"#;
     let world = World::with(&[("200 OK", "", answer), ("200 OK", "", answer)]);

@@ -29,9 +29,9 @@ use nix::sys::resource::{Resource, setrlimit};
 
 use crate::console::{self, Chain, report};
 use crate::guest::{GID, Guest, UID};
-use crate::process::Reaper;
+use crate::process::{Groups, Reaper};
 use crate::replace::replace_config;
-use crate::serve::{carrier, configure::interface};
+use crate::serve::{carrier, configure::interface, hold::Hold};
 
 /// How long a device may take to appear. Generous: emulated machines on a busy host are slow.
 const DEVICE_PATIENCE: Duration = Duration::from_secs(20);
@@ -87,6 +87,10 @@ pub fn boot() -> Result<Machine, BootError> {
 
     mounts::mount_all(mounts::LATE)?;
     mounts::enable_controllers();
+    // After the controllers: each that is handed down moves every process again.
+    let groups = Groups::set_up(Path::new("/sys/fs/cgroup"))
+        .inspect_err(|error| report(format_args!("nothing can be held: {}", Chain(error))))
+        .ok();
     prepare_devices();
     if let Err(error) = interface::up("lo") {
         report(format_args!("no loopback: {error}"));
@@ -105,7 +109,8 @@ pub fn boot() -> Result<Machine, BootError> {
     if let Err(error) = write_timing(&timeline) {
         report(format_args!("no boot timing: {error}"));
     }
-    let guest = Guest::new(Arc::new(Reaper::default()), account, (UID, GID));
+    let mut guest = Guest::new(Arc::new(Reaper::default()), account, (UID, GID));
+    guest.hold = Hold::new(groups);
     Ok(Machine { guest: Arc::new(guest), port })
 }
 

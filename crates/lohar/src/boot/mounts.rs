@@ -24,6 +24,8 @@ pub struct Mount {
     pub fstype: &'static str,
     pub flags: MsFlags,
     pub data: &'static str,
+    /// An option that only newer kernels know, and that others do without.
+    pub wish: &'static str,
     pub need: Need,
 }
 
@@ -48,7 +50,7 @@ const fn need(
     flags: MsFlags,
     data: &'static str,
 ) -> Mount {
-    Mount { source, target, fstype, flags, data, need }
+    Mount { source, target, fstype, flags, data, wish: "", need }
 }
 
 /// Mounted in the initramfs and moved to the new root.
@@ -73,7 +75,12 @@ pub const LATE: &[Mount] = &[
     need(Need::Optional, "tmpfs", "/run", "tmpfs", NO_DEV, "mode=0755"),
     need(Need::Optional, "tmpfs", "/tmp", "tmpfs", NO_DEV, "mode=1777"),
     need(Need::Optional, "mqueue", "/dev/mqueue", "mqueue", NO_EXEC, ""),
-    need(Need::Optional, "cgroup2", "/sys/fs/cgroup", "cgroup2", NO_EXEC, ""),
+    Mount {
+        // Moving a process to another group, which the agent does, otherwise waits until every
+        // CPU has switched tasks.
+        wish: "favordynmods",
+        ..need(Need::Optional, "cgroup2", "/sys/fs/cgroup", "cgroup2", NO_EXEC, "")
+    },
 ];
 
 /// Applies a table. Stops at the first required mount that fails.
@@ -103,7 +110,14 @@ fn mount_one(entry: &Mount) -> io::Result<()> {
     if !target.is_dir() {
         make_mount_point(target)?;
     }
-    match mount(Some(entry.source), target, Some(entry.fstype), entry.flags, Some(entry.data)) {
+    let with =
+        |data| mount(Some(entry.source), target, Some(entry.fstype), entry.flags, Some(data));
+    let wanted = if entry.wish.is_empty() { entry.data } else { entry.wish };
+    let outcome = match with(wanted) {
+        Err(Errno::EINVAL) if wanted != entry.data => with(entry.data),
+        outcome => outcome,
+    };
+    match outcome {
         // A kernel with CONFIG_DEVTMPFS_MOUNT was faster.
         Err(Errno::EBUSY) | Ok(()) => Ok(()),
         Err(error) => Err(error.into()),

@@ -49,7 +49,11 @@ where
     let (input, output) = split(stream);
     let kill = Notify::new();
     let output = Output::new(output, &kill);
-    let last = match start(guest, &request) {
+    let started = {
+        let _nothing_is_held = guest.hold.wait_until_let_go().await;
+        start(guest, &request)
+    };
+    let last = match started {
         Err(failure) => Event::Failed(failure),
         Ok(Command::Detached(started)) => Event::Started(started),
         Ok(Command::Attached(mut command)) => {

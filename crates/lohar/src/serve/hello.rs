@@ -3,6 +3,9 @@
 //! A machine that slept has a clock that slept too, and a clone has its siblings' random pool.
 //! Both are put right before the host lets anything else run; if the pool cannot be reseeded
 //! there is no reply at all, because the host must not hand that machine out.
+//!
+//! What is held ([`super::hold`]) is let go when all of that has been done, and the identity taken
+//! on that came with it; not before, and not at all if something of it failed.
 
 use std::fs::File;
 use std::io;
@@ -26,7 +29,7 @@ const MAX_ENTROPY: usize = 512;
 
 /// Optional operations of this agent.
 const FEATURES: &[&str] =
-    &["exec", "exec-detach", "write-file", "configure", "power-off", "activity", "quiesce"];
+    &["exec", "exec-detach", "write-file", "configure", "power-off", "activity", "quiesce", "hold"];
 
 /// The kernel was not given the host's randomness.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +46,9 @@ pub async fn hello(guest: &Guest, request: Hello) -> Result<HelloReply, ReseedEr
         Some(identity) => Some(configure::answer(guest, identity).await),
         None => None,
     };
+    if applied.as_ref().is_none_or(|reply| reply.failure.is_none()) {
+        guest.hold.let_go().await;
+    }
     let kernel_release = uname().map_or_else(
         |_| String::from("unknown"),
         |names| names.release().to_string_lossy().into_owned(),

@@ -11,6 +11,7 @@ pub mod carrier;
 pub mod configure;
 pub mod exec;
 pub mod hello;
+pub mod hold;
 pub mod power;
 pub mod quiesce;
 pub mod write_file;
@@ -62,6 +63,8 @@ async fn run(Machine { guest, port }: Machine) {
         outcome = reaping => report(format_args!("the reaper ended: {outcome:?}")),
         outcome = serving => report(format_args!("the agent port failed: {outcome:?}")),
     }
+    // Who is frozen hears no SIGTERM.
+    guest.hold.let_go().await;
     power::power_off(&guest.reaper).await
 }
 
@@ -138,6 +141,7 @@ where
         Some(Operation::Quiesce(_)) => {
             reply(quiesce::quiesce(guest).await.map_err(|error| error.failure()))
         }
+        Some(Operation::Hold(_)) => reply(hold::hold(guest).await.map_err(|error| error.failure())),
         None => reply(Err(Failure {
             kind: ErrorKind::Unsupported.into(),
             message: format!("agent {} does not know this operation", env!("CARGO_PKG_VERSION")),

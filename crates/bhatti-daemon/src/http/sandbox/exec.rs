@@ -7,11 +7,11 @@ use std::time::Duration;
 use axum::Extension;
 use axum::body::Body;
 use axum::extract::{FromRequest, Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bhatti_api::{ExecDetached, ExecEvent, ExecRequest, ExecResult, route, to_json};
 use bhatti_guest_client::{ExecEvent as GuestEvent, ExecSpec, GuestError, Running};
-use bhatti_lifecycle::ServiceError;
+use bhatti_lifecycle::{Lease, ServiceError};
 
 use crate::http::body::{Named, Read, Written};
 use crate::http::gate::Caller;
@@ -42,10 +42,24 @@ pub(in crate::http) async fn exec(
         return Err(ApiError::BadRequest("cmd must not contain NUL".to_owned()));
     }
     let lease = api.sandboxes.lease_of(&row).await?;
+    let loss = api.sandboxes.loss_since(&row);
     let spec = ExecSpec { argv: body.cmd, timeout: Some(timeout), ..ExecSpec::default() };
-    if body.detach {
+    let detach = body.detach.then_some(body.output_file);
+    // Whatever becomes of the command, the sandbox is not what it was.
+    let answered = run(lease, spec, detach, streaming).await;
+    Ok(warned(answered.unwrap_or_else(IntoResponse::into_response), loss))
+}
+
+/// `detach`: where the output of a detached command goes.
+async fn run(
+    lease: Lease,
+    spec: ExecSpec,
+    detach: Option<String>,
+    streaming: bool,
+) -> Result<Response, ApiError> {
+    if let Some(output_file) = detach {
         let spec = ExecSpec { timeout: None, ..spec };
-        let detached = lease.guest().exec_detached(spec, &body.output_file).await;
+        let detached = lease.guest().exec_detached(spec, &output_file).await;
         let detached = detached.map_err(launch_error)?;
         let answer =
             ExecDetached { detached: true, output_file: detached.output_file, pid: detached.pid };
@@ -63,6 +77,20 @@ pub(in crate::http) async fn exec(
             })
         }
     }
+}
+
+/// Says in a header what was lost: the body is the command's.
+fn warned(mut response: Response, loss: Option<String>) -> Response {
+    /// Characters of a header; reasons are one sentence.
+    const MOST: usize = 1000;
+    let Some(loss) = loss else { return response };
+    // A reason may quote what a guest or a system has said.
+    let plain = |c: char| if c == ' ' || c.is_ascii_graphic() { c } else { '?' };
+    let text: String = loss.chars().take(MOST).map(plain).collect();
+    if let Ok(value) = HeaderValue::from_str(&text) {
+        response.headers_mut().insert(HeaderName::from_static(route::WARNING_HEADER), value);
+    }
+    response
 }
 
 fn timeout(seconds: i64) -> Result<Duration, ApiError> {
@@ -115,7 +143,7 @@ fn stream_result(result: &ExecResult) -> Response {
 }
 
 /// Events as they come. The last line is exactly one `exit` or `error`.
-fn stream(running: Running, lease: bhatti_lifecycle::Lease) -> Response {
+fn stream(running: Running, lease: Lease) -> Response {
     let source = Source {
         running: Some(running),
         _lease: lease,
@@ -134,7 +162,7 @@ struct Source {
     /// `None` after the terminal event.
     running: Option<Running>,
     /// Keeps the sandbox awake while the client listens.
-    _lease: bhatti_lifecycle::Lease,
+    _lease: Lease,
     stdout: Utf8Stream,
     stderr: Utf8Stream,
     lines: VecDeque<String>,
@@ -186,6 +214,25 @@ impl Source {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_loss_is_told_in_a_header_that_any_client_can_read() {
+        let answer = |loss: Option<&str>| {
+            let response = warned(stream_result(&not_run_result()), loss.map(str::to_owned));
+            let value = response.headers().get(route::WARNING_HEADER).cloned();
+            value.map(|value| value.to_str().expect("printable ASCII").to_owned())
+        };
+        assert_eq!(answer(None), None);
+        assert_eq!(answer(Some("memory is lost")).as_deref(), Some("memory is lost"));
+        let hostile = "memory is lost: \r\nset-cookie: x\u{7f}\u{e9}";
+        assert_eq!(answer(Some(hostile)).as_deref(), Some("memory is lost: ??set-cookie: x??"));
+        let long = "x".repeat(100_000);
+        assert_eq!(answer(Some(&long)).map(|text| text.len()), Some(1000));
+    }
+
+    fn not_run_result() -> ExecResult {
+        not_run(GuestError::NotFound("no such program".to_owned())).expect("an outcome")
+    }
 
     #[test]
     fn a_timeout_out_of_range_is_an_error() {

@@ -10,7 +10,7 @@ use crate::failure::Failure;
 
 /// Delete a user
 ///
-/// Fails while the user has sandboxes.
+/// Fails while the user has sandboxes or snapshots: they are to be destroyed and deleted first.
 #[derive(clap::Args, Debug)]
 pub(crate) struct UserDeleteArgs {
     /// User name
