@@ -28,7 +28,8 @@ pub(crate) struct Kernel {
 /// Builds `vmlinux` and the module archive if they are not those of the newest package.
 pub(crate) fn build(dir: &Path, cache: Cache, progress: &mut Progress) -> Result<Kernel> {
     let package = apt::fresh_enough(|| apt::resolve(META_PACKAGE, "linux-image-"))?;
-    let wanted = modules::WANTED.join(" ");
+    let wanted =
+        [modules::WANTED, modules::WANTED_FOR_VSOCK].map(|names| names.join(" ")).join("; ");
     let key = stamp::key([RECIPE, &package.name, &package.version, &wanted]);
     if cache == Cache::Use
         && let Some(vmlinux) = stamp::finished(dir, VMLINUX, &key)
