@@ -28,6 +28,7 @@ use bhatti_vmm::cgroup::{Cgroups, Claim, Cleared};
 use bhatti_vmm::confine;
 use bhatti_vmm::fingerprint::{self, Host};
 use bhatti_vmm::jail::{FIRMWARE, Jail};
+use bhatti_vmm::kvm::Facts;
 use bhatti_vmm::machine_dir::MachineDir;
 use bhatti_vmm::memory::Templates;
 use bhatti_vmm::process::{self, Process};
@@ -101,7 +102,7 @@ impl QemuEngine {
     }
 
     fn start_blocking(config: &QemuConfig) -> Result<Self, EngineError> {
-        let (chosen, why) = probe::choose(config.accel, probe::Facts::observe());
+        let (chosen, why) = probe::choose(config.accel, Facts::observe());
         let program = probe::find_program(config.program.as_deref(), chosen)?;
         let firmware = probe::find_firmware(config.firmware.as_deref())?;
         let jail =

@@ -150,6 +150,8 @@ impl Inner {
             cgroups,
             inherit: machine.fds.iter().chain(template).collect(),
             working_dir: opened.working_dir,
+            network: None,
+            output: None,
             jail,
             file_size: disk::largest_file(opened.disk_bytes).max(memory_file),
             owner: spec.owner,

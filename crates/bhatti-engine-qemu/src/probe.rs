@@ -6,7 +6,6 @@
 //! (paravirtual KVM), and a stock guest kernel never runs.
 
 use std::io;
-use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -14,6 +13,8 @@ use bhatti_engine::EngineError;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::cmdline::{Acceleration, Seccomp};
+use bhatti_vmm::kvm::{Facts, KvmDevice, Virtualisation};
+use bhatti_vmm::on_path;
 
 /// Which accelerator the operator wants.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,32 +26,6 @@ pub enum AccelChoice {
     Kvm,
     /// Software emulation.
     Tcg,
-}
-
-/// What was observed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Facts {
-    pub kvm: KvmDevice,
-    pub cpu: Virtualisation,
-}
-
-/// What `/dev/kvm` does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum KvmDevice {
-    Absent,
-    /// It is there but cannot be opened, with the error number.
-    Refused(i32),
-    /// It opens but makes no machine.
-    Dead(i32),
-    Works,
-}
-
-/// What `/proc/cpuinfo` says of the CPU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Virtualisation {
-    Vmx,
-    Svm,
-    None,
 }
 
 /// What to use, without the detail that TCG needs measured.
@@ -86,47 +61,6 @@ pub(crate) fn choose(choice: AccelChoice, facts: Facts) -> (Chosen, String) {
             (Chosen::Kvm, "/dev/kvm works and the CPU has svm".to_owned())
         }
     }
-}
-
-impl Facts {
-    /// Looks at this host.
-    pub(crate) fn observe() -> Self {
-        let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        Self { kvm: observe_kvm(), cpu: virtualisation(&cpuinfo) }
-    }
-}
-
-fn virtualisation(cpuinfo: &str) -> Virtualisation {
-    let flags = cpuinfo
-        .lines()
-        .find_map(|line| line.strip_prefix("flags")?.trim_start().strip_prefix(':'))
-        .unwrap_or_default();
-    // Whole words: `vmx` must not be found in a flag that merely contains it.
-    let has = |wanted| flags.split_whitespace().any(|flag| flag == wanted);
-    match (has("vmx"), has("svm")) {
-        (true, _) => Virtualisation::Vmx,
-        (false, true) => Virtualisation::Svm,
-        (false, false) => Virtualisation::None,
-    }
-}
-
-fn observe_kvm() -> KvmDevice {
-    /// `_IO(0xAE, 0x01)`.
-    const KVM_CREATE_VM: libc::c_ulong = 0xAE01;
-    let device = match std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
-        Ok(device) => device,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return KvmDevice::Absent,
-        Err(error) => return KvmDevice::Refused(error.raw_os_error().unwrap_or(libc::EIO)),
-    };
-    // SAFETY: the argument is the machine type 0; no memory is passed.
-    let machine = unsafe { libc::ioctl(device.as_raw_fd(), KVM_CREATE_VM, 0) };
-    if machine < 0 {
-        let errno = io::Error::last_os_error().raw_os_error();
-        return KvmDevice::Dead(errno.unwrap_or(libc::EIO));
-    }
-    // SAFETY: the kernel just gave us this descriptor and nothing else owns it.
-    drop(unsafe { <std::os::fd::OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(machine) });
-    KvmDevice::Works
 }
 
 /// The QEMU to use.
@@ -174,13 +108,6 @@ pub(crate) fn find_firmware(configured: Option<&Utf8Path>) -> Result<Utf8PathBuf
         program: candidates.first().map_or("qboot.rom".to_owned(), ToString::to_string),
         hint: "install the Debian package qemu-system-data".to_owned(),
     })
-}
-
-fn on_path(name: &str) -> Option<Utf8PathBuf> {
-    let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
-    // An empty or relative entry would let the working directory choose what root runs.
-    let absolute = path.split(':').filter(|dir| dir.starts_with('/'));
-    absolute.map(|dir| Utf8Path::new(dir).join(name)).find(|file| file.is_file())
 }
 
 fn missing(program: &str) -> EngineError {
@@ -277,18 +204,6 @@ mod tests {
         let absent = Facts { kvm: KvmDevice::Absent, cpu: Virtualisation::None };
         assert_eq!(choose(AccelChoice::Tcg, works).0, Chosen::Tcg);
         assert_eq!(choose(AccelChoice::Kvm, absent).0, Chosen::Kvm);
-    }
-
-    #[test]
-    fn flags_are_whole_words() {
-        for (cpuinfo, expected) in [
-            ("flags\t\t: fpu vmx sse\n", Virtualisation::Vmx),
-            ("processor: 0\nflags\t\t: fpu svm\n", Virtualisation::Svm),
-            ("flags\t\t: fpu vmx_something\nvmx flags\t: ept\n", Virtualisation::None),
-            ("", Virtualisation::None),
-        ] {
-            assert_eq!(virtualisation(cpuinfo), expected, "{cpuinfo}");
-        }
     }
 
     #[test]

@@ -35,6 +35,10 @@ pub struct Confinement {
     pub inherit: Vec<RawFd>,
     /// The machine's directory.
     pub working_dir: OwnedFd,
+    /// The network it is put into; `None` gives it an empty one of its own.
+    pub network: Option<OwnedFd>,
+    /// Where its standard output goes; `None` means with everything else into the log.
+    pub output: Option<File>,
     /// The root it will see.
     pub jail: Jail,
     /// The most bytes one file of it may have.
@@ -46,12 +50,16 @@ pub struct Confinement {
 /// process but itself. Its environment is empty, and all it prints goes to `log`.
 pub fn spawn(
     mut command: Command,
-    confinement: Confinement,
+    mut confinement: Confinement,
     log: &VmmLog,
 ) -> Result<Child, EngineError> {
     let program = command.get_program().to_string_lossy().into_owned();
     let failed = |source| EngineError::Spawn { program: program.clone(), source };
-    let (stdout, stderr) = (log.for_child().map_err(failed)?, log.for_child().map_err(failed)?);
+    let stderr = log.for_child().map_err(failed)?;
+    let stdout = match confinement.output.take() {
+        Some(output) => output,
+        None => log.for_child().map_err(failed)?,
+    };
     command.env_clear().stdin(Stdio::null()).stdout(stdout).stderr(stderr);
     // SAFETY: `apply` makes system calls only: it allocates nothing and takes no lock.
     unsafe { command.pre_exec(move || confinement.apply()) };
@@ -84,6 +92,8 @@ pub fn rehearse(program: &Utf8Path, jail: &Jail) -> Result<(), EngineError> {
         cgroups: Vec::new(),
         inherit: Vec::new(),
         working_dir: working_dir.into(),
+        network: None,
+        output: None,
         jail: jail.clone(),
         file_size: 1 << 20,
         owner: Private { uid: NOBODY, gid: NOBODY },
@@ -103,8 +113,7 @@ pub fn rehearse(program: &Utf8Path, jail: &Jail) -> Result<(), EngineError> {
 const NOBODY: u32 = 65534;
 
 /// Namespaces the child moves into by itself.
-const NAMESPACES: libc::c_int =
-    libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWNS;
+const NAMESPACES: libc::c_int = libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWNS;
 
 impl Confinement {
     /// Confines the calling process. Called in the child only, after `fork`.
@@ -122,6 +131,10 @@ impl Confinement {
             // Before the new mount namespace, which takes the working directory along.
             check(libc::fchdir(self.working_dir.as_raw_fd()) as isize)?;
             check(libc::unshare(NAMESPACES) as isize)?;
+            check(match &self.network {
+                Some(network) => libc::setns(network.as_raw_fd(), libc::CLONE_NEWNET),
+                None => libc::unshare(libc::CLONE_NEWNET),
+            } as isize)?;
         }
         self.jail.enter()?;
         // SAFETY: a system call on an integer.

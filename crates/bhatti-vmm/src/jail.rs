@@ -113,6 +113,13 @@ impl Jail {
         jail
     }
 
+    /// With a node of its own of the device that TAPs are opened by.
+    pub fn with_tun(mut self, owner: Private) -> Self {
+        self.directory("/dev/net".into());
+        self.device("/dev/net/tun", libc::makedev(10, 200), Some(owner));
+        self
+    }
+
     /// With what a machine boots from.
     pub fn with_kernel(mut self, kernel: &Utf8Path, initramfs: &Utf8Path) -> io::Result<Self> {
         for (source, target) in [(kernel, KERNEL), (initramfs, INITRAMFS)] {

@@ -20,6 +20,7 @@ pub mod cgroup;
 pub mod confine;
 pub mod fingerprint;
 pub mod jail;
+pub mod kvm;
 pub mod link;
 pub mod machine_dir;
 pub mod manifest;
@@ -28,4 +29,4 @@ pub mod process;
 pub mod vmm_log;
 mod work;
 
-pub use work::{blocking, file_error};
+pub use work::{blocking, file_error, nameless, on_path};

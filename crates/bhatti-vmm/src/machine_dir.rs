@@ -84,6 +84,20 @@ impl MachineDir {
         Ok(socket)
     }
 
+    /// Makes a pipe with a name that `owner` may use, in the place of whatever bears the name; the
+    /// answer is its reading end, not blocking.
+    pub fn make_pipe(&self, name: &str, owner: Private) -> io::Result<File> {
+        self.remove(name)?;
+        let path = self.short(name);
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR)?;
+        std::os::unix::fs::lchown(&path, Some(owner.uid), Some(owner.gid))?;
+        let pipe = self.open_file(name)?;
+        if !pipe.metadata()?.file_type().is_fifo() {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "not a pipe"));
+        }
+        Ok(pipe)
+    }
+
     /// Connects to a socket in it, which must be one and must be served by `owner`.
     pub async fn connect(&self, name: &str, owner: Private) -> io::Result<tokio::net::UnixStream> {
         // Pinning the node first: between a check by name and a connect by name the VMM could

@@ -43,8 +43,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::process::Process;
 
-pub use mapping::Mapping;
-pub use template::Templates;
+pub use mapping::{Anonymous, Mapping};
+pub use template::{Templates, Zero};
 
 /// Why memory could not be saved or loaded.
 #[derive(Debug, thiserror::Error)]
@@ -93,8 +93,13 @@ impl From<MemoryError> for EngineError {
 }
 
 /// The memory of the machine that `process` is.
-pub fn of_process(process: &Process, pid: i32, bytes: u64) -> Result<Mapping, EngineError> {
-    let mapping = Mapping::find(pid, bytes)?;
+pub fn of_process(
+    process: &Process,
+    pid: i32,
+    bytes: u64,
+    anonymous: Anonymous,
+) -> Result<Mapping, EngineError> {
+    let mapping = Mapping::find(pid, bytes, anonymous)?;
     // It lives, so what was found under its pid is its own.
     if process.has_ended() { Err(EngineError::Gone) } else { Ok(mapping) }
 }

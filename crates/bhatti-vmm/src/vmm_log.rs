@@ -44,7 +44,12 @@ impl VmmLog {
     /// That of a running VMM, through its standard error. It may have put something else there:
     /// whatever it is, it is something the VMM had open, and we only read a bounded part of it.
     pub fn of_process(pid: i32) -> io::Result<Self> {
-        let path = format!("/proc/{pid}/fd/{}", libc::STDERR_FILENO);
+        Self::of_descriptor(pid, libc::STDERR_FILENO)
+    }
+
+    /// The same for another of its descriptors.
+    pub fn of_descriptor(pid: i32, fd: i32) -> io::Result<Self> {
+        let path = format!("/proc/{pid}/fd/{fd}");
         if !std::fs::metadata(&path)?.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "not a regular file"));
         }
@@ -60,6 +65,14 @@ impl VmmLog {
     /// Whether nothing has been said.
     pub fn is_empty(&self) -> bool {
         self.content().is_ok_and(|content| content.first().is_none_or(|byte| *byte == 0))
+    }
+
+    /// All of it, as it was said.
+    pub fn all(&self) -> Vec<u8> {
+        let mut content = self.content().unwrap_or_default();
+        let end = content.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        content.truncate(end);
+        content
     }
 
     /// What was said last, for people; at most 2 KiB. Touches no position a writer uses.

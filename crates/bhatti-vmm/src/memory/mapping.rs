@@ -20,6 +20,9 @@ use super::pages::{PAGE, PageSet, Run, pages_in};
 /// The name a template's memfd has, and so a clone's memory in `/proc/PID/maps`.
 pub const TEMPLATE_NAME: &str = "bhatti-memory";
 
+/// The name of a memfd that holds nothing and never will: memory over it starts as zero.
+pub const ZERO_NAME: &str = "bhatti-zero";
+
 /// A VMM has some hundred mappings; one that was broken into may make 65 530 with long names.
 const MOST_MAPS: u64 = 16 << 20;
 
@@ -40,6 +43,14 @@ pub enum Ground {
     Template,
 }
 
+/// Whether a mapping without any name can be guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Anonymous {
+    /// It is told from others by its size: the VMM has no other one of that size.
+    Counts,
+    Not,
+}
+
 /// The guest memory of one living VMM.
 #[derive(Debug)]
 pub struct Mapping {
@@ -57,19 +68,20 @@ impl Mapping {
     /// A pid is not an identity. The caller holds a pidfd of the process it means and checks,
     /// after this has returned, that it still lives: then these descriptors are that process's,
     /// for ever.
-    pub fn find(pid: i32, bytes: u64) -> Result<Self, MemoryError> {
+    pub fn find(pid: i32, bytes: u64, anonymous: Anonymous) -> Result<Self, MemoryError> {
         let Some(pages) = pages_in(bytes) else {
             return Err(no_mapping(format!("no machine has {bytes} bytes of memory")));
         };
         let mem = open(pid, "mem", OpenFor::ReadAndWrite)?;
         let pagemap = open(pid, "pagemap", OpenFor::Read)?;
         let maps = open(pid, "maps", OpenFor::Read)?;
-        let (start, ground) = guest_memory(maps, bytes).map_err(|error| match error {
-            NotFound::Io(source) => {
-                MemoryError::File { action: "read", path: path(pid, "maps"), source }
-            }
-            NotFound::Why(why) => no_mapping(why),
-        })?;
+        let (start, ground) =
+            guest_memory(maps, bytes, anonymous).map_err(|error| match error {
+                NotFound::Io(source) => {
+                    MemoryError::File { action: "read", path: path(pid, "maps"), source }
+                }
+                NotFound::Why(why) => no_mapping(why),
+            })?;
         Ok(Self { pid, mem, pagemap, start, pages, ground })
     }
 
@@ -182,13 +194,17 @@ struct Area {
 }
 
 /// Finds the one private mapping of `bytes` in the text of `/proc/PID/maps`.
-fn guest_memory(maps: impl Read, bytes: u64) -> Result<(u64, Ground), NotFound> {
+fn guest_memory(
+    maps: impl Read,
+    bytes: u64,
+    anonymous: Anonymous,
+) -> Result<(u64, Ground), NotFound> {
     let mut reader = BufReader::with_capacity(64 << 10, maps.take(MOST_MAPS));
     let mut areas: Vec<Area> = Vec::new();
     let (mut line, mut seen) = (Vec::new(), 0);
     while reader.read_until(b'\n', &mut line).map_err(NotFound::Io)? != 0 {
         seen += line.len() as u64;
-        if let Some(area) = parse(&String::from_utf8_lossy(&line)) {
+        if let Some(area) = parse(&String::from_utf8_lossy(&line), anonymous) {
             match areas.last_mut() {
                 Some(last) if last.end == area.start && last.file == area.file => {
                     last.end = area.end;
@@ -215,21 +231,23 @@ fn guest_memory(maps: impl Read, bytes: u64) -> Result<(u64, Ground), NotFound> 
 }
 
 /// A line of `/proc/PID/maps`, if it is about guest memory: private, writable, of a known name.
-fn parse(line: &str) -> Option<Area> {
+fn parse(line: &str, anonymous: Anonymous) -> Option<Area> {
     let mut words = line.trim_end().splitn(6, ' ');
     let (start, end) = words.next()?.split_once('-')?;
     if words.next()? != "rw-p" {
         return None;
     }
     let (_offset, device, rest) = (words.next()?, words.next()?, words.next()?);
-    let name = words.next()?.trim_start();
+    let name = words.next().unwrap_or_default().trim_start();
     let name = name.strip_suffix(" (deleted)").unwrap_or(name);
     let ground = match name.strip_prefix("/memfd:") {
         Some(TEMPLATE_NAME) => Ground::Template,
+        Some(ZERO_NAME) => Ground::Zero,
         // What QEMU calls the huge pages it makes by itself.
         Some("memory-backend-memfd") => Ground::Huge,
         // The jail has a root of its own; how much of it the name shows depends on who looks.
         None if name.ends_with("/dev/zero") => Ground::Zero,
+        None if name.is_empty() && anonymous == Anonymous::Counts => Ground::Zero,
         _ => return None,
     };
     let (start, end) = (u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?);
@@ -254,7 +272,7 @@ mod tests {
 ";
 
     fn found(maps: &str, bytes: u64) -> Result<(u64, Ground), String> {
-        guest_memory(maps.as_bytes(), bytes).map_err(|error| match error {
+        guest_memory(maps.as_bytes(), bytes, Anonymous::Not).map_err(|error| match error {
             NotFound::Io(error) => error.to_string(),
             NotFound::Why(why) => why,
         })
@@ -267,6 +285,17 @@ mod tests {
         assert_eq!(found(MAPS, 6 << 20), Ok((0x7f00_0600_0000, Ground::Huge)));
         let why = found(MAPS, 4 << 20).unwrap_err();
         assert_eq!(why, "none of [8388608, 1048576, 2097152, 6291456] bytes is 4194304 bytes long");
+    }
+
+    #[test]
+    fn memory_without_a_name_is_found_where_it_counts() {
+        let found = |anonymous| guest_memory(MAPS.as_bytes(), 8 << 20, anonymous).ok();
+        // The one without a name and the template's are of one size.
+        assert_eq!(found(Anonymous::Not), Some((0x7f00_0000_0000, Ground::Template)));
+        assert_eq!(found(Anonymous::Counts), None);
+        let maps = MAPS.replace("bhatti-memory", "other");
+        let found = guest_memory(maps.as_bytes(), 8 << 20, Anonymous::Counts).ok();
+        assert_eq!(found, Some((0x7f00_0300_0000, Ground::Zero)));
     }
 
     #[test]
@@ -284,7 +313,7 @@ mod tests {
             "ffffffffffffffffff-fffffffffffffffffff rw-p 0 0:0 0 /dev/zero",
             "7f00-7f01 rw-p 0 0:0 0 /memfd:bhatti-memory-not",
         ] {
-            assert_eq!(parse(line), None, "{line}");
+            assert_eq!(parse(line, Anonymous::Not), None, "{line}");
         }
     }
 

@@ -21,7 +21,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::MemoryError;
 use super::chain::{self, Chain};
-use super::mapping::TEMPLATE_NAME;
+use super::mapping::{TEMPLATE_NAME, ZERO_NAME};
 use super::pages::{PAGE, pages_in};
 
 /// The memory of one snapshot, immutable.
@@ -125,6 +125,35 @@ impl Template {
     pub(crate) fn read(&self, page: u32, buffer: &mut [u8]) -> Result<(), MemoryError> {
         let at = u64::from(page) * PAGE as u64;
         self.file.read_exact_at(buffer, at).map_err(failed("read"))
+    }
+}
+
+/// Memory that starts as zero, for a VMM that takes it only from a file.
+///
+/// What is read or written through a private mapping of it leaves an empty page behind in the file
+/// itself, beside the VMM's own; [`Self::forget`] gives these back.
+#[derive(Debug)]
+pub struct Zero(File);
+
+impl Zero {
+    /// As large as a machine's memory; takes none of it.
+    pub fn new(bytes: u64) -> Result<Self, MemoryError> {
+        let file = memfd_create(ZERO_NAME, MFdFlags::MFD_CLOEXEC).map_err(failed("create"))?;
+        let zero = Self(file.into());
+        zero.0.set_len(bytes).map_err(failed("make room in"))?;
+        Ok(zero)
+    }
+
+    /// To be inherited by a VMM.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    /// Gives back the memory that empty pages have taken; nobody sees a difference.
+    pub fn forget(&self) -> Result<(), MemoryError> {
+        let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        let bytes = self.0.metadata().map_err(failed("look at"))?.len();
+        fallocate(&self.0, hole, 0, bytes as i64).map_err(failed("clear"))
     }
 }
 

@@ -395,7 +395,7 @@ fn a_machine_that_ended_is_gone_and_not_empty() {
     let error = chain::save(&mapping, &shelf.dir("1"), None, None).unwrap_err();
     assert!(matches!(error, MemoryError::Gone), "{error:?}");
     assert!(matches!(mapping.write(0, &[1; PAGE]).unwrap_err(), MemoryError::Gone));
-    let error = super::Mapping::find(pid, BYTES).unwrap_err();
+    let error = super::Mapping::find(pid, BYTES, super::Anonymous::Not).unwrap_err();
     assert!(matches!(error, MemoryError::Gone), "{error:?}");
 }
 

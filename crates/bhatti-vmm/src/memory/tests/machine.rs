@@ -71,7 +71,8 @@ impl Machine {
     }
 
     pub(in super::super) fn mapping(&self) -> Mapping {
-        Mapping::find(self.pid, u64::from(self.pages) * PAGE as u64).unwrap()
+        Mapping::find(self.pid, u64::from(self.pages) * PAGE as u64, crate::memory::Anonymous::Not)
+            .unwrap()
     }
 
     /// All of its memory.
