@@ -76,13 +76,13 @@ pub trait Harness: Send + Sync {
 #[macro_export]
 macro_rules! conformance_tests {
     (ignored $why:literal; $harness:expr) => {
-        $crate::conformance_tests!(@@ #[ignore = $why] $harness);
+        $crate::conformance_tests!(@all [ignore = $why]; $harness);
     };
     ($harness:expr) => {
-        $crate::conformance_tests!(@@ $harness);
+        $crate::conformance_tests!(@all [cfg(all())]; $harness);
     };
-    (@@ $(#[$mark:meta])? $harness:expr) => {
-        $crate::conformance_tests!(@ $(#[$mark])? $harness;
+    (@all [$mark:meta]; $harness:expr) => {
+        $crate::conformance_tests!(@each [$mark]; $harness;
             boots_and_answers,
             a_second_link_replaces_the_first,
             killing_twice_is_killing_once,
@@ -111,19 +111,13 @@ macro_rules! conformance_tests {
             the_paused_can_be_killed,
         );
     };
-    (@ #[$mark:meta] $harness:expr; $($case:ident),+ $(,)?) => {
+    (@each [$mark:meta]; $harness:expr; $($case:ident),+ $(,)?) => {
+        $crate::conformance_tests!(@tests $([$mark] $case)+; $harness);
+    };
+    (@tests $([$mark:meta] $case:ident)+; $harness:expr) => {
         $(
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             #[$mark]
-            async fn $case() {
-                let harness = $harness;
-                $crate::conformance::$case(&harness).await;
-            }
-        )+
-    };
-    (@ $harness:expr; $($case:ident),+ $(,)?) => {
-        $(
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $case() {
                 let harness = $harness;
                 $crate::conformance::$case(&harness).await;
