@@ -15,7 +15,7 @@ use bhatti_vmm::link::close_both;
 use bhatti_vmm::machine_dir::MachineDir;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::UnixStream;
-use tokio::task::JoinHandle;
+use tokio::task::AbortHandle;
 use tokio::time::sleep;
 
 use crate::config::{AGENT_PORT, VSOCK};
@@ -26,10 +26,7 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_mi
 const MOST_ANSWER: usize = 32;
 
 /// The carrier given out. Closing it is closing for everybody.
-pub(crate) struct Link {
-    shared: Arc<Shared>,
-    connecting: JoinHandle<()>,
-}
+pub(crate) struct Link(Arc<Shared>);
 
 /// What lets the next link close the former one.
 #[derive(Clone)]
@@ -39,6 +36,8 @@ struct Shared(Mutex<Inner>);
 
 struct Inner {
     stage: Stage,
+    /// Who makes the connection.
+    connecting: Option<AbortHandle>,
     /// Who waits for the connection: a reader and a writer, in maybe two tasks.
     waiting: Vec<Waker>,
 }
@@ -51,7 +50,7 @@ enum Stage {
 
 /// Opens a link to the agent of the machine in `dir`.
 pub(crate) fn open(dir: Arc<MachineDir>, owner: Private) -> (Link, Closer) {
-    let inner = Inner { stage: Stage::Connecting, waiting: Vec::new() };
+    let inner = Inner { stage: Stage::Connecting, connecting: None, waiting: Vec::new() };
     let shared = Arc::new(Shared(Mutex::new(inner)));
     let task = Arc::clone(&shared);
     let connecting = tokio::spawn(async move {
@@ -59,8 +58,8 @@ pub(crate) fn open(dir: Arc<MachineDir>, owner: Private) -> (Link, Closer) {
         let stage = connect(&dir, owner).await.map_or(Stage::Closed, Stage::Up);
         task.settle(stage);
     });
-    let closer = Closer(Arc::clone(&shared));
-    (Link { shared, connecting }, closer)
+    shared.lock().connecting = Some(connecting.abort_handle());
+    (Link(Arc::clone(&shared)), Closer(shared))
 }
 
 async fn connect(dir: &MachineDir, owner: Private) -> io::Result<UnixStream> {
@@ -104,9 +103,15 @@ impl Shared {
     }
 
     fn close(&self) {
-        if let Stage::Up(stream) = &self.lock().stage {
+        let mut inner = self.lock();
+        // A connection that came too late would be the guest's newest, and push out a better one.
+        if let Some(connecting) = inner.connecting.take() {
+            connecting.abort();
+        }
+        if let Stage::Up(stream) = &inner.stage {
             close_both(stream);
         }
+        drop(inner);
         self.settle(Stage::Closed);
     }
 
@@ -140,8 +145,7 @@ impl Closer {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        self.connecting.abort();
-        self.shared.close();
+        self.0.close();
     }
 }
 
@@ -155,7 +159,7 @@ impl AsyncRead for Link {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.shared.poll(cx, Ok(()), |stream, cx| stream.poll_read(cx, buf))
+        self.0.poll(cx, Ok(()), |stream, cx| stream.poll_read(cx, buf))
     }
 }
 
@@ -165,15 +169,15 @@ impl AsyncWrite for Link {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.shared.poll(cx, gone(), |stream, cx| stream.poll_write(cx, bytes))
+        self.0.poll(cx, gone(), |stream, cx| stream.poll_write(cx, bytes))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.shared.poll(cx, gone(), |stream, cx| stream.poll_flush(cx))
+        self.0.poll(cx, gone(), |stream, cx| stream.poll_flush(cx))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.shared.poll(cx, Ok(()), |stream, cx| stream.poll_shutdown(cx))
+        self.0.poll(cx, Ok(()), |stream, cx| stream.poll_shutdown(cx))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -185,6 +189,6 @@ impl AsyncWrite for Link {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.shared.poll(cx, gone(), |stream, cx| stream.poll_write_vectored(cx, bufs))
+        self.0.poll(cx, gone(), |stream, cx| stream.poll_write_vectored(cx, bufs))
     }
 }

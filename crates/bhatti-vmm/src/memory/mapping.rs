@@ -191,6 +191,15 @@ struct Area {
     ground: Ground,
     /// Device and inode: what it maps.
     file: String,
+    named: bool,
+}
+
+impl Area {
+    /// Whether both are parts of one mapping. Neighbours without a name need have nothing to do with
+    /// each other; the kernel shows as one what is.
+    fn goes_on_with(&self, next: &Self) -> bool {
+        self.named && self.end == next.start && self.file == next.file
+    }
 }
 
 /// Finds the one private mapping of `bytes` in the text of `/proc/PID/maps`.
@@ -206,7 +215,7 @@ fn guest_memory(
         seen += line.len() as u64;
         if let Some(area) = parse(&String::from_utf8_lossy(&line), anonymous) {
             match areas.last_mut() {
-                Some(last) if last.end == area.start && last.file == area.file => {
+                Some(last) if last.goes_on_with(&area) => {
                     last.end = area.end;
                 }
                 _ => areas.push(area),
@@ -251,7 +260,13 @@ fn parse(line: &str, anonymous: Anonymous) -> Option<Area> {
         _ => return None,
     };
     let (start, end) = (u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?);
-    (start < end).then(|| Area { start, end, ground, file: format!("{device} {rest}") })
+    (start < end).then(|| Area {
+        start,
+        end,
+        ground,
+        file: format!("{device} {rest}"),
+        named: !name.is_empty(),
+    })
 }
 
 #[cfg(test)]
@@ -294,6 +309,7 @@ mod tests {
         assert_eq!(found(Anonymous::Not), Some((0x7f00_0000_0000, Ground::Template)));
         assert_eq!(found(Anonymous::Counts), None);
         let maps = MAPS.replace("bhatti-memory", "other");
+        let maps = format!("7f0002ff0000-7f0003000000 rw-p 00000000 00:00 0\n{maps}");
         let found = guest_memory(maps.as_bytes(), 8 << 20, Anonymous::Counts).ok();
         assert_eq!(found, Some((0x7f00_0300_0000, Ground::Zero)));
     }
