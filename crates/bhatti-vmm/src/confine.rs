@@ -12,6 +12,7 @@
 //! The PID namespace is the exception: a process cannot move into one, only its children can. So
 //! the thread that forks asks for it ([`spawn`]); to the host the VMM keeps an ordinary pid.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -47,7 +48,7 @@ pub struct Confinement {
 }
 
 /// Starts `command` confined, as the first process of a PID namespace of its own: it can name no
-/// process but itself. Its environment is empty, and all it prints goes to `log`.
+/// process but itself. Its environment is what the command names, and all it prints goes to `log`.
 pub fn spawn(
     mut command: Command,
     mut confinement: Confinement,
@@ -60,7 +61,9 @@ pub fn spawn(
         Some(output) => output,
         None => log.for_child().map_err(failed)?,
     };
-    command.env_clear().stdin(Stdio::null()).stdout(stdout).stderr(stderr);
+    let told = |(name, value): (&OsStr, Option<&OsStr>)| Some((name.to_owned(), value?.to_owned()));
+    let environment: Vec<_> = command.get_envs().filter_map(told).collect();
+    command.env_clear().envs(environment).stdin(Stdio::null()).stdout(stdout).stderr(stderr);
     // SAFETY: `apply` makes system calls only: it allocates nothing and takes no lock.
     unsafe { command.pre_exec(move || confinement.apply()) };
     // The namespace belongs to the thread that asks and to its children from then on, so this
