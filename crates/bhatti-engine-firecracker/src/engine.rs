@@ -27,6 +27,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use tokio::time::timeout;
 
 use crate::api::Api;
+use crate::config::{InstanceInfo, InstanceState};
 use crate::disk;
 use crate::launch::{Origin, watched};
 use crate::probe::{self, Program};
@@ -35,6 +36,8 @@ use crate::vm::{FirecrackerVm, Parts};
 /// Memory of snapshots that no machine uses just now and the next clone finds loaded, and how much.
 const IDLE_TEMPLATES: usize = 2;
 const IDLE_TEMPLATE_BYTES: u64 = 1 << 30;
+/// How long an adopted VMM may take to say whether its machine runs.
+const ADOPTION_PATIENCE: Duration = Duration::from_secs(1);
 /// How long the kernel may take to end a process that was killed.
 const DEATH_DEADLINE: Duration = Duration::from_secs(10);
 /// The name of the filter inside.
@@ -191,7 +194,10 @@ impl Inner {
         let api = Api::new(Arc::clone(&dir), owner);
         // Its template, if it stands on one, is kept by its own mapping of it.
         let ground = None;
-        let parts = Parts { record, owner, dir, process, group, api, log, console, ground };
+        // One that does not answer is taken for running: then whoever wants to reach it tries.
+        let asked = timeout(ADOPTION_PATIENCE, api.get::<InstanceInfo>("/")).await;
+        let runs = !matches!(asked, Ok(Ok(InstanceInfo { state: InstanceState::Paused })));
+        let parts = Parts { record, owner, dir, process, group, api, log, console, ground, runs };
         Ok(Some(FirecrackerVm::watch(parts, Arc::clone(&self.host))))
     }
 

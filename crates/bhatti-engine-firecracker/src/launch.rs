@@ -295,8 +295,9 @@ impl Started {
             Origin::Kernel => None,
             Origin::Snapshot { memory, .. } => Some(memory),
         };
+        let runs = ground.is_none();
         let (log, console) = (Some(log), Some(console));
-        Parts { record, owner, dir, process, group, api, log, console, ground }
+        Parts { record, owner, dir, process, group, api, log, console, ground, runs }
     }
 
     /// Ends it and removes its traces; gives the cause back, or why it ended by itself.

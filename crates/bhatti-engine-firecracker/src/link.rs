@@ -3,6 +3,10 @@
 //! The guest can be reached once it runs and its agent listens; who opens a link must not have to wait
 //! for that, because a machine's link is opened while it still stands. So the carrier is given out at
 //! once, and a task makes the connection behind it, again and again until the guest takes it.
+//!
+//! A guest that was saved or restored drops all its connections the moment it goes on, and tells nobody.
+//! One made while it stood would be among them; so none is made before it goes on, and one counts only
+//! when the agent has sent its first byte, which it does unasked.
 
 use std::io;
 use std::pin::Pin;
@@ -15,13 +19,17 @@ use bhatti_vmm::link::close_both;
 use bhatti_vmm::machine_dir::MachineDir;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::UnixStream;
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::config::{AGENT_PORT, VSOCK};
 
 /// Between two attempts, at first and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(20));
+/// How long the agent may take to its first byte, at first and at most. A connection that was dropped
+/// never says anything; a guest on a busy host may be slow.
+const FIRST_BYTE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(16));
 /// `OK 1073741824` and a line's end.
 const MOST_ANSWER: usize = 32;
 
@@ -44,37 +52,54 @@ struct Inner {
 
 enum Stage {
     Connecting,
-    Up(UnixStream),
+    /// The first byte is there until it has been read.
+    Up(UnixStream, Option<u8>),
     Closed,
 }
 
-/// Opens a link to the agent of the machine in `dir`.
-pub(crate) fn open(dir: Arc<MachineDir>, owner: Private) -> (Link, Closer) {
+/// Opens a link to the agent of the machine in `dir`; `runs` tells whether it does now.
+pub(crate) fn open(
+    dir: Arc<MachineDir>,
+    owner: Private,
+    runs: watch::Receiver<bool>,
+) -> (Link, Closer) {
     let inner = Inner { stage: Stage::Connecting, connecting: None, waiting: Vec::new() };
     let shared = Arc::new(Shared(Mutex::new(inner)));
     let task = Arc::clone(&shared);
     let connecting = tokio::spawn(async move {
         // Whoever cannot reach the socket finds no machine there.
-        let stage = connect(&dir, owner).await.map_or(Stage::Closed, Stage::Up);
+        let connected = connect(&dir, owner, runs).await;
+        let stage =
+            connected.map_or(Stage::Closed, |(stream, first)| Stage::Up(stream, Some(first)));
         task.settle(stage);
     });
     shared.lock().connecting = Some(connecting.abort_handle());
     (Link(Arc::clone(&shared)), Closer(shared))
 }
 
-async fn connect(dir: &MachineDir, owner: Private) -> io::Result<UnixStream> {
-    let mut pause = PAUSE.0;
+async fn connect(
+    dir: &MachineDir,
+    owner: Private,
+    mut runs: watch::Receiver<bool>,
+) -> io::Result<(UnixStream, u8)> {
+    let (mut pause, mut patience) = (PAUSE.0, FIRST_BYTE.0);
     loop {
+        runs.wait_for(|runs| *runs).await.map_err(io::Error::other)?;
         let stream = dir.connect(VSOCK, owner).await?;
         // The VMM hangs up if the guest does not listen, or stands for too long.
-        if let Ok(stream) = greet(stream).await {
-            return Ok(stream);
+        if let Ok(mut stream) = greet(stream).await {
+            match timeout(patience, stream.read_u8()).await {
+                Ok(Ok(first)) => return Ok((stream, first)),
+                Ok(Err(_)) => {}
+                Err(_) => patience = (patience * 2).min(FIRST_BYTE.1),
+            }
         }
         sleep(pause).await;
         pause = (pause * 2).min(PAUSE.1);
     }
 }
 
+/// Asks for the agent's port, and waits until the guest has taken the connection.
 async fn greet(mut stream: UnixStream) -> io::Result<UnixStream> {
     stream.write_all(format!("CONNECT {AGENT_PORT}\n").as_bytes()).await?;
     let mut answer = Vec::with_capacity(MOST_ANSWER);
@@ -108,7 +133,7 @@ impl Shared {
         if let Some(connecting) = inner.connecting.take() {
             connecting.abort();
         }
-        if let Stage::Up(stream) = &inner.stage {
+        if let Stage::Up(stream, _) = &inner.stage {
             close_both(stream);
         }
         drop(inner);
@@ -120,11 +145,11 @@ impl Shared {
         &self,
         cx: &mut Context<'_>,
         closed: T,
-        work: impl FnOnce(Pin<&mut UnixStream>, &mut Context<'_>) -> Poll<T>,
+        work: impl FnOnce(Pin<&mut UnixStream>, &mut Option<u8>, &mut Context<'_>) -> Poll<T>,
     ) -> Poll<T> {
         let mut inner = self.lock();
         match &mut inner.stage {
-            Stage::Up(stream) => work(Pin::new(stream), cx),
+            Stage::Up(stream, first) => work(Pin::new(stream), first, cx),
             Stage::Closed => Poll::Ready(closed),
             Stage::Connecting => {
                 if !inner.waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
@@ -159,7 +184,13 @@ impl AsyncRead for Link {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.0.poll(cx, Ok(()), |stream, cx| stream.poll_read(cx, buf))
+        self.0.poll(cx, Ok(()), |stream, first, cx| match first.take_if(|_| buf.remaining() > 0) {
+            Some(byte) => {
+                buf.put_slice(&[byte]);
+                Poll::Ready(Ok(()))
+            }
+            None => stream.poll_read(cx, buf),
+        })
     }
 }
 
@@ -169,15 +200,15 @@ impl AsyncWrite for Link {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.0.poll(cx, gone(), |stream, cx| stream.poll_write(cx, bytes))
+        self.0.poll(cx, gone(), |stream, _, cx| stream.poll_write(cx, bytes))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.poll(cx, gone(), |stream, cx| stream.poll_flush(cx))
+        self.0.poll(cx, gone(), |stream, _, cx| stream.poll_flush(cx))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.poll(cx, Ok(()), |stream, cx| stream.poll_shutdown(cx))
+        self.0.poll(cx, Ok(()), |stream, _, cx| stream.poll_shutdown(cx))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -189,6 +220,6 @@ impl AsyncWrite for Link {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.0.poll(cx, gone(), |stream, cx| stream.poll_write_vectored(cx, bufs))
+        self.0.poll(cx, gone(), |stream, _, cx| stream.poll_write_vectored(cx, bufs))
     }
 }

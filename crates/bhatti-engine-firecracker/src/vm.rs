@@ -51,6 +51,8 @@ pub(crate) struct Shared {
     turn: Arc<tokio::sync::Mutex<()>>,
     /// The link given out last.
     link: Mutex<Option<Closer>>,
+    /// As far as we have been told.
+    runs: watch::Sender<bool>,
 }
 
 /// What a machine is made of once it runs.
@@ -66,12 +68,14 @@ pub(crate) struct Parts {
     /// `None` as well.
     pub console: Option<VmmLog>,
     pub ground: Option<Ground>,
+    /// Whether it runs, and does not stand.
+    pub runs: bool,
 }
 
 impl FirecrackerVm {
     /// Starts watching.
     pub(crate) fn watch(parts: Parts, host: Arc<Host>) -> Arc<Self> {
-        let Parts { record, owner, dir, process, group, api, log, console, ground } = parts;
+        let Parts { record, owner, dir, process, group, api, log, console, ground, runs } = parts;
         let (process, console) = (Arc::new(process), console.map(Arc::new));
         let killed = Arc::new(AtomicBool::new(false));
         let (exit_sender, exit) = watch::channel(None);
@@ -85,7 +89,9 @@ impl FirecrackerVm {
         };
         let watcher = tokio::spawn(watcher.run(exit_sender));
         let (turn, link) = (Arc::default(), Mutex::default());
-        let machine = Shared { record, owner, dir, process, host, api, ground, exit, turn, link };
+        let runs = watch::Sender::new(runs);
+        let machine =
+            Shared { record, owner, dir, process, host, api, ground, exit, turn, link, runs };
         Arc::new(Self { machine: Arc::new(machine), console, killed, watcher })
     }
 }
@@ -110,10 +116,12 @@ impl Shared {
 
     async fn change(&self, state: VmState) -> Result<(), EngineError> {
         match (state, self.state().await?) {
-            (VmState::Paused, InstanceState::Paused) => Ok(()),
-            (VmState::Resumed, InstanceState::Running) => Ok(()),
-            (state, _) => self.api.patch("/vm", &config::Vm { state }).await,
+            (VmState::Paused, InstanceState::Paused) => {}
+            (VmState::Resumed, InstanceState::Running) => {}
+            (state, _) => self.api.patch("/vm", &config::Vm { state }).await?,
         }
+        self.runs.send_replace(matches!(state, VmState::Resumed));
+        Ok(())
     }
 
     /// Ends the link that was given out.
@@ -177,7 +185,8 @@ impl Vm for FirecrackerVm {
         if machine.has_ended() {
             return Err(EngineError::Gone);
         }
-        let (link, closer) = link::open(Arc::clone(&machine.dir), machine.owner);
+        let (link, closer) =
+            link::open(Arc::clone(&machine.dir), machine.owner, machine.runs.subscribe());
         let mut current = machine.link.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(former) = current.replace(closer) {
             former.close();
