@@ -1,7 +1,7 @@
 # What you need to run, test and remove bhatti. The work is done in scripts/ and xtask/.
 
 .DEFAULT_GOAL := help
-.PHONY: help up down clean test soak bench lint guest
+.PHONY: help up down clean test soak bench lint guest kvm-box
 
 help:
 	@echo 'make up      install what is missing, build, start the daemon, run a first sandbox'
@@ -11,9 +11,10 @@ help:
 	@echo 'make soak    sleep, wake, snapshots and crashes at random; SECONDS=300 SANDBOXES=12 SEED=1'
 	@echo 'make bench   boot, sleep, exec and memory beside the bare engine; BENCH="--only sleep"'
 	@echo 'make lint    formatting, clippy, and the rules of this repository'
+	@echo 'make kvm-box tests on a machine with KVM, emulated where there is none; BOX="--suite e2e"'
 	@echo 'make guest   only kernel, initramfs and image, into target/guest'
 	@echo
-	@echo 'up, down, clean, test, soak, bench and guest need root.'
+	@echo 'up, down, clean, test, soak, bench, kvm-box and guest need root.'
 
 up:
 	@scripts/up
@@ -39,3 +40,6 @@ soak:
 
 bench:
 	@scripts/bench $(BENCH)
+
+kvm-box:
+	@scripts/kvm-box $(BOX)

@@ -53,19 +53,10 @@ impl Booted {
     pub(crate) fn part(&self) -> Result<Part> {
         let Self { boots, execs, same, starts, memory, phases } = self;
         let mut boot = Table::of_series("boot", "over bare, by round");
-        for series in boots.all() {
-            let ratio = series.median_ratio(&boots.bare)?;
-            boot.series(series, 0, [format!("{ratio:.3}x")]);
-        }
+        boot.ratios(&boots.makes.bare, boots.all(), 0)?;
         let mut exec = Table::of_series("exec", "over bare, by round");
-        for series in execs.all() {
-            let extra = series.median_difference(&execs.bare)?;
-            exec.series(series, 2, [format!("{extra:+.2} ms")]);
-        }
-        for series in same.all() {
-            let extra = series.median_difference(&same.link)?;
-            exec.series(series, 2, [format!("{extra:+.2} ms")]);
-        }
+        exec.differences(&execs.bare, execs.all())?;
+        exec.differences(&same.link, same.all())?;
         for series in starts.all() {
             exec.series(series, 2, [String::new()]);
         }
@@ -82,18 +73,18 @@ impl Booted {
 
     fn budgets(&self) -> Vec<Budget> {
         let Self { boots, same, .. } = self;
-        let ratio = |series: &Series| series.percentile(50) / boots.bare.percentile(50);
+        let ratio = |series: &Series| series.percentile(50) / boots.makes.bare.percentile(50);
         let extra = same.api.percentile(50) - same.link.percentile(50);
         vec![
             Budget::at_most(
                 "create by CLI that boots / bare first reply, p50",
-                ratio(&boots.cli),
+                ratio(&boots.makes.cli),
                 CREATE_RATIO,
                 "x",
             ),
             Budget::at_most(
                 "create by API that boots / bare first reply, p50",
-                ratio(&boots.api),
+                ratio(&boots.makes.api),
                 CREATE_RATIO,
                 "x",
             ),

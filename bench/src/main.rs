@@ -15,6 +15,7 @@ mod bare;
 mod boot;
 mod environment;
 mod log;
+mod makes;
 mod memory;
 mod pace;
 mod report;
@@ -23,9 +24,6 @@ mod same;
 mod sleep;
 mod stats;
 mod subject;
-
-use std::os::unix::process::CommandExt;
-use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use bhatti_testkit::on_fresh_host;
@@ -63,29 +61,11 @@ enum Only {
 fn main() -> Result<()> {
     let options = Options::parse();
     ensure!(nix::unistd::geteuid().is_root(), "this needs root: it boots machines");
-    run_among_tests()?;
     let mut measured = None;
     on_fresh_host(|| measured = Some(measure(options.runs.into(), options.only)));
     let (report, outcome) = measured.context("nothing was measured")??;
     print!("{}", if options.json { report.json()? } else { report.markdown()? });
     outcome
-}
-
-/// Starts this program again from `target/<profile>/deps`, where test programs lie: from its own
-/// place there the test kit finds the guest's files and a scratch directory beside them.
-fn run_among_tests() -> Result<()> {
-    let exe = std::env::current_exe()?;
-    let dir = exe.parent().context("a program lies in a directory")?;
-    if dir.ends_with("deps") {
-        return Ok(());
-    }
-    let link = dir.join("deps/bhatti-bench");
-    // From an earlier build, or not there.
-    std::fs::remove_file(&link).ok();
-    std::fs::hard_link(&exe, &link)
-        .with_context(|| format!("cannot make {}; run this with cargo", link.display()))?;
-    let error = Command::new(link).args(std::env::args_os().skip(1)).exec();
-    Err(error).context("cannot start again")
 }
 
 /// What was found, and whether that is everything: minutes of measuring are not thrown away

@@ -78,6 +78,33 @@ impl Table {
         self.rows.push(Row { cells, samples_ms: series.millis() });
     }
 
+    /// A row about each of `all`, with how many times `base` it took, by round.
+    pub(crate) fn ratios<'a>(
+        &mut self,
+        base: &Series,
+        all: impl IntoIterator<Item = &'a Series>,
+        digits: usize,
+    ) -> Result<()> {
+        for series in all {
+            let ratio = series.median_ratio(base)?;
+            self.series(series, digits, [format!("{ratio:.3}x")]);
+        }
+        Ok(())
+    }
+
+    /// A row about each of `all`, with what it took more than `base`, by round.
+    pub(crate) fn differences<'a>(
+        &mut self,
+        base: &Series,
+        all: impl IntoIterator<Item = &'a Series>,
+    ) -> Result<()> {
+        for series in all {
+            let extra = series.median_difference(base)?;
+            self.series(series, 2, [format!("{extra:+.2} ms")]);
+        }
+        Ok(())
+    }
+
     /// Any other row.
     pub(crate) fn row(&mut self, cells: Vec<String>) {
         self.rows.push(Row { cells, samples_ms: Vec::new() });

@@ -8,20 +8,15 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::bare::{Bare, Bench};
+use crate::bare::{Bare, Bench, Times};
+use crate::makes::{ByHand, Makes};
 use crate::pace::Pace;
 use crate::stats::{Series, order};
 use crate::subject::{self, RESIDENT, Subject};
 
 /// From nothing to a machine that answers.
 pub(crate) struct Boots {
-    /// The bare engine's first reply: what a create is measured against.
-    pub(crate) bare: Series,
-    pub(crate) bare_configured: Series,
-    pub(crate) bare_first_exec: Series,
-    pub(crate) api: Series,
-    pub(crate) api_first_exec: Series,
-    pub(crate) cli: Series,
+    pub(crate) makes: Makes,
     /// A user without any sandbox: their network is made too.
     pub(crate) newcomer: Series,
 }
@@ -29,12 +24,11 @@ pub(crate) struct Boots {
 impl Boots {
     pub(crate) async fn measure(subject: &Subject, bench: &Bench, runs: usize) -> Result<Self> {
         let mut boots = Self {
-            bare: Series::new("bare engine: first reply"),
-            bare_configured: Series::new("bare engine: configured"),
-            bare_first_exec: Series::new("bare engine: first `true` done"),
-            api: Series::new("create, API"),
-            api_first_exec: Series::new("create, API: first `true` done"),
-            cli: Series::new("create, CLI"),
+            makes: Makes::new([
+                "bare engine: first reply",
+                "bare engine: configured",
+                "bare engine: first `true` done",
+            ]),
             newcomer: Series::new("create, API, user's first sandbox"),
         };
         let mut pace = Pace::of_creates(Instant::now());
@@ -59,9 +53,9 @@ impl Boots {
         let (bare, times) = bench.boot().await?;
         let after = Instant::now();
         bare.exec_true().await?;
-        self.bare_first_exec.push(times.configured + after.elapsed());
-        self.bare.push(times.first_reply);
-        self.bare_configured.push(times.configured);
+        let Times { first_reply, configured } = times;
+        let first_exec = configured + after.elapsed();
+        self.makes.by_hand(&ByHand { first_reply, configured, first_exec });
         Ok(())
     }
 
@@ -70,9 +64,9 @@ impl Boots {
         subject::connect(&subject.client).await?;
         let started = Instant::now();
         subject::create(&subject.client, NAME).await?;
-        self.api.push(started.elapsed());
+        let created = started.elapsed();
         subject::exec_true(&subject.client, NAME).await?;
-        self.api_first_exec.push(started.elapsed());
+        self.makes.through_api(created, started.elapsed());
         subject::destroy(&subject.client, NAME).await
     }
 
@@ -81,7 +75,7 @@ impl Boots {
         let mut command = subject.create_command(NAME);
         let started = Instant::now();
         subject::run(&mut command)?;
-        self.cli.push(started.elapsed());
+        self.makes.cli.push(started.elapsed());
         subject::destroy(&subject.client, NAME).await
     }
 
@@ -94,16 +88,8 @@ impl Boots {
         subject::destroy(&subject.newcomer, NAME).await
     }
 
-    pub(crate) fn all(&self) -> [&Series; 7] {
-        [
-            &self.bare,
-            &self.bare_configured,
-            &self.bare_first_exec,
-            &self.api,
-            &self.api_first_exec,
-            &self.cli,
-            &self.newcomer,
-        ]
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Series> {
+        self.makes.all().chain([&self.newcomer])
     }
 }
 

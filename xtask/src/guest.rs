@@ -11,15 +11,15 @@
 //! one. A stamp holds the key of what went into it; an unchanged key means there is nothing to do.
 
 mod agent;
-mod apt;
+pub(crate) mod apt;
 mod bzimage;
-mod cpio;
-mod image;
-mod initramfs;
-mod kernel;
+pub(crate) mod cpio;
+pub(crate) mod image;
+pub(crate) mod initramfs;
+pub(crate) mod kernel;
 mod manifest;
 mod modules;
-mod stamp;
+pub(crate) mod stamp;
 mod tree;
 
 use std::fs::File;
@@ -46,12 +46,15 @@ enum Artefacts {
 
 /// Whether results of an earlier run count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Cache {
+pub(crate) enum Cache {
     Use,
     Ignore,
 }
 
 impl Options {
+    /// What a test needs: everything, from the cache where that is up to date.
+    pub(crate) const ALL: Self = Self { artefacts: Artefacts::All, cache: Cache::Use };
+
     /// Reads the words behind `cargo xtask guest`.
     pub(crate) fn parse(words: &[&str]) -> Result<Self> {
         let mut options = Self { artefacts: Artefacts::All, cache: Cache::Use };
@@ -66,8 +69,8 @@ impl Options {
     }
 }
 
-/// Builds what is missing or out of date and says where it is.
-pub(crate) fn build(options: &Options) -> Result<()> {
+/// Builds what is missing or out of date, says where it is, and gives the directory.
+pub(crate) fn build(options: &Options) -> Result<PathBuf> {
     ensure!(
         std::env::consts::ARCH == "x86_64",
         "guests are built on x86_64 only, this is {}",
@@ -91,11 +94,11 @@ pub(crate) fn build(options: &Options) -> Result<()> {
     let initramfs = initramfs::build(&dir, &kernel, &agent, &mut progress)?;
     manifest::write(&dir, &kernel, &agent, &initramfs, image.as_ref())?;
     progress.say(&format!("ready in {}", dir.display()));
-    Ok(())
+    Ok(dir)
 }
 
 /// Holds everyone else who builds into the same directory off until we are done.
-fn lock(dir: &Path) -> Result<File> {
+pub(crate) fn lock(dir: &Path) -> Result<File> {
     let path = dir.join(".lock");
     let file = File::create(&path).with_context(|| format!("failed to open {}", path.display()))?;
     if file.try_lock().is_err() {
@@ -106,7 +109,7 @@ fn lock(dir: &Path) -> Result<File> {
 }
 
 /// Says what is going on, with the seconds since the start.
-struct Progress {
+pub(crate) struct Progress {
     started: Instant,
 }
 

@@ -7,6 +7,7 @@
 
 mod ci;
 mod guest;
+mod kvm_box;
 mod process;
 mod tidy;
 mod workspace;
@@ -18,6 +19,9 @@ usage: cargo xtask COMMAND
 
   guest [--boot-only] [--refresh]   build kernel, initramfs and image into target/guest
                                     (--boot-only leaves the image out, --refresh ignores the cache)
+  kvm-box [--suite NAME]... [--shell] [-- FILTER...]
+                                    run test suites in a machine that has KVM, emulated: real
+                                    hardware virtualisation is not needed (--shell looks around)
   tidy                              check what the compiler cannot: arrows between crates, licences,
                                     links, file headers, addresses, left-overs
   ci                                fmt --check, clippy -D warnings, tidy, advisories";
@@ -26,7 +30,12 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let outcome = match args.as_slice() {
-        ["guest", options @ ..] => guest::Options::parse(options).and_then(|o| guest::build(&o)),
+        ["guest", options @ ..] => {
+            guest::Options::parse(options).and_then(|o| guest::build(&o)).map(drop)
+        }
+        ["kvm-box", options @ ..] => {
+            kvm_box::Options::parse(options).and_then(|o| kvm_box::run(&o))
+        }
         ["tidy"] => tidy::run(),
         ["ci"] => ci::run(),
         [] | ["help" | "--help" | "-h"] => {

@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use super::fleet::{Fleet, Keep, Made, USERS};
 use crate::bare::{Bench, Saved};
+use crate::makes::{ByHand, Makes};
 use crate::report::{Budget, Part, Table};
 use crate::stats::{Series, order};
 use crate::subject;
@@ -16,12 +17,7 @@ const RATIO: f64 = 1.5;
 const FASTER: f64 = 8.0;
 
 pub(super) struct Creates {
-    bare: Series,
-    bare_configured: Series,
-    bare_first_exec: Series,
-    api: Series,
-    api_first_exec: Series,
-    cli: Series,
+    makes: Makes,
     boot: Series,
 }
 
@@ -34,12 +30,11 @@ impl Creates {
         runs: usize,
     ) -> Result<Self> {
         let mut creates = Self {
-            bare: Series::new("bare restore: first reply"),
-            bare_configured: Series::new("bare restore: configured"),
-            bare_first_exec: Series::new("bare restore: first `true` done"),
-            api: Series::new("create, API"),
-            api_first_exec: Series::new("create, API: first `true` done"),
-            cli: Series::new("create, CLI"),
+            makes: Makes::new([
+                "bare restore: first reply",
+                "bare restore: configured",
+                "bare restore: first `true` done",
+            ]),
             boot: Series::new("bare boot: first reply"),
         };
         for round in 0..runs {
@@ -60,11 +55,11 @@ impl Creates {
     async fn by_hand(&mut self, bench: &Bench, saved: &Saved) -> Result<()> {
         let ready = bench.ready(saved).await?;
         let (bare, times) = bench.restore(ready, saved).await?;
-        self.bare.push(times.first_reply);
         bare.configure().await?;
-        self.bare_configured.push(times.started.elapsed());
+        let configured = times.started.elapsed();
         bare.exec_true().await?;
-        self.bare_first_exec.push(times.started.elapsed());
+        let (first_reply, first_exec) = (times.first_reply, times.started.elapsed());
+        self.makes.by_hand(&ByHand { first_reply, configured, first_exec });
         Ok(())
     }
 
@@ -72,8 +67,7 @@ impl Creates {
         let Made { sandbox, took } = fleet.create(account, Keep::Hot).await?;
         let after = Instant::now();
         fleet.exec_true(&sandbox).await?;
-        self.api.push(took);
-        self.api_first_exec.push(took + after.elapsed());
+        self.makes.through_api(took, took + after.elapsed());
         fleet.destroy(&sandbox).await
     }
 
@@ -81,39 +75,28 @@ impl Creates {
         let (name, mut command) = fleet.create_command(account).await?;
         let started = Instant::now();
         subject::run(&mut command)?;
-        self.cli.push(started.elapsed());
+        self.makes.cli.push(started.elapsed());
         fleet.destroy_named(account, &name).await
     }
 
     pub(super) fn part(&self) -> Result<Part> {
         let mut table = Table::of_series("create from a golden snapshot", "over bare, by round");
-        let all = [
-            &self.bare,
-            &self.bare_configured,
-            &self.bare_first_exec,
-            &self.api,
-            &self.api_first_exec,
-            &self.cli,
-            &self.boot,
-        ];
-        for series in all {
-            let ratio = series.median_ratio(&self.bare)?;
-            table.series(series, 1, [format!("{ratio:.2}x")]);
-        }
+        table.ratios(&self.makes.bare, self.makes.all().chain([&self.boot]), 1)?;
         let p50 = |series: &Series| series.percentile(50);
+        let (api, bare) = (p50(&self.makes.api), p50(&self.makes.bare));
         Ok(Part {
             tables: vec![table],
             notes: Vec::new(),
             budgets: vec![
                 Budget::at_most(
                     "create by API / bare restore to first reply, p50",
-                    p50(&self.api) / p50(&self.bare),
+                    api / bare,
                     RATIO,
                     "x",
                 ),
                 Budget::at_least(
                     "bare boot to first reply / create by API, p50",
-                    p50(&self.boot) / p50(&self.api),
+                    p50(&self.boot) / api,
                     FASTER,
                     "x",
                 ),

@@ -107,15 +107,8 @@ impl Warm {
 
     pub(super) fn part(&self) -> Result<Part> {
         let mut table = Table::of_series("exec to first byte", "over hot, by round");
-        for (series, base) in [
-            (&self.hot, &self.hot),
-            (&self.warm, &self.hot),
-            (&self.bare_hot, &self.bare_hot),
-            (&self.bare_warm, &self.bare_hot),
-        ] {
-            let extra = series.median_difference(base)?;
-            table.series(series, 2, [format!("{extra:+.2} ms")]);
-        }
+        table.differences(&self.hot, [&self.hot, &self.warm])?;
+        table.differences(&self.bare_hot, [&self.bare_hot, &self.bare_warm])?;
         let extra = self.warm.percentile(50) - self.hot.percentile(50);
         let budget =
             Budget::at_most("first byte from warm - from hot, API, p50", extra, EXTRA_MS, " ms");

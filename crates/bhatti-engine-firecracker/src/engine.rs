@@ -179,24 +179,31 @@ impl Inner {
             self.remove_traces(record).await?;
             return Ok(None);
         };
-        // It may have died and not been collected: then it was our child, and we do it.
-        if process.has_ended() && has_ended_within(&process, DEATH_DEADLINE).await {
+        let dir = MachineDir::open(&record.dir).map_err(file_error("open", &record.dir));
+        let api = dir.and_then(|dir| {
+            let owner = dir.owner().map_err(file_error("read", &record.dir))?;
+            let dir = Arc::new(dir);
+            Ok((Api::new(Arc::clone(&dir), owner), dir, owner))
+        });
+        let state = match &api {
+            Ok((api, ..)) => state_soon(api).await,
+            Err(_) => None,
+        };
+        // Who was killed closes his socket a moment before he is dead. If he was our child, somebody
+        // has to collect him.
+        if state.is_none() && has_ended_within(&process, Duration::from_secs(1)).await {
             self.remove_traces(record).await?;
             return Ok(None);
         }
         // It lives, so it is the machine, however it behaves.
-        let dir = MachineDir::open(&record.dir).map_err(file_error("open", &record.dir))?;
-        let owner = dir.owner().map_err(file_error("read", &record.dir))?;
-        let dir = Arc::new(dir);
+        let (api, dir, owner) = api?;
         let (record, group) = (record.clone(), self.cgroups.recorded(record));
         let log = VmmLog::of_descriptor(record.pid, libc::STDERR_FILENO).ok();
         let console = VmmLog::of_descriptor(record.pid, libc::STDOUT_FILENO).ok();
-        let api = Api::new(Arc::clone(&dir), owner);
         // Its template, if it stands on one, is kept by its own mapping of it.
         let ground = None;
         // One that does not answer is taken for running: then whoever wants to reach it tries.
-        let asked = timeout(ADOPTION_PATIENCE, api.get::<InstanceInfo>("/")).await;
-        let runs = !matches!(asked, Ok(Ok(InstanceInfo { state: InstanceState::Paused })));
+        let runs = state != Some(InstanceState::Paused);
         let parts = Parts { record, owner, dir, process, group, api, log, console, ground, runs };
         Ok(Some(FirecrackerVm::watch(parts, Arc::clone(&self.host))))
     }
@@ -270,6 +277,12 @@ async fn to_its_end(
         Ok(result) => result.map(|vm| vm as Arc<dyn Vm>),
         Err(_) => Err(EngineError::Gone), // the runtime is going down
     }
+}
+
+/// What an adopted VMM says of its machine, if it says anything.
+async fn state_soon(api: &Api) -> Option<InstanceState> {
+    let asked = timeout(ADOPTION_PATIENCE, api.get::<InstanceInfo>("/")).await;
+    asked.ok()?.ok().map(|info| info.state)
 }
 
 /// Whether the process ends in that time; if so, and if it was our child, it is collected.

@@ -11,6 +11,8 @@
 //!   busy host; without the number, 15 of 16 boots hung. KVM has its own paravirtual clock.
 //! - `norandmaps`: QEMU 7.2 keys translated code by address; a fixed layout makes `exec` 4x
 //!   faster. Only under TCG: with KVM the guest keeps its address randomisation and mitigations.
+//! - `vmx=off,svm=off`: a guest that could run guests would reach the parts of the host's KVM that
+//!   had most of its holes.
 //! - `-no-shutdown`: a machine that ends stays until somebody has read its console.
 //! - `memory-backend-file` on `/dev/zero`: anonymous memory, under a name by which [`bhatti_vmm::memory`]
 //!   finds it in the process (ADR 0010).
@@ -145,7 +147,7 @@ impl Machine {
     fn board(&self, line: &mut Line) {
         let vcpus = self.shape.vcpus();
         let (accel, cpu) = match self.accel {
-            Acceleration::Kvm => ("kvm".to_owned(), "host"),
+            Acceleration::Kvm => ("kvm".to_owned(), "host,vmx=off,svm=off"),
             // One thread for one vCPU saves nothing but also costs nothing; more need their own.
             Acceleration::Tcg { .. } if vcpus == 1 => {
                 (format!("tcg,thread=single,tb-size={TCG_BUFFER_MIB}"), "max")

@@ -30,7 +30,7 @@ use bhatti_vmm::vmm_log::VmmLog;
 use bhatti_vmm::{blocking, file_error};
 
 /// How long QEMU may take from its start to its greeting; 40 ms on an idle machine.
-const GREETING_DEADLINE: Duration = Duration::from_secs(10);
+const GREETING_DEADLINE: Duration = Duration::from_secs(20);
 
 /// What a machine starts from.
 pub(crate) enum Origin {

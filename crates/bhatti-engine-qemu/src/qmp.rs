@@ -25,8 +25,10 @@ use crate::merging;
 const MAX_LINE: u64 = 256 * 1024;
 /// Events that came while we waited for an answer; a guest can cause some at will.
 const MAX_EVENTS: usize = 64;
-/// For a command that only reads or sets something.
-const COMMAND_DEADLINE: Duration = Duration::from_secs(5);
+/// For a command that only reads or sets something. A VMM that answers does so in a millisecond;
+/// but on a host whose CPUs are all taken, a guest that boots holds QEMU's own lock for seconds,
+/// and who gives up then kills a machine that is well.
+const COMMAND_DEADLINE: Duration = Duration::from_secs(20);
 /// For a command that writes out what the guest has written, or waits until that is done.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(60);
 /// Between two looks at whether a device state has been loaded, which takes 4 ms.

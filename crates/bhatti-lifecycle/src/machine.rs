@@ -144,11 +144,17 @@ impl Machine {
     }
 
     /// Stops the virtual CPUs. If that fails they may stand all the same.
-    ///
-    /// Before that, everything in the guest is held: whoever goes on from here, also as a clone,
-    /// does so only after the next greeting. A guest that cannot do that stands all the same.
     pub(crate) async fn pause(&mut self) -> Result<(), WakeError> {
-        let runs = !std::mem::replace(&mut self.stands, true);
+        self.stands = true;
+        self.vm.pause().await.map_err(WakeError::Engine)
+    }
+
+    /// [`Self::pause`] for a save: before that, everything in the guest is held, so that whoever
+    /// goes on from here, also as a clone, does so only after the next greeting. For a machine
+    /// that runs and has a link, which [`Self::guest`] sees to. One that cannot do that stands all
+    /// the same.
+    pub(crate) async fn hold_and_pause(&mut self) -> Result<(), WakeError> {
+        let runs = !self.stands;
         if let Some(guest) = self.guest.as_ref().filter(|guest| runs && !guest.is_gone()) {
             match guest.hold(HOLD).await {
                 Ok(()) => {}
@@ -161,7 +167,7 @@ impl Machine {
                 }
             }
         }
-        self.vm.pause().await.map_err(WakeError::Engine)
+        self.pause().await
     }
 
     /// The record of its process, as the store keeps it.

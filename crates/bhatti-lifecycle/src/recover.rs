@@ -166,19 +166,26 @@ impl Sandboxes {
         }
     }
 
-    /// Wakes what is to be hot always. One after the other, in the background: nobody waits.
-    pub(crate) fn wake_kept_hot(&self) {
+    /// Greets what was found running, and wakes what is to be hot always. One after the other, in
+    /// the background: nobody waits.
+    ///
+    /// The former daemon may have died between holding a guest and pausing its machine, or with
+    /// the machine paused: until it is greeted its commands stand and its clock is behind.
+    pub(crate) fn wake_what_is_hot(&self) {
         let this = self.clone();
-        self.inner.world.tasks.spawn("keep hot", |stop| async move {
+        self.inner.world.tasks.spawn("wake what is hot", |stop| async move {
             let rows = this.inner.world.db.call(|store| store.all_sandboxes()).await;
             let rows = rows.map(|(rows, _)| rows).unwrap_or_default();
-            for row in rows.into_iter().filter(|row| row.keep_hot && row.phase.wire().is_some()) {
+            let hot = |row: &SandboxRow| {
+                row.phase == Phase::Hot || (row.keep_hot && row.phase.wire().is_some())
+            };
+            for row in rows.into_iter().filter(hot) {
                 let Some(handle) = this.inner.handles().get(&row.id).cloned() else { continue };
                 tokio::select! {
                     () = stop.cancelled() => return,
                     woken = handle.start(false) => if let Err(error) = woken {
                         tracing::warn!(sandbox = %row.id, name = %row.name,
-                            error = crate::chain(&error), "could not wake what is to be kept hot");
+                            error = crate::chain(&error), "does not come to life after a restart");
                     }
                 }
             }

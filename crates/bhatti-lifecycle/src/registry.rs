@@ -109,7 +109,7 @@ impl Sandboxes {
             "recovered"
         );
         golden::tidy_soon(&world);
-        sandboxes.wake_kept_hot();
+        sandboxes.wake_what_is_hot();
         Ok(sandboxes)
     }
 

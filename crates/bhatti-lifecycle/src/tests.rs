@@ -3,6 +3,7 @@
 mod crash;
 mod create;
 mod golden;
+mod hold;
 mod life;
 mod recovery;
 mod sleep;
@@ -16,7 +17,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bhatti_engine::RootDisk;
-use bhatti_engine_sim::{SimEngine, SimHost};
+use bhatti_engine_sim::{Call, SimEngine, SimHost};
 use bhatti_storage::Layout;
 use bhatti_store::{Db, ImageRow, NewUser, SandboxRow, Store, UserRow};
 use bhatti_types::{EngineId, ImageId, Mib, Phase};
@@ -42,6 +43,10 @@ struct Agents {
     /// They answer for a file when they are told to.
     slow_files: Mutex<Option<Arc<tokio::sync::Notify>>>,
     refuse_identity: Mutex<bool>,
+    /// What they are asked to hold.
+    holds: Mutex<Holds>,
+    /// When they were told to hold and when they were greeted, among the engine's calls.
+    said: Mutex<Vec<(usize, Step)>>,
     /// It takes no greeting any more.
     mute: Mutex<bool>,
     /// So many greetings end without an answer.
@@ -62,6 +67,8 @@ impl Default for Agents {
             refuse_files: Mutex::default(),
             slow_files: Mutex::default(),
             refuse_identity: Mutex::default(),
+            holds: Mutex::default(),
+            said: Mutex::default(),
             mute: Mutex::default(),
             stumbles: AtomicUsize::default(),
             busy: Mutex::new(Some(0)),
@@ -84,6 +91,11 @@ impl Agents {
         });
     }
 
+    fn note(&self, step: Step) {
+        let calls = self.host.get().map_or(0, |host| host.calls().len());
+        self.said.lock().unwrap().push((calls, step));
+    }
+
     fn become_sandbox(&self, configure: Configure) -> Reply {
         if *self.refuse_identity.lock().unwrap() {
             let kind = ErrorKind::Other.into();
@@ -101,6 +113,7 @@ impl Agents {
                 if *self.mute.lock().unwrap() || less(&self.stumbles) {
                     return None;
                 }
+                self.note(Step::Hello);
                 let applied = hello.identity.map(|identity| self.become_sandbox(identity));
                 let protocol = PROTOCOL_VERSION;
                 let hello = HelloReply { protocol, applied, ..HelloReply::default() };
@@ -135,12 +148,44 @@ impl Agents {
                 bhatti_link::write_message(&mut stream, &reply).await.ok()?;
                 return stream.shutdown().await.ok();
             }
-            Operation::Quiesce(_) | Operation::Hold(_) => {}
+            Operation::Quiesce(_) => {}
+            Operation::Hold(_) => {
+                self.note(Step::Hold);
+                let holds = *self.holds.lock().unwrap();
+                let kind = match holds {
+                    Holds::Everything => None,
+                    Holds::Unknown => Some(ErrorKind::Unsupported),
+                    Holds::NotAll => Some(ErrorKind::Other),
+                    Holds::Never => std::future::pending().await,
+                };
+                let failure = |kind| Failure { kind, message: "it runs on".to_owned() };
+                reply.failure = kind.map(i32::from).map(failure);
+            }
             Operation::Exec(_) => return None,
         }
         bhatti_link::write_message(&mut stream, &reply).await.ok()?;
         stream.shutdown().await.ok()
     }
+}
+
+/// What an agent that is asked to hold everything does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Holds {
+    #[default]
+    Everything,
+    /// It is from before there was the question.
+    Unknown,
+    NotAll,
+    /// It does not answer.
+    Never,
+}
+
+/// What matters of the order in which a machine stands and goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Hold,
+    Hello,
+    Engine(Call),
 }
 
 /// Whether there was one left, which there is not any more.
@@ -312,6 +357,20 @@ impl House {
             return BTreeSet::new();
         };
         entries.map(|entry| entry.unwrap().file_name().to_owned()).collect()
+    }
+
+    /// How machines came to stand and to go on, in the order it happened.
+    fn steps(&self) -> Vec<Step> {
+        let mut said = self.agents.said.lock().unwrap().clone().into_iter().peekable();
+        let mut steps = Vec::new();
+        let calls = self.host.calls();
+        for at in 0..=calls.len() {
+            steps.extend(std::iter::from_fn(|| said.next_if(|(when, _)| *when <= at)).map(|s| s.1));
+            let call = calls.get(at).copied();
+            let wanted = [Call::Pause, Call::Save, Call::Resume, Call::Restore];
+            steps.extend(call.filter(|call| wanted.contains(call)).map(Step::Engine));
+        }
+        steps
     }
 
     /// The only machine that runs.

@@ -17,4 +17,4 @@ mod wait;
 pub use daemon::{Ran, TestDaemon, User};
 pub use host::{WORLD, on_fresh_host};
 pub use sleep::Transition;
-pub use wait::{DEADLINE, wait_for};
+pub use wait::{deadline, wait_for};

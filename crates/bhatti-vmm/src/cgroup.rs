@@ -315,14 +315,15 @@ impl Group {
         self.places.iter().filter_map(|p| Utf8PathBuf::from_path_buf(p.clone()).ok()).collect()
     }
 
-    /// Processes in it, in any hierarchy.
+    /// Processes in it, in any hierarchy. KVM has a thread of the kernel's own for each machine in
+    /// there too: nobody can end that, and it goes with the machine.
     pub fn processes(&self) -> Vec<i32> {
         let mut found = std::collections::BTreeSet::new();
         for place in &self.places {
             let procs = fs::read_to_string(place.join("cgroup.procs")).unwrap_or_default();
             found.extend(procs.lines().filter_map(|line| line.parse::<i32>().ok()));
         }
-        found.into_iter().collect()
+        found.into_iter().filter(|&pid| !is_kernels(pid)).collect()
     }
 
     /// Whether the kernel has ended a process in it for want of memory.
@@ -369,6 +370,12 @@ impl Group {
             Err(error) => error.kind() == io::ErrorKind::NotFound,
         })
     }
+}
+
+/// Whether this is a thread of the kernel's own. The parent of all of them has number 2.
+fn is_kernels(pid: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status.lines().any(|line| line == "PPid:\t2")
 }
 
 /// What [`Group::clear`] found.

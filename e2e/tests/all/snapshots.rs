@@ -1,5 +1,6 @@
 //! Named snapshots: made of any sandbox that has memory, resumed as often as wanted.
 
+use std::collections::BTreeSet;
 use std::process::Stdio;
 
 use bhatti_testkit::{TestDaemon, on_fresh_host};
@@ -72,6 +73,49 @@ fn a_running_vm_is_copied_as_it_is_and_goes_on() {
         for name in ["c1", "c2", "c3", "c4", "later"] {
             daemon.cli(&["destroy", name, "-y"]).ok();
         }
+        daemon.assert_nothing_left();
+    });
+}
+
+/// A process that never stops looking finds, in each clone, nothing of the source's after its last
+/// moment there: neither name nor id, no random number of its sibling, and no old time.
+#[test]
+fn nothing_goes_on_in_a_clone_before_it_is_one() {
+    on_fresh_host(|| {
+        let daemon = TestDaemon::start();
+        daemon.cli(&["create", "--name", "s", "--memory", "256"]).ok();
+        workload::witness(&daemon, "s");
+        daemon.cli(&["snapshot", "create", "s", "--name", "base"]).ok();
+        let source = workload::witnessed(&daemon, "s");
+        let begun = workload::now().as_secs_f64();
+        resume_all(&daemon, "base", &["c1", "c2"]);
+
+        let own = ["c1", "c2"].map(|name| {
+            let looks = workload::witnessed(&daemon, name);
+            let common = looks.iter().zip(&source).take_while(|(clone, source)| clone == source);
+            let common = common.count();
+            assert!(common > 0 && common < source.len(), "{name} has its source's past");
+            let own = looks[common..].to_vec();
+            assert!(own.len() > 20, "{name} goes on");
+            own
+        });
+        for (looks, name) in own.iter().zip(["c1", "c2"]) {
+            let machine_id = daemon.sh(name, "cat /etc/machine-id");
+            // The first look may have begun before the snapshot.
+            for look in &looks[1..] {
+                assert_eq!(look.hostname, name, "{look:?}, after {:?}", looks[0]);
+                assert_eq!(look.machine_id, machine_id.trim(), "{look:?} of {name}");
+                assert!(look.time >= begun, "{look:?} is {} s behind", begun - look.time);
+            }
+        }
+        let [one, two] = own
+            .map(|looks| looks[1..].iter().map(|look| look.uuid.clone()).collect::<BTreeSet<_>>());
+        assert_eq!(one.intersection(&two).next(), None, "the same random number");
+
+        for name in ["s", "c1", "c2"] {
+            daemon.cli(&["destroy", name, "-y"]).ok();
+        }
+        daemon.cli(&["snapshot", "delete", "base", "-y"]).ok();
         daemon.assert_nothing_left();
     });
 }

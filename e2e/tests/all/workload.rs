@@ -33,6 +33,53 @@ pub(crate) fn start(daemon: &TestDaemon, sandbox: &str) {
     });
 }
 
+/// Writes down what it sees of its machine, a line each millisecond: host name, machine id, a
+/// random UUID, the time. Without a `fork`, which takes longer than what is looked for here.
+const WITNESS: &str = r#"
+sub of { open(F, "<", $_[0]) or die; my $line = <F>; close(F); chomp $line; $line }
+open(OUT, ">", "/tmp/seen") or die;
+while (1) {
+    my $time = "\0" x 16;
+    my @seen = map { of($_) }
+        "/proc/sys/kernel/hostname", "/etc/machine-id", "/proc/sys/kernel/random/uuid";
+    syscall(228, 0, $time) == 0 or die;
+    my ($seconds, $nanos) = unpack("q q", $time);
+    syswrite(OUT, sprintf("%s %d.%09d\n", join(" ", @seen), $seconds, $nanos));
+    select(undef, undef, undef, 0.001);
+}
+"#;
+
+/// One look of the witness.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Look {
+    pub(crate) hostname: String,
+    pub(crate) machine_id: String,
+    pub(crate) uuid: String,
+    pub(crate) time: f64,
+}
+
+/// Has a process look at its machine from now on.
+#[track_caller]
+pub(crate) fn witness(daemon: &TestDaemon, sandbox: &str) {
+    daemon.cli(&["exec", sandbox, "--detach", "--", "perl", "-e", WITNESS]).ok();
+    wait_for("it looks", || (witnessed(daemon, sandbox).len() > 20).then_some(()));
+}
+
+/// What it has seen, the former life of a clone included.
+#[track_caller]
+pub(crate) fn witnessed(daemon: &TestDaemon, sandbox: &str) -> Vec<Look> {
+    let text = daemon.cli(&["exec", sandbox, "--", "cat", "/tmp/seen"]).stdout;
+    // The last line may be being written.
+    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    let look = |line: &str| {
+        let words: Vec<&str> = line.split(' ').collect();
+        let [hostname, machine_id, uuid, time] = words[..] else { panic!("{line:?}") };
+        let [hostname, machine_id, uuid] = [hostname, machine_id, uuid].map(str::to_owned);
+        Look { hostname, machine_id, uuid, time: time.parse().expect("seconds") }
+    };
+    whole.lines().map(look).collect()
+}
+
 /// How far it counted.
 #[track_caller]
 pub(crate) fn counted(daemon: &TestDaemon, sandbox: &str) -> u64 {
@@ -49,10 +96,14 @@ pub(crate) fn goes_on(daemon: &TestDaemon, sandbox: &str, before: u64) {
     wait_for("it still counts", || (counted(daemon, sandbox) > now).then_some(()));
 }
 
+/// The host's time.
+pub(crate) fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("past 1970")
+}
+
 /// How far the guest's clock is from the host's, beyond what the call itself takes. It wakes.
 #[track_caller]
 pub(crate) fn clock_off(daemon: &TestDaemon, sandbox: &str) -> Duration {
-    let now = || SystemTime::now().duration_since(UNIX_EPOCH).expect("past 1970");
     let before = now();
     let text = daemon.cli(&["exec", sandbox, "--", "date", "+%s.%N"]).ok();
     let after = now();

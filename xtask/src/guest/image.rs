@@ -77,7 +77,7 @@ pub(crate) fn build(dir: &Path, cache: Cache, progress: &mut Progress) -> Result
     let root = scratch.path().join("root");
     progress.say(&format!("image: installing Debian {} (one to three minutes)", sources.codename));
     let begun = SystemTime::now();
-    install(&sources, scratch.path(), &root)?;
+    install(&sources, PACKAGES, scratch.path(), &root)?;
     progress.say("image: tidying");
     let packages = tree::installed_packages(&root)?;
     tree::settle(&root, begun, EPOCH)?;
@@ -91,7 +91,12 @@ pub(crate) fn build(dir: &Path, cache: Cache, progress: &mut Progress) -> Result
 
 /// Lets mmdebstrap install into a directory. It gets a mount namespace of its own, so that an
 /// interrupted run leaves no mount of the host's `/dev` below a directory we then delete.
-fn install(sources: &apt::Sources, scratch: &Path, root: &Path) -> Result<()> {
+pub(crate) fn install(
+    sources: &apt::Sources,
+    packages: &[&str],
+    scratch: &Path,
+    root: &Path,
+) -> Result<()> {
     let list = scratch.join("sources.list");
     fs::write(&list, sources.lines.join("\n") + "\n")
         .with_context(|| format!("failed to write {}", list.display()))?;
@@ -100,7 +105,7 @@ fn install(sources: &apt::Sources, scratch: &Path, root: &Path) -> Result<()> {
         .args(["--mount", "--propagation", "private", "--"])
         .args(["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase"])
         .args(["--format=directory", "--architectures=amd64"])
-        .arg(format!("--include={}", PACKAGES.join(",")))
+        .arg(format!("--include={}", packages.join(",")))
         .arg("--aptopt=APT::Install-Recommends \"false\"")
         .args(EXCLUDED.iter().map(|path| format!("--dpkgopt=path-exclude={path}")))
         .args(INCLUDED.iter().map(|path| format!("--dpkgopt=path-include={path}")));
@@ -163,7 +168,7 @@ fn used_inodes(header: &str) -> Option<u64> {
     number("Inode count:")?.checked_sub(number("Free inodes:")?)
 }
 
-fn is_root() -> Result<bool> {
+pub(crate) fn is_root() -> Result<bool> {
     Ok(process::output(Command::new("id").arg("-u"))?.trim() == "0")
 }
 

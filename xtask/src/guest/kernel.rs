@@ -9,7 +9,7 @@ use super::stamp::{self, Stamp};
 use super::{Cache, Progress, apt, bzimage, cpio, modules};
 
 /// The meta package that always stands for the newest cloud kernel of the release.
-const META_PACKAGE: &str = "linux-image-cloud-amd64";
+pub(crate) const META_PACKAGE: &str = "linux-image-cloud-amd64";
 /// Raise this when the way kernel or modules are made changes.
 const RECIPE: &str = "1";
 

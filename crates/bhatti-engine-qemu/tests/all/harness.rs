@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
-use bhatti_engine::conformance::Harness;
-use bhatti_engine::{Below, BootSpec, Carrier, Engine, Private, Shape, Vm, VmRecord};
+use bhatti_engine::conformance::{Harness, patience};
+use bhatti_engine::{Accel, Below, BootSpec, Carrier, Engine, Private, Shape, Vm, VmRecord};
 use bhatti_engine_qemu::{AccelChoice, QemuConfig, QemuEngine};
 use bhatti_link::{Link, read_message, write_message};
 use bhatti_types::{EngineId, Mib};
@@ -17,9 +17,6 @@ use bhatti_wire::message::{
     Exec, ExecOutput, ExecOutputEvent, Hello, HelloReply, Operation, PROTOCOL_VERSION, Request,
 };
 use camino::{Utf8Path, Utf8PathBuf};
-
-/// How long a guest may take to answer. Emulation on a busy machine is slow.
-pub(crate) const PATIENCE: std::time::Duration = std::time::Duration::from_secs(90);
 
 /// Nobody has this uid.
 pub(crate) const OWNER: Private = Private { uid: 64123, gid: 64124 };
@@ -62,8 +59,10 @@ impl QemuHarness {
 
     /// The engine of a daemon that was told another group.
     pub(crate) async fn qemu_configured(&self, cgroup: String) -> QemuEngine {
-        let config = QemuConfig { accel: AccelChoice::Tcg, cgroup, ..QemuConfig::default() };
-        QemuEngine::start(config).await.unwrap()
+        let config = QemuConfig { accel: accel().1, cgroup, ..QemuConfig::default() };
+        let engine = QemuEngine::start(config).await.unwrap();
+        assert_eq!(engine.info().accel, accel().0, "{}", engine.info().why);
+        engine
     }
 }
 
@@ -86,6 +85,16 @@ impl Drop for QemuHarness {
             }
             std::fs::remove_dir(&parent).ok();
         }
+    }
+}
+
+/// What these machines run on, and how the engine is brought to it. Emulation, unless
+/// `BHATTI_TEST_ACCEL` says `kvm`: then the engine has to find by itself that it works here.
+pub(crate) fn accel() -> (Accel, AccelChoice) {
+    match std::env::var("BHATTI_TEST_ACCEL").as_deref() {
+        Ok("kvm") => (Accel::Kvm, AccelChoice::Auto),
+        Ok("tcg") | Err(_) => (Accel::Tcg, AccelChoice::Tcg),
+        Ok(other) => panic!("BHATTI_TEST_ACCEL is {other}; there are kvm and tcg"),
     }
 }
 
@@ -112,7 +121,7 @@ impl Talk {
         let Carrier::Single(stream) = vm.open_link().await.unwrap();
         let nonce = EngineId::random().as_str().as_bytes().try_into().unwrap();
         let connect = bhatti_link::connect(stream, nonce, bhatti_link::Mode::Reconnect);
-        let (link, driver) = tokio::time::timeout(PATIENCE, connect).await.unwrap().unwrap();
+        let (link, driver) = tokio::time::timeout(patience(), connect).await.unwrap().unwrap();
         let driver = tokio::spawn(async move { drop(driver.await) });
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
         let hello = Hello {
@@ -127,7 +136,7 @@ impl Talk {
             .await
             .unwrap();
         let reply = read_message::<HelloReply>(&mut stream);
-        tokio::time::timeout(PATIENCE, reply).await.unwrap().unwrap().expect("a reply");
+        tokio::time::timeout(patience(), reply).await.unwrap().unwrap().expect("a reply");
         Self { link, driver }
     }
 
@@ -255,6 +264,6 @@ impl Harness for QemuHarness {
     fn booted(&self) {
         let Ok(log) = std::env::var("BHATTI_BOOT_LOG") else { return };
         let mut log = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
-        writeln!(log, "qemu tcg {}", self.cgroup).unwrap();
+        writeln!(log, "qemu {} {}", accel().0, self.cgroup).unwrap();
     }
 }

@@ -7,13 +7,13 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bhatti_engine::conformance::Harness;
+use bhatti_engine::conformance::{Harness, patience};
 use bhatti_engine::{Below, BootSpec, Engine, Exit, RestoreSpec, RootDisk, Save, Vm};
 use bhatti_engine_qemu::QemuEngine;
 use camino::Utf8Path;
 use nix::sys::signal::{Signal, kill};
 
-use crate::harness::{OWNER, PATIENCE, QemuHarness, Talk, ask};
+use crate::harness::{OWNER, QemuHarness, Talk, ask};
 use crate::snapshot::SmallDisk;
 
 /// Reads every file from the disk and not from the guest's memory.
@@ -136,7 +136,7 @@ fn on_medium(path: &Utf8Path) -> u64 {
 
 /// Waits until a file is larger by a MiB: a copy into it has begun.
 async fn growing(path: &Utf8Path, from: u64) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience();
     while on_medium(path) < from + (1 << 20) {
         assert!(Instant::now() < deadline, "nothing is copied");
         tokio::task::yield_now().await;
@@ -355,7 +355,7 @@ async fn a_merge_of_a_former_daemon_is_given_up() {
 fn until_pending(dir: &Utf8Path) {
     let mut stream = UnixStream::connect(dir.join("qmp.sock")).unwrap();
     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience();
     stream.write_all(b"{\"execute\": \"qmp_capabilities\"}\n").unwrap();
     loop {
         assert!(Instant::now() < deadline, "it does not come to the end");

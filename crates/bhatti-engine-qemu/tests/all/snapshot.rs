@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use bhatti_engine::conformance::Harness;
+use bhatti_engine::conformance::{Harness, patience};
 use bhatti_engine::{
     Below, BootSpec, Engine, EngineError, Exit, Private, RestoreSpec, RootDisk, Save, Saved, Vm,
 };
@@ -12,7 +12,7 @@ use bhatti_types::Mib;
 use camino::{Utf8Path, Utf8PathBuf};
 use nix::sys::signal::{Signal, kill};
 
-use crate::harness::{OWNER, PATIENCE, QemuHarness, Talk, ask};
+use crate::harness::{OWNER, QemuHarness, Talk, ask};
 
 /// A machine that was frozen after its boot, to be cloned.
 pub(crate) struct Golden {
@@ -319,7 +319,7 @@ async fn a_full_disk_is_no_pause() {
     let talk = Talk::with(&*vm).await;
     let write = talk.run("head -c 150M /dev/zero | tr '\\0' x > ~/big; sync; echo done");
     let paused = async {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let deadline = tokio::time::Instant::now() + patience();
         let refused = loop {
             assert!(tokio::time::Instant::now() < deadline, "the disk does not fill up");
             match vm.pause().await {
@@ -411,7 +411,7 @@ async fn a_disk_may_have_grown_meanwhile() {
     harness.booted();
     vm.resume().await.unwrap();
     let talk = Talk::with(&*vm).await;
-    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let deadline = tokio::time::Instant::now() + patience();
     let sectors = Mib(larger).bytes() / 512;
     // The guest's kernel looks when it is told, which is soon, not at once.
     while talk.run("cat /sys/block/vda/size").await != sectors.to_string() {
@@ -485,7 +485,7 @@ async fn a_death_during_a_save_is_an_error() {
     let into = harness.shelf();
     let saving = vm.save(Save { into: into.clone(), since: None, base: None });
     let murder = async {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let deadline = tokio::time::Instant::now() + patience();
         // The devices have been written, or even the first pages.
         while into.read_dir_utf8().unwrap().count() == 0 {
             assert!(tokio::time::Instant::now() < deadline, "the save does not begin");

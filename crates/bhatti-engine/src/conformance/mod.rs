@@ -34,8 +34,15 @@ pub use sleep::{
     merged_layers_are_not_needed, only_a_paused_machine_is_saved, the_paused_can_be_killed,
 };
 
-/// The longest a case waits for one thing. Emulation on a busy machine is slow.
+/// The longest a case waits for one thing. Emulation on a busy machine is slow, and on a host that
+/// is itself emulated ten times as slow: there `BHATTI_TEST_PATIENCE` says how many times this.
 const PATIENCE: Duration = Duration::from_secs(90);
+
+/// What a case waits at most, and an engine's own tests beside the suite.
+pub fn patience() -> Duration {
+    let times = std::env::var("BHATTI_TEST_PATIENCE").ok();
+    PATIENCE * times.map_or(1, |text| text.parse().expect("BHATTI_TEST_PATIENCE is a number"))
+}
 
 /// What the suite needs of an engine's test set-up.
 #[async_trait]
@@ -150,8 +157,9 @@ async fn nothing_left(harness: &dyn Harness, record: &VmRecord) {
 }
 
 async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(PATIENCE, future).await {
+    let patience = patience();
+    match tokio::time::timeout(patience, future).await {
         Ok(value) => value,
-        Err(_) => panic!("did not {what} within {} s", PATIENCE.as_secs()),
+        Err(_) => panic!("did not {what} within {} s", patience.as_secs()),
     }
 }

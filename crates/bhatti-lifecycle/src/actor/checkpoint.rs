@@ -88,7 +88,12 @@ impl Actor {
         let (layout, id) = (self.world.layout.clone(), row.engine_id.clone());
         let layers = blocking(move || layout.make_layers(&id)).await?;
         let Some(machine) = &mut self.machine else { return Err(WakeError::Gone) };
-        machine.pause().await?;
+        // What runs in it can be held only while it does, and over a link, which one that was
+        // adopted has not yet.
+        if let Err(error) = machine.guest(&self.world).await {
+            tracing::warn!(error = crate::chain(&error), "saved without a word to its agent");
+        }
+        machine.hold_and_pause().await?;
         if disk::current(row)?.layers.len() >= MANY_LAYERS {
             self.merge_layers().await;
         }

@@ -141,9 +141,8 @@ impl Actor {
         }
         self.settle_disk().await?;
         let was_hot = self.phase() == Phase::Hot;
-        if was_hot {
-            self.quiesce().await;
-        }
+        // One that is warm goes on for these few milliseconds: it has not been held.
+        self.quiesce().await;
         let frozen = self.write_generation(reason).await;
         match frozen {
             Ok(generation) => self.finish_freeze(&generation).await,
@@ -174,7 +173,7 @@ impl Actor {
     async fn write_generation(&mut self, reason: &str) -> Result<Generation, WakeError> {
         let begun = Instant::now();
         let Some(machine) = &mut self.machine else { return Err(WakeError::Gone) };
-        machine.pause().await?;
+        machine.hold_and_pause().await?;
         self.merge_layers().await;
         let row = self.row().await?;
         let Some(machine) = &mut self.machine else { return Err(WakeError::Gone) };

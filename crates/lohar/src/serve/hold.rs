@@ -30,8 +30,9 @@ use crate::process::{Frozen, GroupError, Groups};
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// After this time of the guest's own, which stands still with the machine, everything goes on by
-/// itself: the host died before it could stop the machine.
-pub const FAILSAFE: Duration = Duration::from_secs(5);
+/// itself: the host died before it could stop the machine, and none has come since. Longer than a
+/// clone on any host waits for its greeting, since until then it is not to be itself.
+pub const FAILSAFE: Duration = Duration::from_secs(30);
 
 /// Something may still run.
 #[derive(Debug, thiserror::Error)]

@@ -1,0 +1,209 @@
+//! `cargo xtask kvm-box`: runs test suites on a machine that has KVM, where there is none.
+//!
+//! ```text
+//!  this host ── QEMU, software emulation ──▶ the box: Debian, /dev/kvm, cgroup v2
+//!                                              ├─ the release build, test binaries   (a disk)
+//!                                              └─ VMMs with hardware virtualisation ──▶ guests
+//! ```
+//!
+//! The emulated CPU has SVM with nested paging, so in the box the kernel's own KVM runs stock guest
+//! kernels, about ten times slower than a real machine would. Only correctness is to be seen
+//! there, never speed.
+//!
+//! What takes long is cached in `target/kvm-box`: the box's root file system by the hash of its
+//! recipe. The disk with what is to be tested is made anew for each run. A box that does not
+//! boot, a suite that boots no machine and one in which no test passed are failures.
+
+mod machine;
+mod payload;
+mod report;
+mod root;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::{guest, workspace};
+
+/// A test binary and how it is run in there.
+#[derive(Debug)]
+pub(crate) struct Suite {
+    name: &'static str,
+    /// The package whose test target `all` it is.
+    package: &'static str,
+    /// What this suite adds to the box's environment.
+    environment: &'static [&'static str],
+    /// Passed to the test binary.
+    arguments: &'static [&'static str],
+    /// Longer than it takes on two busy cores.
+    minutes: u64,
+}
+
+/// Tests that look into the source tree, which is not in the box.
+const SKIPPED: [&str; 2] = ["--skip", "every_file_is_listed"];
+
+/// What runs if nothing else is asked for.
+const WHOLE: [Suite; 2] = [
+    Suite {
+        name: "qemu-conformance",
+        package: "bhatti-engine-qemu",
+        environment: &[],
+        arguments: &[],
+        minutes: 60,
+    },
+    Suite { name: "e2e", package: "bhatti-e2e", environment: &[], arguments: &[], minutes: 120 },
+];
+
+/// What `make test` has time for: boot, exec, confinement, sleep and wake, clones, and a daemon that
+/// is killed.
+const SMOKE: [Suite; 2] = [
+    Suite {
+        name: "qemu-smoke",
+        package: "bhatti-engine-qemu",
+        environment: &[],
+        arguments: &[
+            "--exact",
+            "conformance::boots_and_answers",
+            "conformance::a_snapshot_brings_memory_back",
+            "conformance::clones_share_a_past_and_no_present",
+            "conformance::a_paused_machine_is_adopted_as_it_is",
+            "confinement::the_vmm_is_nobody_and_sees_nothing",
+            "confinement::the_vmm_holds_no_file_it_was_not_given",
+            "confinement::the_vmm_sees_its_own_files_only",
+        ],
+        minutes: 20,
+    },
+    Suite {
+        name: "e2e-smoke",
+        package: "bhatti-e2e",
+        environment: &[],
+        arguments: &[
+            "--exact",
+            "session::a_newcomers_session_boots_a_vm",
+            "sleep::a_stopped_vm_continues_where_it_was",
+            "recovery::a_killed_daemon_finds_its_vms_again",
+        ],
+        minutes: 20,
+    },
+];
+
+/// What the caller of `cargo xtask kvm-box` asked for.
+#[derive(Debug)]
+pub(crate) struct Options {
+    suites: Vec<&'static Suite>,
+    /// For the test binaries: a part of a test's name, or an option such as `--nocapture`.
+    filter: Vec<String>,
+    shell: bool,
+}
+
+impl Options {
+    /// Reads the words behind `cargo xtask kvm-box`.
+    pub(crate) fn parse(words: &[&str]) -> Result<Self> {
+        let mut options = Self { suites: Vec::new(), filter: Vec::new(), shell: false };
+        let mut words = words.iter().copied();
+        while let Some(word) = words.next() {
+            match word {
+                "--suite" => {
+                    let name = words.next().context("--suite takes a name")?;
+                    match name {
+                        "smoke" => options.suites.extend(&SMOKE),
+                        name => options.suites.push(suite(name)?),
+                    }
+                }
+                "--shell" => options.shell = true,
+                "--" => options.filter.extend(words.by_ref().map(str::to_owned)),
+                other => bail!("unknown option {other}; there are --suite, --shell and -- FILTER"),
+            }
+        }
+        if options.suites.is_empty() {
+            options.suites.extend(&WHOLE);
+        }
+        ensure!(!options.filter.iter().any(|word| word.contains('\n')), "a filter is one line");
+        Ok(options)
+    }
+}
+
+fn suite(name: &str) -> Result<&'static Suite> {
+    let all = || WHOLE.iter().chain(&SMOKE);
+    let found = all().find(|suite| suite.name == name);
+    found.with_context(|| {
+        let known = names(&all().collect::<Vec<_>>());
+        format!("there is no suite {name}; there are {known}, and smoke for both of its kind")
+    })
+}
+
+/// How often a box is booted for the same suite. QEMU before 8.1 translates code without holding off
+/// who writes it just then (`init.sh` says more, and what is done about it); a box that this
+/// happens to hangs or panics. Then what had not ended begins again, and that is said. A test that
+/// fails is a failure at once.
+const ATTEMPTS: u32 = 3;
+
+/// Builds what is missing, boots the box, and fails unless every suite passed in it.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let guest = guest::build(&guest::Options::ALL)?;
+    let dir = workspace::target_dir()?.join("kvm-box");
+    let results = dir.join("results");
+    std::fs::create_dir_all(&results)
+        .with_context(|| format!("failed to create {}", results.display()))?;
+    let lock = guest::lock(&dir)?;
+    guest::stamp::sweep(&dir)?;
+    let root = root::build(&dir)?;
+    if options.shell {
+        let run = Run { scratch: guest::stamp::scratch(&dir)?, guest, root };
+        payload::build(&run, &options.suites, options)?;
+        return machine::shell(&run);
+    }
+
+    let mut left = options.suites.clone();
+    let mut failed = Vec::new();
+    for attempt in 1..=ATTEMPTS {
+        let (guest, root) = (guest.clone(), root.clone());
+        let run = Run { scratch: guest::stamp::scratch(&dir)?, guest, root };
+        payload::build(&run, &left, options)?;
+        let minutes = left.iter().map(|suite| suite.minutes).sum::<u64>() + 5;
+        let ran = machine::run(&run, &results, Duration::from_secs(60 * minutes))?;
+        failed.extend(report::judge(&mut left, &ran)?);
+        if left.is_empty() {
+            break;
+        }
+        eprintln!(
+            "kvm-box: THE BOX BROKE DOWN ({attempt} of {ATTEMPTS}), as its emulation now and then \
+             does; its console is in {}",
+            results.join(machine::CONSOLE_LOG).display()
+        );
+    }
+    drop(lock);
+    ensure!(left.is_empty(), "the box did not get to the end of {}", names(&left));
+    ensure!(failed.is_empty(), "failed in the box: {}", names(&failed));
+    Ok(())
+}
+
+fn names(suites: &[&Suite]) -> String {
+    suites.iter().map(|suite| suite.name).collect::<Vec<_>>().join(", ")
+}
+
+/// Where the parts of one run are.
+struct Run {
+    /// Of this run alone, gone with it.
+    scratch: tempfile::TempDir,
+    guest: PathBuf,
+    root: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn suites_are_chosen_by_name_and_the_rest_is_the_filter() {
+        let chosen = |words: &[&str]| Options::parse(words).map(|options| names(&options.suites));
+        assert_eq!(chosen(&[]).expect("all"), "qemu-conformance, e2e");
+        assert_eq!(chosen(&["--suite", "smoke"]).expect("both"), "qemu-smoke, e2e-smoke");
+        let options = Options::parse(&["--suite", "e2e", "--", "sleep::", "--suite"]).expect("one");
+        assert_eq!((names(&options.suites).as_str(), options.filter.len()), ("e2e", 2));
+        for bad in [&["--suite"][..], &["--suite", "e3e"], &["e2e"]] {
+            chosen(bad).expect_err("a typo is no choice");
+        }
+    }
+}

@@ -1,0 +1,78 @@
+#!/bin/sh
+# Makes the box a host like any other, runs the suites it finds, says how each ended, and powers off.
+set -u
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/box TMPDIR=/box/tmp LC_ALL=C.UTF-8
+
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+mkdir -p /dev/pts /dev/shm
+mount -t devpts devpts /dev/pts
+mount -t tmpfs -o mode=1777 shm /dev/shm
+mount -t tmpfs -o mode=755 run /run
+mount -t tmpfs -o mode=1777 tmp /tmp
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+# A box that hangs is better dead: then it is noticed.
+echo 1 >/proc/sys/kernel/panic_on_rcu_stall
+hostname kvm-box
+ip link set lo up
+
+# port NAME: the device of a channel to the host.
+port() {
+    for name in /sys/class/virtio-ports/*/name; do
+        if [ "$(cat "$name")" = "$1" ]; then echo "/dev/$(basename "${name%/name}")"; fi
+    done
+}
+off() {
+    sync
+    umount /box 2>/dev/null || mount -o remount,ro /box
+    echo o >/proc/sysrq-trigger
+    # Only until the machine is gone; PID 1 must not end before.
+    while :; do sleep 1; done
+}
+
+result=$(port result)
+output=$(port output)
+exec >"${output:-/dev/hvc0}" 2>&1
+modprobe -a kvm-amd tun || { echo "fatal: no KVM modules" >"$result"; off; }
+[ -c /dev/kvm ] || { echo "fatal: there is no /dev/kvm" >"$result"; off; }
+echo "kvm-box: up, Linux $(uname -r), $(grep -o -w -E -m 1 'svm|vmx' /proc/cpuinfo), /dev/kvm"
+
+# QEMU before 8.1 may translate a piece of the box's kernel while another CPU patches it, and keep that
+# translation: the kernel then traps there for ever. KVM patches itself whenever the first machine
+# comes or the last one goes, and so does the scheduler with the first limit on CPU time. So here
+# is one of each that stays.
+mkdir /sys/fs/cgroup/pin
+echo +cpu >/sys/fs/cgroup/cgroup.subtree_control
+echo "50000 100000" >/sys/fs/cgroup/pin/cpu.max
+qemu-system-x86_64 -machine microvm -accel kvm -cpu host -m 16M -S -nodefaults -display none \
+    </dev/null >/dev/null &
+pin=$!
+tries=0
+until ls -l "/proc/$pin/fd" 2>/dev/null | grep -q kvm-vcpu; do
+    tries=$((tries + 1))
+    [ $tries -lt 300 ] || { echo "fatal: KVM makes no machine" >"$result"; off; }
+    sleep 0.2
+done
+
+if [ -e /box/shell ]; then
+    cd /box || off
+    setsid -c bash -i </dev/hvc0
+    off
+fi
+
+for suite in /box/suites/*; do
+    name=${suite##*/[0-9][0-9]-}
+    boots=/box/boots-$name
+    : >"$boots"
+    set --
+    while IFS= read -r word; do set -- "$@" "$word"; done <"$suite"
+    echo "kvm-box: suite $name"
+    begun=$(cut -d. -f1 /proc/uptime)
+    (cd /box && BHATTI_BOOT_LOG=$boots exec env "$@")
+    code=$?
+    took=$(($(cut -d. -f1 /proc/uptime) - begun))
+    echo "suite $name code $code boots $(wc -l <"$boots") seconds $took" >>"$result"
+done
+echo "done" >>"$result"
+off

@@ -1,0 +1,178 @@
+//! The box itself: an emulated machine whose CPU can run machines.
+//!
+//! Why its command line is what it is stands in the engine's `cmdline.rs`; this is the same machine
+//! with a large cache of translated code and two disks.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::Run;
+use super::payload::{BOX, INITRAMFS};
+use crate::guest::kernel;
+use crate::process;
+
+const MACHINE: &str = "microvm,acpi=on,pit=off,pic=off,rtc=on,isa-serial=on,x-option-roms=off,\
+    auto-kernel-cmdline=off";
+const KERNEL_LINE: &str = "console=ttyS0 loglevel=4 panic=-1 reboot=t cryptomgr.notests=1 \
+    8250.nr_uarts=1 audit=0 no_timer_check nowatchdog oops=panic \
+    rcupdate.rcu_cpu_stall_timeout=60 mitigations=off nokaslr init_on_alloc=0 \
+    tsc=reliable norandmaps";
+/// Two VMMs with a guest each, and what the tests keep in memory.
+const MEMORY_MIB: u32 = 6144;
+/// Kernel, agent, libraries and QEMU are all translated once, if there is room.
+const TRANSLATED_MIB: u32 = 512;
+/// The box's kernel log, in the directory of the results.
+pub(super) const CONSOLE_LOG: &str = "console.log";
+/// How long the box takes to its first word; six seconds on an idle machine.
+const BOOT_DEADLINE: Duration = Duration::from_secs(180);
+/// Longer than one test takes, of which the last may run alone.
+const LONGEST_SILENCE: Duration = Duration::from_secs(15 * 60);
+
+/// What came out of a box.
+#[derive(Debug)]
+pub(super) struct Ran {
+    /// What the tests printed.
+    pub(super) output: String,
+    /// What the box says of each suite.
+    pub(super) results: String,
+}
+
+/// Boots the box, shows what it prints, and waits for its end.
+pub(super) fn run(run: &Run, results: &Path, patience: Duration) -> Result<Ran> {
+    let result_file = run.scratch.path().join("result");
+    let mut command = command(run)?;
+    // Files are always open. A terminal would be closed at once, for want of somebody who types.
+    channel(&mut command, "output", "/dev/stdout".as_ref());
+    channel(&mut command, "result", &result_file);
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = command.spawn().context("failed to start the box's QEMU")?;
+    let watched = watch(&mut child, &results.join("output.log"), patience);
+    // Killed if it still runs; either way it is collected.
+    let ended = child.kill().and_then(|()| child.wait()).context("failed to end the box")?;
+    let console = results.join(CONSOLE_LOG);
+    let kept = fs::copy(run.scratch.path().join(CONSOLE_LOG), &console);
+    kept.with_context(|| format!("failed to write {}", console.display()))?;
+    let output = watched.with_context(|| {
+        format!("the box did not get to its end ({ended}); its console is in {}", console.display())
+    })?;
+    let results = fs::read_to_string(&result_file).unwrap_or_default();
+    Ok(Ran { output, results })
+}
+
+/// Boots the box with its console on this terminal.
+pub(super) fn shell(run: &Run) -> Result<()> {
+    let mut command = command(run)?;
+    command.args(["-chardev", "stdio,id=terminal,signal=off"]);
+    command.args(["-device", "virtconsole,chardev=terminal"]);
+    process::run(&mut command)
+}
+
+fn channel(command: &mut Command, name: &str, file: &Path) {
+    command.arg("-chardev").arg(format!("file,id={name},path={}", file.display()));
+    command.arg("-device").arg(format!("virtserialport,chardev={name},name={name}"));
+}
+
+/// Passes on what the box prints until it has powered off or broken down.
+fn watch(child: &mut Child, log: &Path, patience: Duration) -> Result<String> {
+    let stdout = child.stdout.take().context("its output is piped")?;
+    let mut log =
+        fs::File::create(log).with_context(|| format!("failed to open {}", log.display()))?;
+    let (lines, received) = mpsc::channel();
+    // It ends with the box, which the caller ends.
+    std::thread::spawn(move || {
+        let mut reader = BufReader::new(stdout);
+        let mut line = Vec::new();
+        while reader.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
+            let text = String::from_utf8_lossy(&line).into_owned();
+            line.clear();
+            if lines.send(text).is_err() {
+                break;
+            }
+        }
+    });
+    let deadline = Instant::now() + patience;
+    let mut output = String::new();
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let silence = if output.is_empty() { BOOT_DEADLINE } else { LONGEST_SILENCE };
+        let silence = silence.min(left);
+        match received.recv_timeout(silence) {
+            Ok(line) => {
+                eprint!("{line}");
+                log.write_all(line.as_bytes()).context("failed to keep what the box says")?;
+                output.push_str(&line);
+            }
+            Err(RecvTimeoutError::Disconnected) => return Ok(output),
+            Err(RecvTimeoutError::Timeout) if output.is_empty() => {
+                bail!("it said nothing within {} s", silence.as_secs())
+            }
+            Err(RecvTimeoutError::Timeout) if left > silence => {
+                eprintln!("kvm-box: it has said nothing for {} minutes", silence.as_secs() / 60);
+                return Ok(output);
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                bail!("it was not done within {} minutes", patience.as_secs() / 60)
+            }
+        }
+    }
+}
+
+/// QEMU with everything but its channels.
+fn command(run: &Run) -> Result<Command> {
+    let scratch = run.scratch.path();
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").context("failed to read /proc/cpuinfo")?;
+    let khz = tsc_khz(&cpuinfo).context("/proc/cpuinfo names no bogomips")?;
+    // If we are killed, so is the box; and others have work to do on this machine.
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "nice", "-n", "10", "qemu-system-x86_64"]);
+    command.args(["-machine", MACHINE, "-cpu", "max", "-smp", "2"]);
+    command.arg("-accel").arg(format!("tcg,thread=multi,tb-size={TRANSLATED_MIB}"));
+    command.arg("-m").arg(format!("{MEMORY_MIB}M"));
+    command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
+    command.args(["-bios", "/usr/share/qemu/qboot.rom"]);
+    command.arg("-kernel").arg(run.guest.join(kernel::VMLINUX));
+    command.arg("-initrd").arg(scratch.join(INITRAMFS));
+    command.arg("-append").arg(format!("{KERNEL_LINE} tsc_early_khz={khz}"));
+    command.arg("-chardev");
+    command.arg(format!("file,id=console,path={}", scratch.join(CONSOLE_LOG).display()));
+    command.args(["-serial", "chardev:console"]);
+    for (name, file, how) in [
+        ("root", run.root.clone(), "readonly=on"),
+        ("box", scratch.join(BOX), "cache=unsafe,discard=unmap"),
+    ] {
+        command.arg("-drive");
+        command.arg(format!("if=none,id={name},format=raw,file={},{how}", file.display()));
+        command.arg("-device").arg(format!("virtio-blk-device,drive={name},serial={name}"));
+    }
+    command.args(["-device", "virtio-rng-device"]);
+    command.args(["-device", "virtio-serial-device,max_ports=4"]);
+    Ok(command)
+}
+
+/// The frequency of the host's time stamp counter, which under emulation is the box's too and which
+/// it cannot measure by itself on a busy host. A bogomips is two of these by definition.
+fn tsc_khz(cpuinfo: &str) -> Option<u64> {
+    let line = cpuinfo.lines().find_map(|line| line.strip_prefix("bogomips"))?;
+    let value = line.trim_start().strip_prefix(':')?.trim();
+    let (whole, hundredths) = value.split_once('.')?;
+    let hundredths = (hundredths.len() == 2).then(|| hundredths.parse::<u64>().ok())??;
+    Some((whole.parse::<u64>().ok()? * 100 + hundredths) * 5)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_counters_frequency_is_half_the_bogomips() {
+        assert_eq!(tsc_khz("cpu MHz\t: 1.0\nbogomips\t: 4890.86\n"), Some(2_445_430));
+        assert_eq!(tsc_khz("bogomips\t: 4890\n"), None);
+        assert_eq!(tsc_khz(""), None);
+    }
+}

@@ -1,0 +1,156 @@
+//! The disk with what is to be tested: the release build, test binaries, and the guest's files, in
+//! the places where they would find each other in `target/`.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
+use super::{Options, Run, SKIPPED, Suite, root};
+use crate::guest::cpio::{self, Entry, Tree};
+use crate::guest::kernel;
+use crate::{process, workspace};
+
+/// The disk's file, beside [`INITRAMFS`] in the run's own directory.
+pub(super) const BOX: &str = "box.ext4";
+/// What the box starts from.
+pub(super) const INITRAMFS: &str = "initramfs.cpio";
+/// Snapshots and disks of the tests go there too; the file is sparse.
+const SIZE: &str = "16G";
+/// What machines boot from.
+const GUEST_FILES: [&str; 3] = ["vmlinux", "initramfs.cpio", "rootfs-minimal-amd64.ext4"];
+
+/// Builds the binaries, and the two files the box is booted with.
+pub(super) fn build(run: &Run, suites: &[&Suite], options: &Options) -> Result<()> {
+    let tree = run.scratch.path().join("box");
+    for dir in ["target/release/deps", "target/guest", "suites", "tmp"] {
+        let dir = tree.join(dir);
+        fs::create_dir_all(&dir).with_context(|| format!("failed to create {}", dir.display()))?;
+    }
+    for name in GUEST_FILES {
+        place(&run.guest.join(name), &tree.join("target/guest").join(name))?;
+    }
+    eprintln!("kvm-box: building bhatti");
+    let program = executable_of(&["build"], "bhatti", "bin", "bhatti")?;
+    place(&program, &tree.join("target/release/bhatti"))?;
+    for (number, suite) in suites.iter().enumerate() {
+        eprintln!("kvm-box: building {}", suite.name);
+        let binary = executable_of(&["test", "--no-run"], suite.package, "test", "all")?;
+        let place_in_box = format!("target/release/deps/{}", suite.name);
+        place(&binary, &tree.join(&place_in_box))?;
+        let words = command(suite, &format!("/box/{place_in_box}"), &options.filter);
+        write(&tree.join(format!("suites/{number:02}-{}", suite.name)), &words)?;
+    }
+    write(&tree.join("init"), include_str!("init.sh"))?;
+    fs::set_permissions(tree.join("init"), fs::Permissions::from_mode(0o755))
+        .context("failed to make the box's init executable")?;
+    if options.shell {
+        write(&tree.join("shell"), "")?;
+    }
+    process::run_quiet(
+        Command::new("mke2fs")
+            .args(["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-L", "box"])
+            .args(["-E", "root_owner=0:0,nodiscard", "-d"])
+            .arg(&tree)
+            .arg(run.scratch.path().join(BOX))
+            .arg(SIZE),
+    )?;
+    initramfs(run)
+}
+
+/// The words of a suite's command, for `env`, one a line.
+fn command(suite: &Suite, binary: &str, filter: &[String]) -> String {
+    let environment =
+        ["BHATTI_BIN=/box/target/release/bhatti", "BHATTI_GUEST_DIR=/box/target/guest"]
+            .into_iter()
+            .chain(["BHATTI_TEST_ACCEL=kvm", "BHATTI_TEST_PATIENCE=4", "RUST_BACKTRACE=1"])
+            .chain(suite.environment.iter().copied());
+    let arguments = SKIPPED.iter().chain(suite.arguments).copied();
+    let words = environment.chain([binary]).chain(arguments);
+    let words = words.chain(filter.iter().map(String::as_str));
+    words.map(|word| format!("{word}\n")).collect()
+}
+
+/// Builds a package in release mode and says where the executable of one of its targets is.
+fn executable_of(verb: &[&str], package: &str, kind: &str, target: &str) -> Result<PathBuf> {
+    let mut command = workspace::cargo();
+    command.args(verb).args(["--release", "--locked", "--quiet", "--package", package]);
+    command.args([&format!("--{kind}"), target]);
+    command.args(["--message-format", "json-render-diagnostics"]);
+    let messages = process::output(&mut command)?;
+    executable(&messages, kind, target)
+        .with_context(|| format!("cargo names no executable for {package}'s {kind} {target}"))
+}
+
+fn executable(messages: &str, kind: &str, target: &str) -> Option<PathBuf> {
+    messages.lines().filter_map(|line| serde_json::from_str(line).ok()).find_map(
+        |message: serde_json::Value| {
+            let of = &message["target"];
+            let wanted = of["name"] == target && of["kind"][0] == kind;
+            let path = message["executable"].as_str().filter(|_| wanted)?;
+            Some(PathBuf::from(path))
+        },
+    )
+}
+
+/// A small system that finds the box's disks and goes on in there.
+fn initramfs(run: &Run) -> Result<()> {
+    let busybox = root::read(&run.root, "/usr/bin/busybox", run.scratch.path())?;
+    let mut tree: Tree = ["bin", "dev", "newroot", "proc", "sys"]
+        .into_iter()
+        .map(|name| (name.to_owned(), Entry::Directory))
+        .collect();
+    tree.insert("dev/console".into(), Entry::CharDevice { mode: 0o600, major: 5, minor: 1 });
+    tree.insert("bin/busybox".into(), Entry::File { mode: 0o755, content: busybox });
+    let start = include_bytes!("start.sh").to_vec();
+    tree.insert("init".into(), Entry::File { mode: 0o755, content: start });
+
+    let modules = run.guest.join(kernel::MODULES);
+    let modules =
+        fs::read(&modules).with_context(|| format!("failed to read {}", modules.display()))?;
+    let mut archive = cpio::archive(&tree);
+    archive.extend_from_slice(&modules);
+    let path = run.scratch.path().join(INITRAMFS);
+    fs::write(&path, archive).with_context(|| format!("failed to write {}", path.display()))
+}
+
+/// A link where one is possible: nobody writes what lies there.
+fn place(from: &Path, to: &Path) -> Result<()> {
+    if fs::hard_link(from, to).is_ok() {
+        return Ok(());
+    }
+    // Unlike `fs::copy`, it leaves holes.
+    process::run_quiet(Command::new("cp").arg("--sparse=always").arg(from).arg(to))
+}
+
+fn write(path: &Path, content: &str) -> Result<()> {
+    fs::write(path, content).with_context(|| format!("failed to write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_executable_is_found_among_what_cargo_says() {
+        let messages = "\
+            {\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"all\",\"kind\":[\"lib\"]},\"executable\":null}\n\
+            not JSON\n\
+            {\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"all\",\"kind\":[\"test\"]},\"executable\":\"/t/all-1\"}\n\
+            {\"reason\":\"build-finished\",\"success\":true}\n";
+        assert_eq!(executable(messages, "test", "all"), Some("/t/all-1".into()));
+        assert_eq!(executable(messages, "bin", "all"), None);
+        assert_eq!(executable(messages, "test", "other"), None);
+    }
+
+    #[test]
+    fn a_suites_words_are_one_a_line_and_the_filter_comes_last() {
+        let suite = &super::super::WHOLE[0];
+        let words = command(suite, "/box/x", &["boots and".to_owned()]);
+        let words: Vec<_> = words.lines().collect();
+        assert!(words.contains(&"BHATTI_TEST_ACCEL=kvm") && words.contains(&"/box/x"));
+        assert_eq!(words.last(), Some(&"boots and"));
+    }
+}
