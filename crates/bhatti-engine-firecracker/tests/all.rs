@@ -4,10 +4,16 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "all/confinement.rs"]
+mod confinement;
 #[path = "all/conformance.rs"]
 mod conformance;
+#[path = "all/endurance.rs"]
+mod endurance;
 #[path = "all/harness.rs"]
 mod harness;
+#[path = "all/network.rs"]
+mod network;
 
 /// A file that is not in the list above would never run.
 #[test]
