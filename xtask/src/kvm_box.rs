@@ -85,7 +85,7 @@ const FIRECRACKER: Suite = Suite {
     minutes: 60,
 };
 
-/// What `make test` has time for: boot, exec, confinement, sleep and wake, clones, and a daemon that
+/// Small enough for every change: boot, exec, confinement, sleep and wake, clones, and a daemon that
 /// is killed.
 const SMOKE: [Suite; 2] = [
     Suite {

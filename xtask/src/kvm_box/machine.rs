@@ -4,13 +4,13 @@
 //! with a large cache of translated code and two disks.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, ensure};
 
 use super::Run;
 use super::payload::{BOX, INITRAMFS};
@@ -29,10 +29,8 @@ const MEMORY_MIB: u32 = 6144;
 const TRANSLATED_MIB: u32 = 512;
 /// The box's kernel log, in the directory of the results.
 pub(super) const CONSOLE_LOG: &str = "console.log";
-/// How long the box takes to its first word; six seconds on an idle machine.
-const BOOT_DEADLINE: Duration = Duration::from_secs(180);
-/// Longer than one test takes, of which the last may run alone.
-const LONGEST_SILENCE: Duration = Duration::from_secs(15 * 60);
+/// A box without a pulse for this long is dead; it has one every ten seconds.
+const PULSE_DEADLINE: Duration = Duration::from_secs(180);
 
 /// What came out of a box.
 #[derive(Debug)]
@@ -50,9 +48,11 @@ pub(super) fn run(run: &Run, results: &Path, patience: Duration) -> Result<Ran> 
     // Files are always open. A terminal would be closed at once, for want of somebody who types.
     channel(&mut command, "output", "/dev/stdout".as_ref());
     channel(&mut command, "result", &result_file);
+    let pulse = run.scratch.path().join("pulse");
+    channel(&mut command, "pulse", &pulse);
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = command.spawn().context("failed to start the box's QEMU")?;
-    let watched = watch(&mut child, &results.join("output.log"), patience);
+    let watched = watch(&mut child, &results.join("output.log"), &pulse, patience);
     // Killed if it still runs; either way it is collected.
     let ended = child.kill().and_then(|()| child.wait()).context("failed to end the box")?;
     let console = results.join(CONSOLE_LOG);
@@ -79,14 +79,45 @@ fn channel(command: &mut Command, name: &str, file: &Path) {
 }
 
 /// Passes on what the box prints until it has powered off or broken down.
-fn watch(child: &mut Child, log: &Path, patience: Duration) -> Result<String> {
-    let stdout = child.stdout.take().context("its output is piped")?;
+fn watch(child: &mut Child, log: &Path, pulse: &Path, patience: Duration) -> Result<String> {
     let mut log =
         fs::File::create(log).with_context(|| format!("failed to open {}", log.display()))?;
+    let lines = lines(child.stdout.take().context("its output is piped")?);
+    let started = Instant::now();
+    let (mut beats, mut felt) = (0, started);
+    let mut output = String::new();
+    loop {
+        match lines.recv_timeout(Duration::from_secs(1)) {
+            Ok(line) => {
+                eprint!("{line}");
+                log.write_all(line.as_bytes()).context("failed to keep what the box says")?;
+                output.push_str(&line);
+            }
+            Err(RecvTimeoutError::Disconnected) => return Ok(output),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        let now = fs::metadata(pulse).map_or(0, |pulse| pulse.len());
+        if now > beats {
+            (beats, felt) = (now, Instant::now());
+        }
+        if felt.elapsed() > PULSE_DEADLINE {
+            ensure!(beats > 0, "it did not boot within {} s", PULSE_DEADLINE.as_secs());
+            eprintln!("kvm-box: no pulse for {} s", PULSE_DEADLINE.as_secs());
+            return Ok(output);
+        }
+        ensure!(
+            started.elapsed() < patience,
+            "it was not done within {} minutes",
+            patience.as_secs() / 60
+        );
+    }
+}
+
+/// What comes out of a pipe, line by line, from a thread that ends with the pipe.
+fn lines(pipe: impl Read + Send + 'static) -> mpsc::Receiver<String> {
     let (lines, received) = mpsc::channel();
-    // It ends with the box, which the caller ends.
     std::thread::spawn(move || {
-        let mut reader = BufReader::new(stdout);
+        let mut reader = BufReader::new(pipe);
         let mut line = Vec::new();
         while reader.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
             let text = String::from_utf8_lossy(&line).into_owned();
@@ -96,31 +127,7 @@ fn watch(child: &mut Child, log: &Path, patience: Duration) -> Result<String> {
             }
         }
     });
-    let deadline = Instant::now() + patience;
-    let mut output = String::new();
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let silence = if output.is_empty() { BOOT_DEADLINE } else { LONGEST_SILENCE };
-        let silence = silence.min(left);
-        match received.recv_timeout(silence) {
-            Ok(line) => {
-                eprint!("{line}");
-                log.write_all(line.as_bytes()).context("failed to keep what the box says")?;
-                output.push_str(&line);
-            }
-            Err(RecvTimeoutError::Disconnected) => return Ok(output),
-            Err(RecvTimeoutError::Timeout) if output.is_empty() => {
-                bail!("it said nothing within {} s", silence.as_secs())
-            }
-            Err(RecvTimeoutError::Timeout) if left > silence => {
-                eprintln!("kvm-box: it has said nothing for {} minutes", silence.as_secs() / 60);
-                return Ok(output);
-            }
-            Err(RecvTimeoutError::Timeout) => {
-                bail!("it was not done within {} minutes", patience.as_secs() / 60)
-            }
-        }
-    }
+    received
 }
 
 /// QEMU with everything but its channels.
