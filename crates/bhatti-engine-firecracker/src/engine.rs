@@ -28,10 +28,10 @@ use tokio::time::timeout;
 
 use crate::api::Api;
 use crate::config::{InstanceInfo, InstanceState};
-use crate::disk;
 use crate::launch::{Origin, watched};
 use crate::probe::{self, Program};
 use crate::vm::{FirecrackerVm, Parts};
+use crate::{disk, hold};
 
 /// Memory of snapshots that no machine uses just now and the next clone finds loaded, and how much.
 const IDLE_TEMPLATES: usize = 2;
@@ -40,6 +40,8 @@ const IDLE_TEMPLATE_BYTES: u64 = 1 << 30;
 const ADOPTION_PATIENCE: Duration = Duration::from_secs(1);
 /// How long the kernel may take to end a process that was killed.
 const DEATH_DEADLINE: Duration = Duration::from_secs(10);
+/// How long it may take to begin with that.
+const DEATH_PATIENCE: Duration = Duration::from_secs(1);
 /// The name of the filter inside.
 pub(crate) const SECCOMP_FILTER: &str = "/seccomp.bpf";
 
@@ -103,6 +105,7 @@ impl FirecrackerEngine {
             source,
         })?;
         confine::rehearse(&program.path, &jail)?;
+        hold::rehearse(&program.path)?;
         let cgroups = Cgroups::prepare(&config.cgroup)?;
         let mut warnings = cgroups.warnings().to_vec();
         warnings.extend(program.warning.clone());
@@ -191,7 +194,7 @@ impl Inner {
         };
         // Who was killed closes his socket a moment before he is dead. If he was our child, somebody
         // has to collect him.
-        if state.is_none() && has_ended_within(&process, Duration::from_secs(1)).await {
+        if state.is_none() && process.ends_within(DEATH_PATIENCE, DEATH_DEADLINE).await {
             self.remove_traces(record).await?;
             return Ok(None);
         }
@@ -211,7 +214,7 @@ impl Inner {
     async fn end(&self, record: &VmRecord) -> Result<(), EngineError> {
         if let Some(process) = self.recorded(record)? {
             process.kill();
-            if !has_ended_within(&process, DEATH_DEADLINE).await {
+            if !process.ends_within(DEATH_DEADLINE, Duration::ZERO).await {
                 let seconds = DEATH_DEADLINE.as_secs();
                 return Err(EngineError::Timeout { action: "end when killed", seconds });
             }
@@ -283,11 +286,6 @@ async fn to_its_end(
 async fn state_soon(api: &Api) -> Option<InstanceState> {
     let asked = timeout(ADOPTION_PATIENCE, api.get::<InstanceInfo>("/")).await;
     asked.ok()?.ok().map(|info| info.state)
-}
-
-/// Whether the process ends in that time; if so, and if it was our child, it is collected.
-async fn has_ended_within(process: &Process, patience: Duration) -> bool {
-    timeout(patience, process.ended()).await.is_ok()
 }
 
 fn cannot_clear(source: io::Error) -> EngineError {

@@ -11,6 +11,9 @@ use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
+use bhatti_engine::EngineError;
+use bhatti_vmm::file_error;
+use camino::Utf8Path;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -24,6 +27,20 @@ pub(crate) struct Held<'a> {
     hold: &'a Hold,
     /// The kernel's name for the question; also a descriptor of the file.
     file: OwnedFd,
+}
+
+/// Finds out whether this kernel can hold anybody, on some file of ours that is always there.
+pub(crate) fn rehearse(path: &Utf8Path) -> Result<(), EngineError> {
+    let file = File::open(path).map_err(file_error("open", path))?;
+    match Hold::on(&file) {
+        Ok(_) => Ok(()),
+        Err(source) => Err(EngineError::Confine {
+            what: "cannot ask this kernel to hold who opens a file (fanotify permission events), \
+                   which waking a machine needs"
+                .to_owned(),
+            source,
+        }),
+    }
 }
 
 impl Hold {

@@ -7,17 +7,26 @@
 //! open no other TAP in there: each belongs to a user of its own and is open already, and its system
 //! call filter lets it make no socket but Unix ones.
 
+use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use bhatti_engine::Private;
 use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
 const TUNSETPERSIST: libc::c_ulong = 0x4004_54cb;
 const TUNSETOWNER: libc::c_ulong = 0x4004_54cc;
 const TUNGETIFF: libc::c_ulong = 0x8004_54d2;
 const SIOCGSKNS: libc::c_ulong = 0x894c;
+const SIOCETHTOOL: libc::c_ulong = 0x8946;
+const ETHTOOL_GLINK: u32 = 0x0a;
+const SOCKET_FLAGS: SockFlag = SockFlag::SOCK_CLOEXEC;
+/// How long somebody may have a copy of our descriptor, and how often to look meanwhile.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_STEP: Duration = Duration::from_millis(2);
 const DEVICE: &str = "/dev/net/tun";
 /// More than a VMM may have open.
 const MOST_DESCRIPTORS: usize = 256;
@@ -40,7 +49,48 @@ impl Tap {
         let network = unsafe { OwnedFd::from_raw_fd(network) };
         set(&tap, TUNSETOWNER, owner.uid)?;
         set(&tap, TUNSETPERSIST, 1)?;
-        Ok(Self { name, network })
+        drop(tap);
+        let tap = Self { name, network };
+        match tap.wait_until_free() {
+            Ok(()) => Ok(tap),
+            Err(error) => {
+                tap.abandon();
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits until nobody holds it: a process that is just being started has copies of all our
+    /// descriptors, close-on-exec or not, and only one process may hold a TAP.
+    fn wait_until_free(&self) -> io::Result<()> {
+        let end = Instant::now() + LINGER;
+        self.in_its_network(|| {
+            let socket = socket(AddressFamily::Inet, SockType::Datagram, SOCKET_FLAGS, None)?;
+            // The kernel has no event for this.
+            while has_carrier(&socket, &self.name)? {
+                if Instant::now() > end {
+                    return Err(io::Error::from_raw_os_error(libc::EBUSY));
+                }
+                std::thread::sleep(LINGER_STEP);
+            }
+            Ok(())
+        })
+    }
+
+    /// Does something in its namespace, on a thread of its own, because that changes its namespace for
+    /// good.
+    fn in_its_network<T: Send>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send,
+    ) -> io::Result<T> {
+        let enter = || {
+            setns(&self.network, CloneFlags::CLONE_NEWNET)?;
+            work()
+        };
+        match std::thread::scope(|scope| scope.spawn(enter).join()) {
+            Ok(done) => done,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -81,26 +131,40 @@ impl Tap {
 
     /// Removes it: its VMM did not come to open it.
     pub(crate) fn abandon(self) {
-        // A thread changes its namespace for good.
-        let removing = move || -> io::Result<()> {
-            setns(&self.network, CloneFlags::CLONE_NEWNET)?;
-            let device = std::fs::OpenOptions::new().read(true).write(true).open(DEVICE)?;
-            let device = OwnedFd::from(device);
-            let mut request = request(&self.name);
-            let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-            request.ifr_ifru.ifru_flags = flags as libc::c_short;
-            // SAFETY: the request is a valid structure for the time of the call.
-            check(unsafe { libc::ioctl(device.as_raw_fd(), TUNSETIFF, &raw mut request) })?;
-            set(&device, TUNSETPERSIST, 0)
-        };
-        let done = std::thread::spawn(removing).join();
-        match done {
-            Ok(Ok(())) => {}
-            // It is not there, or its VMM still has it, and it goes with that.
-            Ok(Err(error)) => tracing::debug!(%error, "a TAP cannot be removed"),
-            Err(panic) => std::panic::resume_unwind(panic),
+        let remove = || -> io::Result<()> { set(&open(&self.name)?, TUNSETPERSIST, 0) };
+        // It is not there, or its VMM still has it, and it goes with that.
+        if let Err(error) = self.in_its_network(remove) {
+            tracing::debug!(%error, tap = self.name, "a TAP cannot be removed");
         }
     }
+}
+
+/// Opens a TAP of the thread's network by its name.
+fn open(name: &str) -> io::Result<OwnedFd> {
+    let device = OwnedFd::from(OpenOptions::new().read(true).write(true).open(DEVICE)?);
+    let mut request = request(name);
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    // SAFETY: the request is a valid structure for the time of the call.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), TUNSETIFF, &raw mut request) })?;
+    Ok(device)
+}
+
+/// Whether a process holds the TAP of that name in the socket's network. The kernel says so only of one
+/// that is up, as ours are.
+fn has_carrier(socket: &OwnedFd, name: &str) -> io::Result<bool> {
+    /// `struct ethtool_value`.
+    #[repr(C)]
+    struct Value {
+        command: u32,
+        data: u32,
+    }
+    let mut value = Value { command: ETHTOOL_GLINK, data: 0 };
+    let mut request = request(name);
+    request.ifr_ifru.ifru_data = (&raw mut value).cast();
+    // SAFETY: the request and what it points to are valid structures for the time of the call.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) })?;
+    Ok(value.data != 0)
 }
 
 fn name_of(tap: &OwnedFd) -> io::Result<String> {
@@ -129,4 +193,94 @@ fn set(tap: &OwnedFd, what: libc::c_ulong, value: u32) -> io::Result<()> {
 
 fn check(result: i32) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use nix::sched::unshare;
+
+    use super::*;
+
+    const OWNER: Private = Private { uid: 64123, gid: 64123 };
+
+    /// On a thread with a network of its own. Needs root.
+    fn in_a_network(test: impl FnOnce() + Send) {
+        let body = || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            test();
+        };
+        std::thread::scope(|scope| scope.spawn(body).join().unwrap());
+    }
+
+    /// As the daemon makes them. Each test has a name of its own: they are one process.
+    fn new(name: &str) -> OwnedFd {
+        let tap = open(name).unwrap();
+        let socket = socket(AddressFamily::Inet, SockType::Datagram, SOCKET_FLAGS, None).unwrap();
+        let mut request = request(name);
+        request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
+        // SAFETY: the request is a valid structure for the time of the call.
+        let up = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request) };
+        check(up).unwrap();
+        tap
+    }
+
+    fn exists(name: &str) -> bool {
+        let socket = socket(AddressFamily::Inet, SockType::Datagram, SOCKET_FLAGS, None).unwrap();
+        has_carrier(&socket, name).is_ok()
+    }
+
+    #[test]
+    fn it_is_handed_over_once_nobody_has_a_copy() {
+        in_a_network(|| {
+            let tap = new("tap1");
+            let copy = tap.try_clone().unwrap();
+            let (done, prepared) = mpsc::channel();
+            let waiting = std::thread::spawn(move || {
+                done.send(Tap::prepare(tap, OWNER)).unwrap();
+            });
+            let early = prepared.recv_timeout(Duration::from_millis(50));
+            assert!(early.is_err(), "somebody has it");
+            drop(copy);
+            let tap = prepared.recv().unwrap().unwrap();
+            waiting.join().unwrap();
+            // The VMM's place is taken by this.
+            let opened = open("tap1").unwrap();
+            let pid = i32::try_from(std::process::id()).unwrap();
+            tap.leave_to(pid).unwrap();
+            drop(opened);
+            wait_until_gone("tap1");
+        });
+    }
+
+    #[test]
+    fn what_somebody_keeps_is_not_handed_over() {
+        in_a_network(|| {
+            let tap = new("tap2");
+            let copy = tap.try_clone().unwrap();
+            let error = Tap::prepare(tap, OWNER).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EBUSY));
+            drop(copy);
+        });
+    }
+
+    #[test]
+    fn what_is_abandoned_is_gone() {
+        in_a_network(|| {
+            let tap = Tap::prepare(new("tap3"), OWNER).unwrap();
+            assert!(exists("tap3"), "it persists");
+            tap.abandon();
+            wait_until_gone("tap3");
+        });
+    }
+
+    /// Another test may start a process meanwhile, which has a copy for a moment.
+    fn wait_until_gone(name: &str) {
+        let end = Instant::now() + Duration::from_secs(20);
+        while exists(name) {
+            assert!(Instant::now() < end, "it is left");
+            std::thread::yield_now();
+        }
+    }
 }

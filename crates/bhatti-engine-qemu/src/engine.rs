@@ -44,6 +44,8 @@ const IDLE_TEMPLATES: usize = 2;
 const IDLE_TEMPLATE_BYTES: u64 = 1 << 30;
 /// How long the kernel may take to end a process that was killed.
 const DEATH_DEADLINE: Duration = Duration::from_secs(10);
+/// How long it may take to begin with that.
+const DEATH_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What an operator may choose.
 #[derive(Clone, Debug)]
@@ -196,7 +198,7 @@ impl Inner {
         };
         // A process closes its socket a moment before it is dead. If it was our child, somebody
         // has to collect it.
-        if qmp.is_err() && has_ended_within(&process, Duration::from_secs(1)).await {
+        if qmp.is_err() && process.ends_within(DEATH_PATIENCE, DEATH_DEADLINE).await {
             self.remove_traces(record).await?;
             return Ok(None);
         }
@@ -218,7 +220,7 @@ impl Inner {
     async fn end(&self, record: &VmRecord) -> Result<(), EngineError> {
         if let Some(process) = self.recorded(record)? {
             process.kill();
-            if !has_ended_within(&process, DEATH_DEADLINE).await {
+            if !process.ends_within(DEATH_DEADLINE, Duration::ZERO).await {
                 let seconds = DEATH_DEADLINE.as_secs();
                 return Err(EngineError::Timeout { action: "end when killed", seconds });
             }
@@ -297,11 +299,6 @@ async fn greeted_soon(dir: &MachineDir, process: &Process) -> Result<Qmp, Engine
         }
         _ = process.wait_readable() => Err(EngineError::Gone),
     }
-}
-
-/// Whether the process ends in that time; if so, and if it was our child, it is collected.
-async fn has_ended_within(process: &Process, patience: Duration) -> bool {
-    timeout(patience, process.ended()).await.is_ok()
 }
 
 fn cannot_clear(source: io::Error) -> EngineError {

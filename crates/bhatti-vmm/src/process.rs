@@ -6,9 +6,14 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::time::timeout;
+
+/// Set once a task takes its way out, in field 9 of its `stat`.
+const PF_EXITING: u64 = 4;
 
 /// A process we may watch and end, child or not.
 #[derive(Debug)]
@@ -91,6 +96,22 @@ impl Process {
         self.reap()
     }
 
+    /// Waits for an end that seems to come: for `patience` in any case, for `most` more once the
+    /// kernel takes the process apart. With a machine's memory that takes a while, in which it still
+    /// has its pid and its sockets. True if it has ended; a child of ours is collected. Cancel-safe.
+    pub async fn ends_within(&self, patience: Duration, most: Duration) -> bool {
+        timeout(patience, self.ended()).await.is_ok()
+            || self.is_ending() && timeout(most, self.ended()).await.is_ok()
+    }
+
+    /// Whether it was killed or exits: it will never run again, whatever it still holds.
+    fn is_ending(&self) -> bool {
+        // What is read belongs to somebody else only if this one has ended.
+        self.has_ended()
+            || stat(self.pid)
+                .is_ok_and(|stat| field(&stat, 9).is_some_and(|flags| flags & PF_EXITING != 0))
+    }
+
     /// Waits for the end without collecting. Cancel-safe.
     pub async fn wait_readable(&self) -> io::Result<()> {
         // A pidfd becomes readable when the process ends and stays so.
@@ -159,16 +180,19 @@ fn watched(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     Ok(unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?)
 }
 
-/// Field 22 of `/proc/<pid>/stat`.
 fn start_ticks(pid: i32) -> io::Result<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    parse_start_ticks(&stat).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    field(&stat(pid)?, 22).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-fn parse_start_ticks(stat: &str) -> Option<u64> {
+fn stat(pid: i32) -> io::Result<String> {
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+}
+
+/// A field of `/proc/<pid>/stat` behind the name, counted as its description does.
+fn field(stat: &str, number: usize) -> Option<u64> {
     // The name, field 2, may hold spaces and brackets; the last bracket ends it.
     let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_whitespace().nth(19)?.parse().ok()
+    rest.split_whitespace().nth(number.checked_sub(3)?)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -188,8 +212,8 @@ mod tests {
     #[test]
     fn a_hostile_name_does_not_shift_the_fields() {
         let stat = "7 (a) b) c) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4242 1 1";
-        assert_eq!(parse_start_ticks(stat), Some(4242));
-        assert_eq!(parse_start_ticks("7 (x"), None);
+        assert_eq!((field(stat, 22), field(stat, 9)), (Some(4242), Some(4_194_560)));
+        assert_eq!((field("7 (x", 22), field(stat, 2), field(stat, 99)), (None, None, None));
     }
 
     #[tokio::test]
@@ -201,6 +225,17 @@ mod tests {
         assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
         process.kill(); // harmless on the dead
         assert_eq!(process.ended().await.unwrap(), Status::Unknown);
+    }
+
+    #[tokio::test]
+    async fn only_an_end_that_comes_is_waited_for() {
+        let (pid, _input) = cat();
+        let process = Process::child(pid).unwrap();
+        let soon = Duration::from_millis(1);
+        assert!(!process.ends_within(soon, Duration::from_secs(600)).await, "it lives");
+        process.kill();
+        assert!(process.ends_within(Duration::from_secs(20), soon).await);
+        assert!(process.is_ending());
     }
 
     #[tokio::test]
