@@ -13,7 +13,10 @@ mod snapshot;
 
 pub use body::{Health, StatusBody};
 pub use error::{ErrorBody, Hint, hint_for};
-pub use exec::{ExecDetached, ExecEvent, ExecRequest, ExecResult};
+pub use exec::{
+    EXEC_PROTOCOL, ExecChannel, ExecCommand, ExecDetached, ExecEvent, ExecNotice, ExecRequest,
+    ExecResult, ExecStreamRequest,
+};
 pub use json::{BadJson, from_json, to_json, to_json_pretty};
 pub use sandbox::{CreateSandbox, FileSpec, PatchSandbox, Sandbox, StartSandbox, Transition};
 pub use snapshot::{Checkpoint, ResumeSnapshot, Snapshot};

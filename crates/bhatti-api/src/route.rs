@@ -34,6 +34,11 @@ pub fn exec(sandbox: &str) -> String {
     format!("{SANDBOXES}/{}/exec", escape(sandbox))
 }
 
+/// `/sandboxes/:sandbox/exec/stream`, escaped: a WebSocket.
+pub fn exec_stream(sandbox: &str) -> String {
+    format!("{}/stream", exec(sandbox))
+}
+
 /// `/sandboxes/:sandbox/stop`, escaped.
 pub fn stop(sandbox: &str) -> String {
     format!("{SANDBOXES}/{}/stop", escape(sandbox))

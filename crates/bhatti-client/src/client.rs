@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use serde::de::DeserializeOwned;
 
 use crate::connect::{Sender, connect};
+use crate::socket::Upgrade;
 use crate::timing::Stopwatch;
 use crate::{ClientError, Endpoint, Timing};
 
@@ -57,13 +58,15 @@ pub(crate) struct Call<'a> {
     pub(crate) path: &'a str,
     pub(crate) body: Option<String>,
     pub(crate) accept: Option<&'static str>,
+    /// Asks for a WebSocket instead of an answer.
+    pub(crate) upgrade: Option<Upgrade<'a>>,
     /// For the headers and the body together.
     pub(crate) limit: Duration,
 }
 
 impl<'a> Call<'a> {
     pub(crate) fn new(method: Method, path: &'a str) -> Self {
-        Self { method, path, body: None, accept: None, limit: QUICK }
+        Self { method, path, body: None, accept: None, upgrade: None, limit: QUICK }
     }
 }
 
@@ -225,6 +228,9 @@ impl Client {
         }
         if let Some(accept) = call.accept {
             request = request.header(ACCEPT, accept);
+        }
+        if let Some(upgrade) = &call.upgrade {
+            request = upgrade.ask(request);
         }
         if call.body.is_some() {
             request = request.header(CONTENT_TYPE, "application/json");

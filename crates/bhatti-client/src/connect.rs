@@ -89,7 +89,7 @@ where
         http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
     // It ends by itself when the sender and the last body are dropped; what it fails with also
     // reaches whoever waits for the answer.
-    drop(tokio::spawn(connection));
+    drop(tokio::spawn(connection.with_upgrades()));
     Ok(sender)
 }
 

@@ -50,6 +50,11 @@ fn in_request(id: Option<&str>) -> String {
 /// The longest message shown from a server: some proxies answer with whole pages.
 const MAX_MESSAGE: usize = 4096;
 
+/// What reaches a terminal from the network must not move its cursor.
+pub(crate) fn clean(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control() || *c == '\n').take(MAX_MESSAGE).collect()
+}
+
 impl ClientError {
     pub(crate) fn protocol(what: &'static str) -> Self {
         Self::Protocol { what, source: None }
@@ -68,11 +73,8 @@ impl ClientError {
             Ok(body) => (body.error, body.request_id),
             Err(_) => (String::new(), None),
         };
-        // What reaches a terminal from the network must not move its cursor.
-        let clean = |text: String| -> String {
-            text.chars().filter(|c| !c.is_control() || *c == '\n').take(MAX_MESSAGE).collect()
-        };
-        Self::Api { status, message: clean(message), request_id: request_id.map(clean) }
+        let request_id = request_id.map(|id| clean(&id));
+        Self::Api { status, message: clean(&message), request_id }
     }
 
     /// What to try next.

@@ -25,6 +25,7 @@ mod error;
 mod exec;
 mod sandbox;
 mod snapshot;
+mod socket;
 mod timing;
 
 pub use client::{Client, ServerInfo};

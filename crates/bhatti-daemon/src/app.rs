@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::VERSION;
-use crate::http::{self, Api, Limits};
+use crate::http::{self, Api, Limits, Sockets};
 
 /// Why the daemon did not start. Each is one sentence with what to do.
 #[derive(Debug, thiserror::Error)]
@@ -109,14 +109,15 @@ impl App {
         let sandboxes =
             recover(engine, networks.clone(), layout, db.clone(), settings, &tasks).await?;
         tracing::info!(version = VERSION, listen = %address, data_dir = %config.data_dir, "ready");
+        let connections = Tasks::default();
         let api = Arc::new(Api {
             sandboxes,
             db,
             limits: Limits::default(),
+            sockets: Sockets::new(connections.clone()),
             engine: info,
             started: Instant::now(),
         });
-        let connections = Tasks::default();
         let on_shutdown = config.on_shutdown;
         Ok(Self {
             listener,

@@ -10,6 +10,7 @@ mod gate;
 mod limits;
 mod sandbox;
 mod snapshot;
+mod socket;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -23,12 +24,14 @@ use bhatti_store::Db;
 pub(crate) use connection::serve;
 use error::ApiError;
 pub(crate) use limits::Limits;
+pub(crate) use socket::Sockets;
 
 /// What handlers see of the daemon.
 pub(crate) struct Api {
     pub(crate) sandboxes: Sandboxes,
     pub(crate) db: Db,
     pub(crate) limits: Limits,
+    pub(crate) sockets: Sockets,
     pub(crate) engine: EngineInfo,
     pub(crate) started: Instant,
 }
@@ -47,6 +50,7 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         )
         .route("/sandboxes/{sandbox}/", any(|| async { ApiError::UnknownPath }))
         .route("/sandboxes/{sandbox}/exec", post(sandbox::exec).fallback(not_allowed))
+        .route("/sandboxes/{sandbox}/exec/stream", any(sandbox::exec_stream))
         .route("/sandboxes/{sandbox}/stop", post(sandbox::stop).fallback(not_allowed))
         .route("/sandboxes/{sandbox}/start", post(sandbox::start).fallback(not_allowed))
         .route("/sandboxes/{sandbox}/checkpoint", post(sandbox::checkpoint).fallback(not_allowed))

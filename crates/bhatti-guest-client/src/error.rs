@@ -23,6 +23,12 @@ pub enum GuestError {
     /// The guest's disk is full.
     #[error("no space left in the guest: {0}")]
     NoSpace(String),
+    /// More than the guest takes.
+    #[error("too large: {0}")]
+    TooLarge(String),
+    /// The guest's file system does not allow it: read-only, immutable.
+    #[error("not allowed in the guest: {0}")]
+    Denied(String),
     /// The agent in this guest does not know the operation.
     #[error("not supported by this guest's agent: {0}")]
     Unsupported(String),
@@ -84,6 +90,8 @@ impl From<Failure> for GuestError {
             Ok(ErrorKind::Invalid) => Self::Invalid(text),
             Ok(ErrorKind::Unsupported) => Self::Unsupported(text),
             Ok(ErrorKind::NoSpace) => Self::NoSpace(text),
+            Ok(ErrorKind::TooLarge) => Self::TooLarge(text),
+            Ok(ErrorKind::Denied) => Self::Denied(text),
             // Kinds of a later agent are failures like any other.
             Ok(ErrorKind::Other) | Err(_) => Self::Failed(text),
         }

@@ -8,13 +8,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bhatti_link::MessageReader;
-use bhatti_wire::message::{Exec, ExecOutput, ExecOutputEvent, MAX_CHUNK, Operation, Started};
+use bhatti_wire::message::{
+    Exec, ExecOutput, ExecOutputEvent, KillExec, MAX_CHUNK, Operation, Reply, Started,
+};
 use bytes::Bytes;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::{Instant, sleep_until};
 
 use crate::error::printable;
-use crate::guest::within;
+use crate::guest::{answer, within};
 use crate::input::{Input, StdinWriter};
 use crate::{Guest, GuestError};
 
@@ -23,6 +25,9 @@ const START: Duration = Duration::from_secs(60);
 
 /// How long after a command's timeout its guest may take to say so.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// How long a guest may take to say that it has killed a command.
+const KILL: Duration = Duration::from_secs(10);
 
 /// The longest message about a command: a chunk and what surrounds it.
 const MAX_OUTPUT: usize = MAX_CHUNK + 1024;
@@ -107,7 +112,7 @@ impl Guest {
     }
 
     async fn start(&self, exec: Exec) -> Result<(Running, Started), GuestError> {
-        let piped = exec.stdin;
+        let (piped, id) = (exec.stdin, exec.id);
         // Who gives a command three seconds does not want to wait a minute for its start.
         let patience = match exec.timeout_ms {
             0 => START,
@@ -117,6 +122,7 @@ impl Guest {
             let input = Input::new(self.request(Operation::Exec(exec)).await?);
             let mut running = Running {
                 pid: 0,
+                killer: Killer { guest: self.clone(), input: input.clone(), id },
                 output: MessageReader::new(Reader(input.clone()), MAX_OUTPUT),
                 stdin: piped.then(|| StdinWriter::new(input.clone())),
                 input,
@@ -152,6 +158,44 @@ fn exec_message(spec: ExecSpec) -> Exec {
         detach: false,
         output_file: String::new(),
         stdin: spec.stdin == Stdin::Pipe,
+        // Nothing gets in the way of killing a command without stdin.
+        id: if spec.stdin == Stdin::Pipe { random_id() } else { 0 },
+    }
+}
+
+/// Never twice among the commands of one guest. 0, if there is no randomness: such a command can
+/// only be killed on its own stream.
+fn random_id() -> u64 {
+    let mut id = [0; 8];
+    getrandom::fill(&mut id).unwrap_or_default();
+    u64::from_ne_bytes(id)
+}
+
+/// Kills a command while somebody else waits for what it does.
+#[derive(Clone, Debug)]
+pub struct Killer {
+    guest: Guest,
+    input: Arc<Input>,
+    /// 0: the command's own stream is the only way.
+    id: u64,
+}
+
+impl Killer {
+    /// Kills the command and all it started, and takes no more stdin for it. Its exit is still
+    /// reported, by [`Running::next`], which is also where a guest that does not obey shows.
+    pub async fn kill(&self) {
+        self.input.kill();
+        if self.id == 0 {
+            return;
+        }
+        // An agent that does not know this has the order on the command's stream; a command that
+        // is over needs none.
+        let order = Operation::KillExec(KillExec { id: self.id });
+        let told = within(KILL, "kill the command", async {
+            let stream = self.guest.request(order).await?;
+            answer::<Reply>(&stream).await
+        });
+        told.await.map(drop).unwrap_or_default();
     }
 }
 
@@ -159,6 +203,7 @@ fn exec_message(spec: ExecSpec) -> Exec {
 #[derive(Debug)]
 pub struct Running {
     pid: u32,
+    killer: Killer,
     output: Output,
     input: Arc<Input>,
     stdin: Option<StdinWriter>,
@@ -180,9 +225,9 @@ impl Running {
         self.stdin.take()
     }
 
-    /// Asks the guest to kill the command and all it started. Its exit is still reported.
-    pub fn kill(&self) {
-        self.input.kill();
+    /// To kill the command from elsewhere.
+    pub fn killer(&self) -> Killer {
+        self.killer.clone()
     }
 
     /// What happens next. `None` after the exit. Cancel-safe.
@@ -199,7 +244,7 @@ impl Running {
                 // First the deadline: a guest that always has more to say must not outrun it.
                 biased;
                 () = sleep_until(deadline) => {
-                    self.kill();
+                    self.input.kill();
                     Ok(ExecEvent::Exit { code: KILLED, timed_out: true })
                 }
                 event = self.event() => event,

@@ -5,17 +5,17 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bhatti_link::{Link, LinkEnd, MessageReader, Mode, Stream, write_message};
 use bhatti_wire::message::{
     Activity as ActivityRequest, ActivityReply, Configure, Hello, HelloReply, Hold, Operation,
-    PROTOCOL_VERSION, PowerOff, Quiesce, Reply, Request, WriteFile,
+    PROTOCOL_VERSION, PowerOff, Quiesce, Reply, Request,
 };
 use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, timeout};
 
 use crate::GuestError;
 use crate::error::printable;
 
 /// The longest answer to anything but a running command.
-const MAX_REPLY: usize = 64 * 1024;
+pub(crate) const MAX_REPLY: usize = 64 * 1024;
 
 /// The most features and the longest name of one that are believed.
 const MAX_FEATURES: usize = 64;
@@ -35,9 +35,6 @@ const SET_CLOCK: Duration = Duration::from_secs(5);
 const CLOCK_ROUND_TRIP: Duration = Duration::from_millis(20);
 /// How often it is set again at most: a host that is never quick has a late clock, not none.
 const CLOCK_TRIES: usize = 8;
-/// For a file: this, and a second for every so many bytes.
-const WRITE_FILE: Duration = Duration::from_secs(60);
-const WRITE_FILE_PACE: u64 = 1 << 20;
 
 /// One guest's agent. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -240,47 +237,6 @@ impl Guest {
         .await
     }
 
-    /// Writes one file, atomically: if this fails or is dropped the old content is still there,
-    /// or the new one, never a mixture.
-    pub async fn write_file(
-        &self,
-        path: &str,
-        mode: u32,
-        content: Bytes,
-    ) -> Result<(), GuestError> {
-        let size = content.len() as u64;
-        let patience = WRITE_FILE + Duration::from_secs(size / WRITE_FILE_PACE);
-        within(patience, "write the file", async {
-            let operation = WriteFile { path: path.to_owned(), mode, size };
-            let stream = self.request(Operation::WriteFile(operation)).await?;
-            let sending = async {
-                let mut writer = &stream;
-                writer.write_all(&content).await?;
-                writer.shutdown().await
-            };
-            // A guest without space says so before it has read everything.
-            tokio::pin!(sending);
-            let mut sent = None;
-            let reply = answer(&stream);
-            tokio::pin!(reply);
-            let reply = loop {
-                tokio::select! {
-                    biased;
-                    result = &mut sending, if sent.is_none() => sent = Some(result),
-                    reply = &mut reply => break reply,
-                }
-            };
-            match (reply, sent) {
-                (Ok(reply), Some(Ok(()))) => done(reply),
-                (Ok(Reply { failure: Some(failure) }), _) => Err(failure.into()),
-                (Ok(_), None) => Err(GuestError::Protocol("a file finished before its content")),
-                (Ok(_), Some(Err(error))) => Err(GuestError::writing(error)),
-                (Err(error), _) => Err(error),
-            }
-        })
-        .await
-    }
-
     /// Asks the machine to sync and power off. Returns when it has agreed, not when it is off;
     /// a guest that goes away at once has agreed too.
     pub async fn power_off(&self) -> Result<(), GuestError> {
@@ -319,7 +275,7 @@ fn info(reply: &HelloReply) -> HelloInfo {
 }
 
 /// The one answer on a stream.
-async fn answer<M: prost::Message + Default>(stream: &Stream) -> Result<M, GuestError> {
+pub(crate) async fn answer<M: prost::Message + Default>(stream: &Stream) -> Result<M, GuestError> {
     let mut reader = MessageReader::new(stream, MAX_REPLY);
     match reader.next().await {
         Ok(Some(message)) => Ok(message),

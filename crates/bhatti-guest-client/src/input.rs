@@ -40,7 +40,8 @@ impl Input {
     }
 
     /// Queues the order to kill the process group, as the last thing said. `Running::next` and
-    /// [`Input::finish`] see to it that it leaves.
+    /// [`Input::finish`] see to it that it leaves; the guest reads it once it has read the stdin
+    /// before it.
     pub(crate) fn kill(&self) {
         let mut state = self.lock();
         if state.closed {

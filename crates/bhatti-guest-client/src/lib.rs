@@ -14,15 +14,29 @@
 
 #![forbid(unsafe_code)]
 
+mod archive;
 mod error;
 mod exec;
+mod file;
 mod guest;
 mod input;
+mod ports;
+mod session;
+mod transfer;
 
+pub use archive::{ArchiveUpload, Unpacked};
 pub use error::GuestError;
-pub use exec::{Detached, ExecEvent, ExecSpec, Running, Stdin};
+pub use exec::{Detached, ExecEvent, ExecSpec, Killer, Running, Stdin};
+pub use file::{
+    ByteRange, Directory, FileContent, FileInfo, FileKind, FilePart, FileUpload, LineRange, NewFile,
+};
 pub use guest::{Activity, Guest, HelloInfo};
 pub use input::StdinWriter;
+pub use session::{
+    Attached, Kind, SessionEvent, SessionInfo, SessionReader, SessionSpec, SessionWriter, Which,
+    WindowSize,
+};
+pub use transfer::Download;
 
 pub use bhatti_link::Mode;
 pub use bhatti_wire::message::{Configure, Network};

@@ -138,7 +138,13 @@ impl WakeError {
     pub fn is_the_requests(&self) -> bool {
         matches!(
             self,
-            Self::Guest(GuestError::Invalid(_) | GuestError::NotFound(_) | GuestError::NoSpace(_))
+            Self::Guest(
+                GuestError::Invalid(_)
+                    | GuestError::NotFound(_)
+                    | GuestError::NoSpace(_)
+                    | GuestError::TooLarge(_)
+                    | GuestError::Denied(_)
+            )
         )
     }
 

@@ -16,6 +16,8 @@ mod migrate;
 mod phase;
 mod row;
 mod sandbox;
+mod secret;
+mod shell_token;
 mod snapshot;
 mod user;
 

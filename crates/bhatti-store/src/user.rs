@@ -3,10 +3,9 @@
 use bhatti_types::{ApiKey, Mib, UserId};
 use jiff::Timestamp;
 use rusqlite::{Connection, Row};
-use sha2::{Digest, Sha256};
-use subtle::ConstantTimeEq;
 
 use crate::row::{Reader, all};
+use crate::secret::{hash, same};
 use crate::{Store, StoreError};
 
 /// An account.
@@ -71,10 +70,6 @@ fn one_user(
     rows.next()?.map(read).transpose()
 }
 
-fn hash(key: &ApiKey) -> String {
-    Sha256::digest(key.reveal()).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 impl Store {
     /// Makes an account with a key that is returned once and never stored.
     pub fn create_user(&mut self, new: &NewUser) -> Result<(UserRow, ApiKey), StoreError> {
@@ -102,7 +97,7 @@ impl Store {
             rusqlite::params![
                 id.as_str(),
                 new.name,
-                hash(&key),
+                hash(key.reveal()),
                 new.max_sandboxes,
                 new.max_cpus,
                 new.max_memory.0,
@@ -137,25 +132,22 @@ impl Store {
     /// The look-up is by hash, and the hash is compared again in constant time, so timing tells
     /// an attacker nothing about a stored key.
     pub fn user_by_key(&self, key: &ApiKey) -> Result<Option<UserRow>, StoreError> {
-        let offered = hash(key);
+        let offered = hash(key.reveal());
         let sql = format!("SELECT {COLUMNS}, api_key_hash FROM users WHERE api_key_hash = ?1");
         let mut statement = self.connection.prepare_cached(&sql)?;
         let mut rows = statement.query([&offered])?;
         let Some(row) = rows.next()? else { return Ok(None) };
         let stored: String = row.get("api_key_hash")?;
-        if bool::from(stored.as_bytes().ct_eq(offered.as_bytes())) {
-            read(row).map(Some)
-        } else {
-            Ok(None)
-        }
+        if same(&stored, &offered) { read(row).map(Some) } else { Ok(None) }
     }
 
     /// Gives the account a new key; the old one stops working with this call.
     pub fn rotate_key(&mut self, name: &str) -> Result<ApiKey, StoreError> {
         let key = ApiKey::random();
-        let changed = self
-            .connection
-            .execute("UPDATE users SET api_key_hash = ?2 WHERE name = ?1", [name, &hash(&key)])?;
+        let changed = self.connection.execute(
+            "UPDATE users SET api_key_hash = ?2 WHERE name = ?1",
+            [name, &hash(key.reveal())],
+        )?;
         if changed == 1 { Ok(key) } else { Err(StoreError::NoUser(name.to_owned())) }
     }
 

@@ -14,5 +14,5 @@ pub use id::{BadId, EngineId, GoldenId, ImageId, RequestId, SandboxId, SnapshotI
 pub use label::{BadLabel, Labels, check_label_key};
 pub use name::{BadName, Name};
 pub use phase::{Phase, Status, Thermal, tells_of_loss};
-pub use secret::{ApiKey, Redacted};
+pub use secret::{ApiKey, Redacted, ShellToken};
 pub use size::{BadCpus, Cpus, Mib};

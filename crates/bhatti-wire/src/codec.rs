@@ -63,7 +63,7 @@ mod tests {
 
     #[test]
     fn a_message_waits_for_its_last_byte_and_leaves_the_next_alone() {
-        let first = WriteFile { path: "/etc/motd".into(), mode: 0o644, size: 3 };
+        let first = WriteFile { path: "/etc/motd".into(), mode: 0o644, size: 3, keep_mode: false };
         let mut whole = BytesMut::new();
         encode(&first, &mut whole).unwrap();
         let end = whole.len();
@@ -101,7 +101,7 @@ mod tests {
     #[test]
     fn what_is_too_long_is_not_sent() {
         let mut out = BytesMut::new();
-        let long = WriteFile { path: "x".repeat(MAX_MESSAGE), mode: 0, size: 0 };
+        let long = WriteFile { path: "x".repeat(MAX_MESSAGE), mode: 0, size: 0, keep_mode: false };
         assert!(matches!(encode(&long, &mut out), Err(CodecError::TooLong { .. })));
         assert!(out.is_empty());
     }

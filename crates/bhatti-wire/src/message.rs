@@ -9,16 +9,39 @@
 //! | [`Configure`] | nothing | one [`Reply`] |
 //! | [`WriteFile`] | exactly `size` raw bytes, then half-close | one [`Reply`] |
 //! | [`Exec`] | any number of [`ExecInput`] | [`ExecOutput`]: `started`, output…, one `exit` or `failed` |
+//! | [`KillExec`] | nothing | one [`Reply`] |
 //! | [`PowerOff`] | nothing | one [`Reply`], then the machine goes away |
 //! | [`Activity`] | nothing | one [`ActivityReply`] |
 //! | [`Quiesce`] | nothing | one [`Reply`] |
 //! | [`Hold`] | nothing | one [`Reply`] |
+//! | [`ReadFile`] | nothing | one [`FileReply`], raw bytes, half-close |
+//! | [`StatFile`] | nothing | one [`FileReply`] |
+//! | [`ListDirectory`] | nothing | [`DirectoryPart`]s, half-close |
+//! | [`ListeningPorts`] | nothing | one [`PortsReply`] |
+//! | [`ReadArchive`] | nothing | one [`FileReply`], raw bytes, half-close |
+//! | [`WriteArchive`] | raw bytes, then half-close | one [`ArchiveReply`] |
+//! | [`OpenSession`] | any number of [`SessionInput`] | [`SessionOutput`]: `opened`, `replay`, output…, one `exit`, `taken` or `failed` |
+//! | [`ListSessions`] | nothing | one [`SessionList`] |
 //!
 //! Every message is framed as a big-endian `u32` length and that many bytes, at most
 //! [`MAX_MESSAGE`]. Fields are only ever added: an agent frozen today answers a daemon of next
 //! year. Unknown operations are answered with [`ErrorKind::Unsupported`].
 
+mod archive;
+mod file;
+mod ports;
+mod session;
+
 use std::collections::HashMap;
+
+pub use archive::*;
+pub use file::*;
+pub use ports::*;
+pub use session::{
+    ListSessions, MAX_COMMAND_TEXT, MAX_SESSIONS, OpenSession, SCROLLBACK, SessionInfo,
+    SessionInput, SessionInputEvent, SessionKind, SessionList, SessionOutput, SessionOutputEvent,
+    StartSession, WindowSize,
+};
 
 /// The protocol generation, in [`Hello`] and [`HelloReply`]. Raised only when an old peer could
 /// not make sense of a new one; additions do not raise it.
@@ -33,7 +56,7 @@ pub const MAX_CHUNK: usize = 64 * 1024;
 /// The first message of every stream.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Request {
-    #[prost(oneof = "Operation", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "Operation", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 21, 22, 23, 24, 25")]
     pub operation: Option<Operation>,
 }
 
@@ -56,6 +79,24 @@ pub enum Operation {
     Quiesce(Quiesce),
     #[prost(message, tag = "8")]
     Hold(Hold),
+    #[prost(message, tag = "9")]
+    KillExec(KillExec),
+    #[prost(message, tag = "10")]
+    OpenSession(OpenSession),
+    #[prost(message, tag = "11")]
+    ListSessions(ListSessions),
+    #[prost(message, tag = "20")]
+    ReadFile(ReadFile),
+    #[prost(message, tag = "21")]
+    StatFile(StatFile),
+    #[prost(message, tag = "22")]
+    ListDirectory(ListDirectory),
+    #[prost(message, tag = "23")]
+    ListeningPorts(ListeningPorts),
+    #[prost(message, tag = "24")]
+    ReadArchive(ReadArchive),
+    #[prost(message, tag = "25")]
+    WriteArchive(WriteArchive),
 }
 
 /// The first operation on every new link: who is there, what time it is, and randomness.
@@ -150,21 +191,6 @@ pub struct Network {
     pub mac: String,
 }
 
-/// Writes one file, atomically (temporary file, fsync, rename), as root, then gives it and the
-/// directories it had to make to uid 1000.
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct WriteFile {
-    /// Absolute path in the guest.
-    #[prost(string, tag = "1")]
-    pub path: String,
-    /// Permission bits.
-    #[prost(uint32, tag = "2")]
-    pub mode: u32,
-    /// How many bytes follow. Fewer is an error and leaves no file.
-    #[prost(uint64, tag = "3")]
-    pub size: u64,
-}
-
 /// Runs a command as uid 1000 in a process group of its own.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Exec {
@@ -191,6 +217,20 @@ pub struct Exec {
     /// False: stdin is `/dev/null`. True: stdin is a pipe fed by [`ExecInput::Data`].
     #[prost(bool, tag = "7")]
     pub stdin: bool,
+    /// What [`KillExec`] calls this command: a number no other running one has. 0: nothing.
+    #[prost(fixed64, tag = "8")]
+    pub id: u64,
+}
+
+/// SIGKILL to the process group of an [`Exec`] that is not detached. On a stream of its own, it
+/// overtakes the stdin that [`ExecInputEvent::Kill`] has to wait behind. Feature `kill-exec`.
+///
+/// [`ErrorKind::NotFound`]: no such command runs.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct KillExec {
+    /// [`Exec::id`].
+    #[prost(fixed64, tag = "1")]
+    pub id: u64,
 }
 
 /// Host to guest while a command runs.
@@ -209,7 +249,7 @@ pub enum ExecInputEvent {
     /// End of stdin.
     #[prost(message, tag = "2")]
     Eof(Nothing),
-    /// SIGKILL to the process group.
+    /// SIGKILL to the process group, once the stdin before it was taken.
     #[prost(message, tag = "3")]
     Kill(Nothing),
 }
@@ -352,4 +392,8 @@ pub enum ErrorKind {
     Unsupported = 4,
     /// The guest's disk is full.
     NoSpace = 5,
+    /// More than the operation takes.
+    TooLarge = 6,
+    /// The guest's file system does not allow it, not even root: read-only, immutable.
+    Denied = 7,
 }

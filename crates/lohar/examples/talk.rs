@@ -85,6 +85,7 @@ async fn talk(words: Vec<String>) -> Outcome<u8> {
                 path: rest[0].clone(),
                 mode: u32::from_str_radix(&rest[1], 8)?,
                 size: content.len() as u64,
+                keep_mode: false,
             };
             write_message(&mut stream, &Request { operation: Some(Operation::WriteFile(file)) })
                 .await?;

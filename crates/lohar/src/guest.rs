@@ -11,7 +11,10 @@ use crate::boot::users::groups_of;
 use crate::process::Reaper;
 use crate::replace::read_config;
 use crate::serve::activity::Counters;
+use crate::serve::exec::Killable;
+use crate::serve::file;
 use crate::serve::hold::Hold;
+use crate::serve::session::Sessions;
 
 /// Who every command runs as.
 pub const UID: u32 = 1000;
@@ -50,10 +53,16 @@ pub struct Guest {
     pub lang: &'static str,
     /// One permit per running command.
     pub commands: Arc<Semaphore>,
+    /// Those of them that the host can kill from another stream.
+    pub killable: Killable,
+    /// Programs that outlive their clients.
+    pub sessions: Sessions,
     /// Wakes the main loop to power off.
     pub power_off: Notify,
     /// What the last activity report counted from.
     pub counters: Mutex<Counters>,
+    /// One permit per operation on files.
+    pub files: Arc<Semaphore>,
     /// The one permit to write all disks out.
     pub quiesce: Arc<Semaphore>,
     /// Whether anything but the agent may run.
@@ -82,8 +91,11 @@ impl Guest {
             owner,
             lang: installed_lang(Path::new("/usr/lib/locale")),
             commands: Arc::new(Semaphore::new(MAX_COMMANDS)),
+            killable: Killable::default(),
+            sessions: Sessions::default(),
             power_off: Notify::new(),
             counters: Mutex::default(),
+            files: Arc::new(Semaphore::new(file::MAX_OPERATIONS)),
             quiesce: Arc::new(Semaphore::new(1)),
             hold: Hold::default(),
             settings: Mutex::default(),

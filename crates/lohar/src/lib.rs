@@ -23,6 +23,7 @@ pub mod boot;
 pub mod console;
 pub mod guest;
 pub mod process;
+pub mod random;
 pub mod replace;
 pub mod serve;
 

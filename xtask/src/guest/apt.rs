@@ -29,6 +29,23 @@ pub(crate) struct Sources {
     pub(crate) lines: Vec<String>,
 }
 
+impl Sources {
+    /// The same and, from the same place, what Debian has backported to the release.
+    pub(crate) fn with_backports(&self) -> Result<Self> {
+        let release = format!(" {} ", self.codename);
+        let main = self.lines.iter().find(|line| line.contains(&release));
+        let main = main.with_context(|| format!("no source is of {} itself", self.codename))?;
+        let backports = main.replace(&release, &format!(" {} ", self.backports()));
+        let lines = self.lines.iter().cloned().chain([backports]).collect();
+        Ok(Self { codename: self.codename.clone(), lines })
+    }
+
+    /// What the suite of the backports is called.
+    pub(crate) fn backports(&self) -> String {
+        format!("{}-backports", self.codename)
+    }
+}
+
 /// Runs a query; if apt has nothing to say yet, lets it fetch its lists once and asks again.
 pub(crate) fn fresh_enough<T>(query: impl Fn() -> Result<T>) -> Result<T> {
     match query() {
@@ -177,6 +194,10 @@ nonsense";
         assert_eq!(sources.lines.len(), 3, "{:?}", sources.lines);
         assert!(sources.lines.iter().all(|line| line.contains("mirror.example")));
         assert!(!sources.lines.iter().any(|line| line.contains("backports")));
+        let more = sources.with_backports().expect("the release itself is there");
+        let last = more.lines.last().expect("four");
+        assert!(last.ends_with("http://mirror.example/debian/ bookworm-backports main"), "{last}");
+        assert_eq!(more.lines[..3], sources.lines);
     }
 
     #[test]

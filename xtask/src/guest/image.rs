@@ -4,7 +4,7 @@
 //! is called, how it resolves names and who it is are not in the image.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
 
@@ -89,23 +89,47 @@ pub(crate) fn build(dir: &Path, cache: Cache, progress: &mut Progress) -> Result
     stamp::finish(dir, IMAGE, &built, &key, packages)
 }
 
-/// Lets mmdebstrap install into a directory. It gets a mount namespace of its own, so that an
-/// interrupted run leaves no mount of the host's `/dev` below a directory we then delete.
+/// Installs Debian into a directory.
 pub(crate) fn install(
     sources: &apt::Sources,
     packages: &[&str],
     scratch: &Path,
     root: &Path,
 ) -> Result<()> {
-    let list = scratch.join("sources.list");
+    let mut command = mmdebstrap(sources, scratch)?;
+    command.arg("--variant=minbase").arg(format!("--include={}", packages.join(",")));
+    process::run_quiet(command.arg(&sources.codename).arg(root).arg(list_in(scratch)))
+}
+
+/// Unpacks a package and all it depends on into a directory, the newest there are, backports
+/// included. Nothing of it is run.
+pub(crate) fn unpack(
+    sources: &apt::Sources,
+    package: &str,
+    scratch: &Path,
+    root: &Path,
+) -> Result<()> {
+    let mut command = mmdebstrap(&sources.with_backports()?, scratch)?;
+    command.arg("--variant=extract").arg(format!("--include={package}"));
+    command.arg(format!("--aptopt=APT::Default-Release \"{}\"", sources.backports()));
+    process::run_quiet(command.arg(&sources.codename).arg(root).arg(list_in(scratch)))
+}
+
+fn list_in(scratch: &Path) -> PathBuf {
+    scratch.join("sources.list")
+}
+
+/// With what all uses have in common. It gets a mount namespace of its own, so that an interrupted
+/// run leaves no mount of the host's `/dev` below a directory we then delete.
+fn mmdebstrap(sources: &apt::Sources, scratch: &Path) -> Result<Command> {
+    let list = list_in(scratch);
     fs::write(&list, sources.lines.join("\n") + "\n")
         .with_context(|| format!("failed to write {}", list.display()))?;
     let mut command = Command::new("unshare");
     command
         .args(["--mount", "--propagation", "private", "--"])
-        .args(["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase"])
+        .args(["mmdebstrap", "--quiet", "--mode=root"])
         .args(["--format=directory", "--architectures=amd64"])
-        .arg(format!("--include={}", packages.join(",")))
         .arg("--aptopt=APT::Install-Recommends \"false\"")
         .args(EXCLUDED.iter().map(|path| format!("--dpkgopt=path-exclude={path}")))
         .args(INCLUDED.iter().map(|path| format!("--dpkgopt=path-include={path}")));
@@ -115,7 +139,7 @@ pub(crate) fn install(
     // Python would write slower byte code if it thought somebody wants a reproducible build; with
     // package times as they are, the fast kind is reproducible too.
     command.env_remove("SOURCE_DATE_EPOCH").env("LC_ALL", "C.UTF-8");
-    process::run_quiet(command.arg(&sources.codename).arg(root).arg(&list))
+    Ok(command)
 }
 
 /// Writes the tree into a sparse file.

@@ -42,23 +42,6 @@ modprobe -a kvm-amd tun || { echo "fatal: no KVM modules" >"$result"; off; }
 [ -c /dev/kvm ] || { echo "fatal: there is no /dev/kvm" >"$result"; off; }
 echo "kvm-box: up, Linux $(uname -r), $(grep -o -w -E -m 1 'svm|vmx' /proc/cpuinfo), /dev/kvm"
 
-# QEMU before 8.1 may translate a piece of the box's kernel while another CPU patches it, and keep that
-# translation: the kernel then traps there for ever. KVM patches itself whenever the first machine
-# comes or the last one goes, and so does the scheduler with the first limit on CPU time. So here
-# is one of each that stays.
-mkdir /sys/fs/cgroup/pin
-echo +cpu >/sys/fs/cgroup/cgroup.subtree_control
-echo "50000 100000" >/sys/fs/cgroup/pin/cpu.max
-qemu-system-x86_64 -machine microvm -accel kvm -cpu host -m 16M -S -nodefaults -display none \
-    </dev/null >/dev/null &
-pin=$!
-tries=0
-until ls -l "/proc/$pin/fd" 2>/dev/null | grep -q kvm-vcpu; do
-    tries=$((tries + 1))
-    [ $tries -lt 300 ] || { echo "fatal: KVM makes no machine" >"$result"; off; }
-    sleep 0.2
-done
-
 if [ -e /box/shell ]; then
     cd /box || off
     setsid -c bash -i </dev/hvc0

@@ -136,13 +136,12 @@ fn command(run: &Run) -> Result<Command> {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").context("failed to read /proc/cpuinfo")?;
     let khz = tsc_khz(&cpuinfo).context("/proc/cpuinfo names no bogomips")?;
     // If we are killed, so is the box; and others have work to do on this machine.
-    let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "nice", "-n", "10", "qemu-system-x86_64"]);
+    let mut command = run.emulator.command(&["setpriv", "--pdeathsig", "KILL", "nice", "-n", "10"]);
     command.args(["-machine", MACHINE, "-cpu", "max", "-smp", "2"]);
     command.arg("-accel").arg(format!("tcg,thread=multi,tb-size={TRANSLATED_MIB}"));
     command.arg("-m").arg(format!("{MEMORY_MIB}M"));
     command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
-    command.args(["-bios", "/usr/share/qemu/qboot.rom"]);
+    command.arg("-bios").arg(&run.emulator.firmware);
     command.arg("-kernel").arg(run.guest.join(kernel::VMLINUX));
     command.arg("-initrd").arg(scratch.join(INITRAMFS));
     command.arg("-append").arg(format!("{KERNEL_LINE} tsc_early_khz={khz}"));

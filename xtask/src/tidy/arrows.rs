@@ -21,13 +21,14 @@ const SQL: &str = "rusqlite";
 const RULES: &[Rule] = &[
     Rule { name: "bhatti-types", ours: &[], never: &["tokio", SQL] },
     Rule { name: "bhatti-wire", ours: &["bhatti-types"], never: &["tokio"] },
+    Rule { name: "bhatti-tree", ours: &[], never: &["tokio", SQL] },
     Rule { name: "bhatti-link", ours: &["bhatti-wire"], never: &[SQL, "axum"] },
     Rule { name: "bhatti-api", ours: &["bhatti-types"], never: &["axum", SQL] },
     Rule { name: "bhatti-config", ours: &["bhatti-types"], never: &["tokio", SQL, "clap"] },
     Rule { name: "bhatti-client", ours: &["bhatti-api", "bhatti-types"], never: &[SQL, "axum"] },
     Rule {
         name: "lohar",
-        ours: &["bhatti-link", "bhatti-types", "bhatti-wire"],
+        ours: &["bhatti-link", "bhatti-tree", "bhatti-types", "bhatti-wire"],
         never: &[SQL, "axum", "clap"],
     },
     Rule {
@@ -80,6 +81,7 @@ const RULES: &[Rule] = &[
             "bhatti-config",
             "bhatti-daemon",
             "bhatti-store",
+            "bhatti-tree",
             "bhatti-types",
         ],
         never: &["axum", SQL],

@@ -1,6 +1,6 @@
 //! The one place where an error becomes a status code.
 
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bhatti_api::ErrorBody;
 use bhatti_guest_client::GuestError;
@@ -30,6 +30,11 @@ pub(super) enum ApiError {
     BadToken,
     #[error("rate limit exceeded")]
     RateLimited,
+    /// A WebSocket was expected.
+    #[error("Bad Request")]
+    NotAnUpgrade,
+    #[error("too many open WebSockets: close some, or try again later")]
+    TooManySockets,
     /// Asked for something this version does not do.
     #[error("{0}")]
     Unsupported(String),
@@ -50,11 +55,13 @@ impl ApiError {
     fn status(&self) -> StatusCode {
         use StatusCode as S;
         match self {
-            Self::Json(_) | Self::BadRequest(_) | Self::Missing(_) => S::BAD_REQUEST,
+            Self::Json(_) | Self::BadRequest(_) | Self::Missing(_) | Self::NotAnUpgrade => {
+                S::BAD_REQUEST
+            }
             Self::UnknownPath | Self::NotFound(_) => S::NOT_FOUND,
             Self::MethodNotAllowed => S::METHOD_NOT_ALLOWED,
             Self::NoToken | Self::BadToken => S::UNAUTHORIZED,
-            Self::RateLimited => S::TOO_MANY_REQUESTS,
+            Self::RateLimited | Self::TooManySockets => S::TOO_MANY_REQUESTS,
             Self::Unsupported(_) => S::NOT_IMPLEMENTED,
             Self::Service(error) => match error {
                 ServiceError::NoSandbox(_)
@@ -115,6 +122,11 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
+        if let Self::NotAnUpgrade = self {
+            // The contract has plain text here.
+            let headers = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
+            return (self.status(), headers, format!("{self}\n")).into_response();
+        }
         let status = self.status();
         let error = self.public().unwrap_or_else(|| "internal error".to_owned());
         let mut response = Written(status, ErrorBody { error, request_id: None }).into_response();

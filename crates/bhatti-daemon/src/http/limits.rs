@@ -53,6 +53,7 @@ impl Class {
         } else if (method == Method::POST && path.contains("/exec"))
             || (method == Method::PUT && path.contains("/files"))
             || path.contains("/ws")
+            || path.ends_with("/exec/stream")
         {
             Self::Exec
         } else {
@@ -71,6 +72,7 @@ mod tests {
         assert_eq!(class(Method::POST, "/sandboxes"), Class::Create);
         assert_eq!(class(Method::POST, "/sandboxes/x/exec"), Class::Exec);
         assert_eq!(class(Method::GET, "/sandboxes/x/ws"), Class::Exec);
+        assert_eq!(class(Method::GET, "/sandboxes/x/exec/stream"), Class::Exec);
         assert_eq!(class(Method::PUT, "/sandboxes/x/files"), Class::Exec);
         assert_eq!(class(Method::GET, "/sandboxes"), Class::Read);
         assert_eq!(class(Method::DELETE, "/sandboxes/x"), Class::Read);

@@ -13,7 +13,7 @@ mod stop;
 pub(super) use checkpoint::checkpoint;
 pub(super) use create::{create, sandbox_name};
 pub(super) use destroy::destroy;
-pub(super) use exec::exec;
+pub(super) use exec::{exec, exec_stream};
 pub(super) use get::get;
 pub(super) use list::list;
 pub(super) use patch::patch;

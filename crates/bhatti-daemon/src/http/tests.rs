@@ -21,7 +21,7 @@ use camino::Utf8PathBuf;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-use super::{Api, Limits, router};
+use super::{Api, Limits, Sockets, router};
 
 struct NoNetwork;
 
@@ -78,7 +78,8 @@ async fn world() -> World {
     let deps = Deps { engine, taps, layout, db: db.clone(), settings, tasks: Tasks::default() };
     let sandboxes = Sandboxes::recover(deps).await.expect("recovers");
     let limits = Limits::default();
-    let api = Api { sandboxes, db, limits, engine: info, started: Instant::now() };
+    let sockets = Sockets::new(Tasks::default());
+    let api = Api { sandboxes, db, limits, sockets, engine: info, started: Instant::now() };
     World { _scratch: scratch, router: router(Arc::new(api)), key, sandbox }
 }
 

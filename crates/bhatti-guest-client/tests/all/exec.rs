@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use bhatti_guest_client::{ExecEvent, ExecSpec, GuestError, Stdin};
-use bhatti_link::read_message;
+use bhatti_link::{read_message, write_message};
 use bhatti_wire::message::{
-    ErrorKind, ExecInput, ExecInputEvent, ExecOutputEvent, ExitStatus, Nothing, Operation, Started,
+    ErrorKind, ExecInput, ExecInputEvent, ExecOutputEvent, ExitStatus, Nothing, Operation, Reply,
+    Started,
 };
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -214,9 +215,14 @@ async fn stdin_arrives_in_order_and_ends() {
 async fn a_kill_reaches_a_command_whose_stdin_was_full() {
     let (go, going) = tokio::sync::watch::channel(false);
     let (heard, mut hearing) = mpsc::unbounded_channel();
-    let fake = fake(move |_, mut stream| {
+    let fake = fake(move |operation, mut stream| {
         let (heard, mut going) = (heard.clone(), going.clone());
         async move {
+            // An agent from before there was another way to kill.
+            if let Operation::KillExec(_) = operation {
+                let failure = Some(failure(ErrorKind::Unsupported, "no"));
+                return write_message(&stream, &Reply { failure }).await.unwrap();
+            }
             started(&stream).await;
             going.wait_for(|go| *go).await.unwrap();
             let mut data = 0;
@@ -243,11 +249,47 @@ async fn a_kill_reaches_a_command_whose_stdin_was_full() {
         tokio::task::yield_now().await;
     }
     assert!(!writing.is_finished());
-    running.kill();
+    let killer = running.killer();
+    let killing = tokio::spawn(async move { killer.kill().await });
     assert!(soon(writing).await.unwrap().is_err(), "a killed command takes no more stdin");
     go.send(true).unwrap();
     let event = soon(running.next()).await.unwrap();
     assert_eq!(event, Some(ExecEvent::Exit { code: 137, timed_out: false }));
     let data = soon(hearing.recv()).await.unwrap();
     assert_eq!(data % (64 * 1024), 0, "a chunk was torn");
+    soon(killing).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_kill_waits_for_no_stdin() {
+    let (killed, killing) = tokio::sync::watch::channel(0);
+    let fake = fake(move |operation, stream| {
+        let (killed, mut killing) = (killed.clone(), killing.clone());
+        async move {
+            match operation {
+                Operation::KillExec(order) => {
+                    killed.send(order.id).unwrap();
+                    write_message(&stream, &Reply { failure: None }).await.unwrap();
+                }
+                Operation::Exec(exec) => {
+                    // Reads none of its stdin.
+                    started(&stream).await;
+                    assert_ne!(exec.id, 0);
+                    killing.wait_for(|id| *id == exec.id).await.unwrap();
+                    say(&stream, exit(137)).await;
+                    half_close(&stream).await;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    })
+    .await;
+    let spec = ExecSpec { stdin: Stdin::Pipe, ..spec() };
+    let mut running = soon(fake.guest.exec(spec)).await.unwrap();
+    let (mut stdin, killer) = (running.take_stdin().unwrap(), running.killer());
+    let writing = tokio::spawn(async move { stdin.write(Bytes::from(vec![1; 4 << 20])).await });
+    soon(killer.kill()).await;
+    assert!(soon(writing).await.unwrap().is_err());
+    let event = soon(running.next()).await.unwrap();
+    assert_eq!(event, Some(ExecEvent::Exit { code: 137, timed_out: false }));
 }

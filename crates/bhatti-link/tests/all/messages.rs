@@ -9,7 +9,7 @@ use tokio::io::{AsyncWriteExt, duplex};
 use super::support::soon;
 
 fn message(path_len: usize) -> WriteFile {
-    WriteFile { path: "p".repeat(path_len), mode: 0o600, size: 9 }
+    WriteFile { path: "p".repeat(path_len), mode: 0o600, size: 9, keep_mode: false }
 }
 
 #[tokio::test]

@@ -105,6 +105,7 @@ fn the_constraints_are_still_there() {
         ("generations", "'nonsense'"),
         ("serial", "-1"),
         ("changed_at", "NULL"),
+        ("shell_token_hash", "'a token itself'"),
     ] {
         let sql = format!("UPDATE sandboxes SET {column} = {value} WHERE name = 'stopped'");
         let refused = store.connection.execute(&sql, []);

@@ -9,7 +9,9 @@ use std::task::{Context, Poll, Waker};
 use bhatti_wire::Violation;
 use bhatti_wire::codec;
 use bhatti_wire::frame::{self, Body, Frame, MAX_FRAME, MAX_PAYLOAD};
-use bhatti_wire::message::{ExecOutput, HelloReply, MAX_MESSAGE, Reply, Request};
+use bhatti_wire::message::{
+    ExecOutput, HelloReply, MAX_MESSAGE, Reply, Request, SessionList, SessionOutput,
+};
 use bhatti_wire::mux::{MAX_STREAMS, Mux, Role, WINDOW};
 use bhatti_wire::record::{BURST_RECORDS, Nonce, Record, RecordKind};
 use bhatti_wire::session::{GuestEvent, GuestSession, HostEvent, HostSession};
@@ -275,6 +277,8 @@ pub(crate) fn messages(bytes: &[u8]) {
     }
     all::<Request>(bytes);
     all::<ExecOutput>(bytes);
+    all::<SessionOutput>(bytes);
+    all::<SessionList>(bytes);
     all::<HelloReply>(bytes);
     all::<Reply>(bytes);
 }

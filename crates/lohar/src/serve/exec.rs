@@ -17,6 +17,7 @@
 
 mod detach;
 mod feed;
+mod kill;
 mod pump;
 
 use std::future::Future;
@@ -36,6 +37,7 @@ use crate::guest::Guest;
 use crate::process::{
     Exit, FindError, Leader, Program, SpawnError, Spawned, Stdin, Streams, spawn,
 };
+pub use kill::Killable;
 use pump::{Output, Source, pump};
 
 /// What is reported for a command that ran out of time: 128 + SIGKILL.
@@ -47,11 +49,16 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (input, output) = split(stream);
-    let kill = Notify::new();
+    let kill = Arc::new(Notify::new());
     let output = Output::new(output, &kill);
-    let started = {
-        let _nothing_is_held = guest.hold.wait_until_let_go().await;
-        start(guest, &request)
+    // Before it runs: a command that cannot be killed must not start.
+    let registered = guest.killable.register(request.id, &kill);
+    let started = match &registered {
+        Ok(_) => {
+            let _nothing_is_held = guest.hold.wait_until_let_go().await;
+            start(guest, &request)
+        }
+        Err(failure) => Err(failure.clone()),
     };
     let last = match started {
         Err(failure) => Event::Failed(failure),
@@ -67,6 +74,7 @@ where
             Event::Exit(status)
         }
     };
+    drop(registered);
     output.finish(last).await;
 }
 
@@ -108,7 +116,7 @@ fn start(guest: &Arc<Guest>, request: &Exec) -> Result<Command, Failure> {
     Ok(Command::Attached(Attached { spawned, _permit: permit }))
 }
 
-fn spawn_failure(error: &SpawnError) -> Failure {
+pub(super) fn spawn_failure(error: &SpawnError) -> Failure {
     let kind = match error {
         SpawnError::EmptyArgv | SpawnError::Directory { .. } => ErrorKind::Invalid,
         SpawnError::Find(FindError::NotInPath { .. } | FindError::Missing { .. }) => {

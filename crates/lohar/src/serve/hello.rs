@@ -28,8 +28,18 @@ const CLOCK_TOLERANCE: Duration = Duration::from_millis(1);
 const MAX_ENTROPY: usize = 512;
 
 /// Optional operations of this agent.
-const FEATURES: &[&str] =
-    &["exec", "exec-detach", "write-file", "configure", "power-off", "activity", "quiesce", "hold"];
+const FEATURES: &[&str] = &[
+    "exec",
+    "exec-detach",
+    "write-file",
+    "configure",
+    "power-off",
+    "activity",
+    "quiesce",
+    "hold",
+    "sessions",
+    "kill-exec",
+];
 
 /// The kernel was not given the host's randomness.
 #[derive(Debug, thiserror::Error)]

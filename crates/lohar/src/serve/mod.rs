@@ -10,10 +10,12 @@ pub mod activity;
 pub mod carrier;
 pub mod configure;
 pub mod exec;
+pub mod file;
 pub mod hello;
 pub mod hold;
 pub mod power;
 pub mod quiesce;
+pub mod session;
 pub mod vsock;
 pub mod write_file;
 
@@ -25,7 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bhatti_link::{read_message, write_message};
-use bhatti_wire::message::{ErrorKind, Failure, Operation, Reply, Request};
+use bhatti_wire::message::{ErrorKind, Failure, Operation, Reply, Request, SessionList};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, timeout};
@@ -163,7 +165,7 @@ where
         },
         Some(Operation::Configure(request)) => configure::answer(guest, request).await,
         Some(Operation::WriteFile(request)) => {
-            let outcome = write_file::write_file(&request, guest.owner, &mut stream).await;
+            let outcome = write_file::write_file(guest, request, &mut stream).await;
             reply(outcome.map_err(|error| error.failure()))
         }
         Some(Operation::PowerOff(_)) => {
@@ -178,8 +180,28 @@ where
         Some(Operation::Quiesce(_)) => {
             reply(quiesce::quiesce(guest).await.map_err(|error| error.failure()))
         }
+        Some(Operation::KillExec(request)) => reply(guest.killable.kill(request.id)),
+        Some(Operation::OpenSession(request)) => {
+            return guest.sessions.open(guest, request, stream).await;
+        }
+        Some(Operation::ListSessions(_)) => {
+            let list = SessionList { failure: None, sessions: guest.sessions.list() };
+            return send_last(&mut stream, &list).await;
+        }
         Some(Operation::Hold(_)) => reply(hold::hold(guest).await.map_err(|error| error.failure())),
-        None => reply(Err(Failure {
+        Some(Operation::ReadFile(request)) => {
+            return file::read(guest, request, &mut stream).await;
+        }
+        Some(Operation::StatFile(request)) => {
+            return send_last(&mut stream, &file::stat(guest, request).await).await;
+        }
+        Some(Operation::ListDirectory(request)) => {
+            return file::list(guest, request, &mut stream).await;
+        }
+        Some(
+            Operation::ListeningPorts(_) | Operation::ReadArchive(_) | Operation::WriteArchive(_),
+        )
+        | None => reply(Err(Failure {
             kind: ErrorKind::Unsupported.into(),
             message: format!("agent {} does not know this operation", env!("CARGO_PKG_VERSION")),
         })),

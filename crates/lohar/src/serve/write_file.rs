@@ -1,218 +1,165 @@
 //! Writes one file, all of it or nothing.
 
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown, fchown};
+use std::ffi::OsString;
+use std::fs::{File, Permissions};
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown, fchown};
 use std::path::{Component, Path, PathBuf};
 
-use bhatti_wire::message::{ErrorKind, Failure, WriteFile};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use bhatti_tree::Staged;
+use bhatti_wire::message::WriteFile;
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use super::file::{CHUNK, FileError, Turn, absolute, blocking, turn};
+use crate::guest::Guest;
 
 /// The largest file this operation writes.
 pub const MAX_FILE: u64 = 100 << 20;
 
-/// Bytes moved at a time.
-const CHUNK: usize = 256 * 1024;
-
-/// Why there is no file.
-#[derive(Debug, thiserror::Error)]
-pub enum WriteError {
-    #[error("path {path:?} is not absolute")]
-    Relative { path: String },
-    #[error("path {path:?} does not name a file")]
-    NoName { path: String },
-    #[error("{path} is a directory")]
-    IsDirectory { path: String },
-    #[error("file too large: {size} bytes (max {MAX_FILE})")]
-    TooLarge { size: u64 },
-    #[error("connection lost after {got}/{size} bytes")]
-    Short { got: u64, size: u64 },
-    #[error("failed to {action} {}", .path.display())]
-    File {
-        action: &'static str,
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-}
-
-impl WriteError {
-    /// As the host sees it.
-    pub fn failure(&self) -> Failure {
-        let kind = match self {
-            Self::Relative { .. }
-            | Self::NoName { .. }
-            | Self::IsDirectory { .. }
-            | Self::TooLarge { .. } => ErrorKind::Invalid,
-            Self::Short { .. } => ErrorKind::Other,
-            Self::File { source, .. } => match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
-                io::ErrorKind::NotADirectory | io::ErrorKind::InvalidFilename => ErrorKind::Invalid,
-                _ => ErrorKind::Other,
-            },
-        };
-        super::failure(kind, self)
-    }
-}
-
-/// Writes what `content` brings to the path of `request`, as `owner` (uid, gid).
+/// Writes what `content` brings to the path of `request`, as the guest's user.
 ///
 /// Readers see the old file or the new one, and so does whoever looks after a power cut; once
 /// this has returned they see the new one. A symlink at the path is replaced, not followed.
 pub async fn write_file<R>(
-    request: &WriteFile,
-    owner: (u32, u32),
+    guest: &Guest,
+    request: WriteFile,
     content: &mut R,
-) -> Result<(), WriteError>
+) -> Result<(), FileError>
 where
     R: AsyncRead + Unpin,
 {
-    let target = check(request)?;
-    let parent = target.parent().unwrap_or(Path::new("/"));
-    make_parents(parent, owner)?;
-    let mut temporary = Temporary::create(&target)?;
-    receive(request.size, content, &mut temporary).await?;
-    temporary.publish(&target, request.mode, owner).await
+    let (owner, size) = (guest.owner, request.size);
+    let turn = turn(guest).await?;
+    let target = blocking(move || Target::prepare(request, owner, turn)).await?;
+    let target = receive(size, content, target).await?;
+    blocking(move || target.publish(owner)).await
 }
 
-fn check(request: &WriteFile) -> Result<PathBuf, WriteError> {
-    let path = request.path.clone();
-    let target = PathBuf::from(&path);
-    if !target.is_absolute() {
-        return Err(WriteError::Relative { path });
+/// Moves the content to the file; the next chunk arrives while one is written.
+async fn receive<R>(size: u64, content: &mut R, target: Target) -> Result<Target, FileError>
+where
+    R: AsyncRead + Unpin,
+{
+    let mut target = target;
+    let (mut arriving, mut writing) = (Vec::new(), Vec::new());
+    let mut got = fill(content, &mut arriving, size).await;
+    loop {
+        let done = got == size;
+        if !done && arriving.len() < CHUNK {
+            return Err(FileError::Short { got, size });
+        }
+        std::mem::swap(&mut arriving, &mut writing);
+        let written = blocking(move || target.write(writing));
+        let filled =
+            async { if done { 0 } else { fill(content, &mut arriving, size - got).await } };
+        let (written, more) = tokio::join!(written, filled);
+        (target, writing) = written?;
+        if done {
+            return Ok(target);
+        }
+        got += more;
     }
-    if path.ends_with('/')
-        || path.contains('\0')
-        || !matches!(target.components().next_back(), Some(Component::Normal(_)))
+}
+
+/// Replaces what is in `chunk` by what comes next, up to `limit`. Returns how much that is: less
+/// than a chunk if the sender is gone, which an error and an early end say alike.
+async fn fill<R: AsyncRead + Unpin>(content: &mut R, chunk: &mut Vec<u8>, limit: u64) -> u64 {
+    let limit = usize::try_from(limit).map_or(CHUNK, |limit| limit.min(CHUNK));
+    chunk.resize(limit, 0);
+    let mut got = 0;
+    while got < limit {
+        match content.read(&mut chunk[got..]).await {
+            Ok(n @ 1..) => got += n,
+            Ok(0) | Err(_) => break,
+        }
+    }
+    chunk.truncate(got);
+    got as u64
+}
+
+/// A file to be, beside the one it is to replace.
+struct Target {
+    path: PathBuf,
+    name: OsString,
+    mode: u32,
+    parent: File,
+    staged: Staged,
+    _turn: Turn,
+}
+
+impl Target {
+    fn prepare(request: WriteFile, owner: (u32, u32), turn: Turn) -> Result<Self, FileError> {
+        let path = check(&request)?;
+        let parent = path.parent().unwrap_or(Path::new("/"));
+        make_parents(parent, owner)?;
+        let name = path.file_name().unwrap_or_default().to_owned();
+        let parent = File::open(parent).map_err(FileError::io("open", parent))?;
+        let staged = Staged::create(parent.as_fd())
+            .map_err(FileError::io("create a file beside", path.clone()))?;
+        let mode = match std::fs::symlink_metadata(&path) {
+            Ok(meta) if request.keep_mode && meta.is_file() => meta.mode() & 0o1777,
+            _ => request.mode & 0o7777,
+        };
+        Ok(Self { path, name, mode, parent, staged, _turn: turn })
+    }
+
+    fn write(mut self, chunk: Vec<u8>) -> Result<(Self, Vec<u8>), FileError> {
+        self.staged.file().write_all(&chunk).map_err(FileError::io("write", self.path.clone()))?;
+        Ok((self, chunk))
+    }
+
+    fn publish(mut self, owner: (u32, u32)) -> Result<(), FileError> {
+        let failed = |action| FileError::io(action, self.path.clone());
+        let file = self.staged.file();
+        // Ownership first: changing it clears set-id bits.
+        fchown(&mut *file, Some(owner.0), Some(owner.1)).map_err(failed("change the owner of"))?;
+        file.set_permissions(Permissions::from_mode(self.mode))
+            .map_err(failed("set the mode of"))?;
+        file.sync_all().map_err(failed("write"))?;
+        self.staged.publish(&self.name).map_err(failed("replace"))?;
+        // The content is on disk, but its name is not until the directory is, and with it the
+        // journal of the directories above.
+        self.parent.sync_all().map_err(failed("write the directory of"))
+    }
+}
+
+fn check(request: &WriteFile) -> Result<PathBuf, FileError> {
+    let path = &request.path;
+    let target = absolute(path.clone())?;
+    if path.ends_with('/') || !matches!(target.components().next_back(), Some(Component::Normal(_)))
     {
-        return Err(WriteError::NoName { path });
+        return Err(FileError::NoName { path: path.clone() });
     }
     if request.size > MAX_FILE {
-        return Err(WriteError::TooLarge { size: request.size });
+        return Err(FileError::TooLarge { size: request.size });
     }
     if std::fs::symlink_metadata(&target).is_ok_and(|meta| meta.is_dir()) {
-        return Err(WriteError::IsDirectory { path });
+        return Err(FileError::IsDirectory { path: path.clone() });
     }
     Ok(target)
 }
 
 /// Makes the directories that are missing, and gives those, and only those, to `owner`.
-fn make_parents(parent: &Path, owner: (u32, u32)) -> Result<(), WriteError> {
+fn make_parents(parent: &Path, owner: (u32, u32)) -> Result<(), FileError> {
     let missing: Vec<_> = parent.ancestors().take_while(|path| !path.is_dir()).collect();
     for path in missing.into_iter().rev() {
         std::fs::DirBuilder::new()
             .mode(0o755)
             .create(path)
             // Not the umask's decision.
-            .and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)))
+            .and_then(|()| std::fs::set_permissions(path, Permissions::from_mode(0o755)))
             .and_then(|()| chown(path, Some(owner.0), Some(owner.1)))
             .map_err(|error| match error.kind() {
                 // Something else is there, or it would not be missing.
-                io::ErrorKind::AlreadyExists => io::Error::from(io::ErrorKind::NotADirectory),
+                io::ErrorKind::AlreadyExists if !path.is_dir() => {
+                    io::Error::from(io::ErrorKind::NotADirectory)
+                }
                 _ => error,
             })
-            .map_err(|source| WriteError::File {
-                action: "make directory",
-                path: path.to_owned(),
-                source,
-            })?;
+            .map_err(FileError::io("make directory", path))?;
     }
     Ok(())
-}
-
-async fn receive<R>(size: u64, content: &mut R, temporary: &mut Temporary) -> Result<(), WriteError>
-where
-    R: AsyncRead + Unpin,
-{
-    let mut buffer = vec![0; CHUNK.min(size as usize).max(1)];
-    let mut got = 0;
-    while got < size {
-        let room = buffer.len().min((size - got) as usize);
-        // An error and an early end are the same here: the sender is gone.
-        let n = content.read(&mut buffer[..room]).await.unwrap_or(0);
-        if n == 0 {
-            return Err(WriteError::Short { got, size });
-        }
-        temporary.file.write_all(&buffer[..n]).await.map_err(temporary.failed("write"))?;
-        got += n as u64;
-    }
-    temporary.file.flush().await.map_err(temporary.failed("write"))
-}
-
-/// A file beside the target that vanishes unless it is published.
-struct Temporary {
-    file: tokio::fs::File,
-    path: PathBuf,
-    published: bool,
-}
-
-impl Temporary {
-    fn create(target: &Path) -> Result<Self, WriteError> {
-        let name = target.file_name().unwrap_or_default().to_string_lossy();
-        // Keeps the whole name below the 255 bytes a file system allows.
-        let name: String = name.chars().take(40).collect();
-        let path = random_hex::<8>()
-            .map(|random| target.with_file_name(format!(".{name}.bhatti-tmp-{random}")))
-            .map_err(|source| WriteError::File {
-                action: "name a temporary for",
-                path: target.to_owned(),
-                source,
-            })?;
-        let file = std::os::unix::fs::OpenOptionsExt::mode(&mut std::fs::OpenOptions::new(), 0o600)
-            .write(true)
-            .create_new(true)
-            .open(&path)
-            .map_err(|source| WriteError::File {
-                action: "create a file beside",
-                path: target.to_owned(),
-                source,
-            })?;
-        Ok(Self { file: tokio::fs::File::from_std(file), path, published: false })
-    }
-
-    async fn publish(
-        mut self,
-        target: &Path,
-        mode: u32,
-        owner: (u32, u32),
-    ) -> Result<(), WriteError> {
-        let failed =
-            |action| move |source| WriteError::File { action, path: target.to_owned(), source };
-        // Ownership first: changing it clears set-id bits.
-        fchown(&self.file, Some(owner.0), Some(owner.1)).map_err(failed("change the owner of"))?;
-        let permissions = std::fs::Permissions::from_mode(mode & 0o7777);
-        self.file.set_permissions(permissions).await.map_err(failed("set the mode of"))?;
-        self.file.sync_all().await.map_err(failed("write"))?;
-        std::fs::rename(&self.path, target).map_err(failed("replace"))?;
-        self.published = true;
-        // The content is on disk, but its name is not until the directory is.
-        let parent = target.parent().unwrap_or(Path::new("/"));
-        sync_directory(parent).await.map_err(failed("write the directory of"))
-    }
-
-    fn failed(&self, action: &'static str) -> impl FnOnce(io::Error) -> WriteError + use<> {
-        let path = self.path.clone();
-        move |source| WriteError::File { action, path, source }
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        if !self.published {
-            std::fs::remove_file(&self.path).ok();
-        }
-    }
-}
-
-/// Writes out what was renamed in `path`, and with it the journal of the directories above.
-async fn sync_directory(path: &Path) -> io::Result<()> {
-    tokio::fs::File::open(path).await?.sync_all().await
-}
-
-/// `N` random bytes as hex.
-pub(super) fn random_hex<const N: usize>() -> io::Result<String> {
-    let mut bytes = [0; N];
-    io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut bytes)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bhatti_wire::message::{
-    ErrorKind, Exec, ExecInputEvent, ExecOutputEvent, MAX_CHUNK, Nothing, Operation,
+    ErrorKind, Exec, ExecInputEvent, ExecOutputEvent, KillExec, MAX_CHUNK, Nothing, Operation,
 };
 use bhatti_wire::mux::WINDOW;
 use bytes::Bytes;
@@ -123,6 +123,23 @@ async fn a_kill_overtakes_input_that_the_command_does_not_take() {
     }
     host.kill().await;
     assert_eq!(host.finish().await.code(), 137);
+}
+
+#[tokio::test]
+async fn a_kill_from_another_stream_waits_for_no_input() {
+    let guest = guest();
+    let exec = Exec { stdin: true, id: 7, ..sh("exec sleep 1000") };
+    let mut host = open(&guest, Some(Operation::Exec(exec))).await;
+    assert!(matches!(host.next().await, Some(ExecOutputEvent::Started(_))));
+    // More than the guest takes: the rest stays in the stream, and a kill behind it would.
+    let chunk = Bytes::from(vec![0; MAX_CHUNK]);
+    let full = async { while host.try_send(ExecInputEvent::Data(chunk.clone())).await {} };
+    tokio::time::timeout(PATIENCE, full).await.expect("it stops taking input");
+    let kill = |id| open(&guest, Some(Operation::KillExec(KillExec { id })));
+    assert_eq!(kill(8).await.reply().await.failure.unwrap().kind, i32::from(ErrorKind::NotFound));
+    assert_eq!(kill(7).await.reply().await.failure, None);
+    assert_eq!(host.finish().await.code(), 137);
+    assert!(kill(7).await.reply().await.failure.is_some(), "it is over");
 }
 
 #[tokio::test]

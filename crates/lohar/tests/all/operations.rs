@@ -23,7 +23,12 @@ async fn an_operation_of_the_future_is_refused_politely() {
 async fn a_file_is_written_from_the_stream() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("sub/file");
-    let request = WriteFile { path: path.to_str().unwrap().into(), mode: 0o600, size: 300_000 };
+    let request = WriteFile {
+        path: path.to_str().unwrap().into(),
+        mode: 0o600,
+        size: 300_000,
+        keep_mode: false,
+    };
     let mut host = open(&guest(), Some(Operation::WriteFile(request))).await;
     let content: Vec<u8> = (0..300_000_u32).map(|n| (n / 7) as u8).collect();
     host.to.write_all(&content).await.unwrap();
@@ -36,7 +41,8 @@ async fn a_file_is_written_from_the_stream() {
 async fn a_cut_stream_leaves_no_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("file");
-    let request = WriteFile { path: path.to_str().unwrap().into(), mode: 0o600, size: 10 };
+    let request =
+        WriteFile { path: path.to_str().unwrap().into(), mode: 0o600, size: 10, keep_mode: false };
     let mut host = open(&guest(), Some(Operation::WriteFile(request))).await;
     host.to.write_all(b"1234").await.unwrap();
     host.to.shutdown().await.unwrap();

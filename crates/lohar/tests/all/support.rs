@@ -6,7 +6,7 @@ use std::time::Duration;
 use bhatti_link::{read_message, write_message};
 use bhatti_wire::message::{
     Exec, ExecInput, ExecInputEvent, ExecOutput, ExecOutputEvent, ExitStatus, Failure, Nothing,
-    Operation, Request, Started,
+    Operation, Reply, Request, Started,
 };
 use lohar::guest::{Account, Guest};
 use lohar::process::Reaper;
@@ -90,6 +90,18 @@ impl Outcome {
 impl Host {
     pub(crate) async fn send(&mut self, event: ExecInputEvent) {
         write_message(&mut self.to, &ExecInput { event: Some(event) }).await.unwrap();
+    }
+
+    /// Says nothing, and `false`, if the guest takes nothing for a moment.
+    pub(crate) async fn try_send(&mut self, event: ExecInputEvent) -> bool {
+        let message = ExecInput { event: Some(event) };
+        let sending = write_message(&mut self.to, &message);
+        matches!(tokio::time::timeout(Duration::from_millis(500), sending).await, Ok(Ok(())))
+    }
+
+    /// The one answer of an operation that has one.
+    pub(crate) async fn reply(mut self) -> Reply {
+        read_message(&mut self.from).await.unwrap().expect("an answer")
     }
 
     pub(crate) async fn kill(&mut self) {

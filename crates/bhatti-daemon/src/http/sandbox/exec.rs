@@ -1,16 +1,15 @@
-//! `POST /sandboxes/:sandbox/exec`: buffered, streamed, detached
+//! `/sandboxes/:sandbox/exec`: what all ways to run a command have in common, and the choice
+//! between them.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Extension;
-use axum::body::Body;
 use axum::extract::{FromRequest, Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use bhatti_api::{ExecDetached, ExecEvent, ExecRequest, ExecResult, route, to_json};
-use bhatti_guest_client::{ExecEvent as GuestEvent, ExecSpec, GuestError, Running};
+use bhatti_api::{ExecDetached, ExecRequest, ExecResult, route};
+use bhatti_guest_client::{ExecSpec, GuestError};
 use bhatti_lifecycle::{Lease, ServiceError};
 
 use crate::http::body::{Named, Read, Written};
@@ -18,9 +17,11 @@ use crate::http::gate::Caller;
 use crate::http::{Api, ApiError};
 
 mod buffered;
+mod ndjson;
+mod socket;
 mod text;
 
-use text::Utf8Stream;
+pub(in crate::http) use socket::exec_stream;
 
 /// Runs a command. Dropping this (the client hung up) kills the command's process group, except
 /// for a detached one.
@@ -34,16 +35,9 @@ pub(in crate::http) async fn exec(
     let row = api.sandboxes.get(&caller, &sandbox).await?;
     let streaming = request.headers().get(header::ACCEPT).is_some_and(|v| v == route::NDJSON);
     let Read(body) = Read::<ExecRequest>::from_request(request, &()).await?;
-    if body.cmd.is_empty() {
-        return Err(ApiError::BadRequest("cmd required".to_owned()));
-    }
-    let timeout = timeout(body.timeout_sec)?;
-    if body.cmd.iter().any(|arg| arg.contains('\0')) {
-        return Err(ApiError::BadRequest("cmd must not contain NUL".to_owned()));
-    }
+    let spec = spec(body.cmd, body.timeout_sec)?;
     let lease = api.sandboxes.lease_of(&row).await?;
     let loss = api.sandboxes.loss_since(&row);
-    let spec = ExecSpec { argv: body.cmd, timeout: Some(timeout), ..ExecSpec::default() };
     let detach = body.detach.then_some(body.output_file);
     // Whatever becomes of the command, the sandbox is not what it was.
     let answered = run(lease, spec, detach, streaming).await;
@@ -66,12 +60,12 @@ async fn run(
         return Ok(Written(StatusCode::OK, answer).into_response());
     }
     match (lease.guest().exec(spec).await, streaming) {
-        (Ok(running), true) => Ok(stream(running, lease)),
+        (Ok(running), true) => Ok(ndjson::stream(running, lease)),
         (Ok(running), false) => Ok(buffered::collect(running).await?.into_response()),
         (Err(error), streaming) => {
             let result = not_run(error)?;
             Ok(if streaming {
-                stream_result(&result)
+                ndjson::whole(&result)
             } else {
                 Written(StatusCode::OK, result).into_response()
             })
@@ -91,6 +85,18 @@ fn warned(mut response: Response, loss: Option<String>) -> Response {
         response.headers_mut().insert(HeaderName::from_static(route::WARNING_HEADER), value);
     }
     response
+}
+
+/// What every request for a command has to be.
+fn spec(cmd: Vec<String>, timeout_sec: i64) -> Result<ExecSpec, ApiError> {
+    if cmd.is_empty() {
+        return Err(ApiError::BadRequest("cmd required".to_owned()));
+    }
+    let timeout = timeout(timeout_sec)?;
+    if cmd.iter().any(|arg| arg.contains('\0')) {
+        return Err(ApiError::BadRequest("cmd must not contain NUL".to_owned()));
+    }
+    Ok(ExecSpec { argv: cmd, timeout: Some(timeout), ..ExecSpec::default() })
 }
 
 fn timeout(seconds: i64) -> Result<Duration, ApiError> {
@@ -128,89 +134,6 @@ fn not_run(error: GuestError) -> Result<ExecResult, ApiError> {
     Ok(ExecResult { exit_code, stdout: String::new(), stderr: format!("{text}\n") })
 }
 
-fn ndjson(body: Body) -> Response {
-    let headers =
-        [(header::CONTENT_TYPE, route::NDJSON), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
-    (headers, body).into_response()
-}
-
-fn stream_result(result: &ExecResult) -> Response {
-    let lines = [
-        to_json(&ExecEvent::Stderr { data: result.stderr.clone() }),
-        to_json(&ExecEvent::Exit { exit_code: result.exit_code }),
-    ];
-    ndjson(Body::from(lines.concat()))
-}
-
-/// Events as they come. The last line is exactly one `exit` or `error`.
-fn stream(running: Running, lease: Lease) -> Response {
-    let source = Source {
-        running: Some(running),
-        _lease: lease,
-        stdout: Utf8Stream::default(),
-        stderr: Utf8Stream::default(),
-        lines: VecDeque::new(),
-    };
-    let lines = futures_util::stream::unfold(source, |mut source| async move {
-        let line = source.next_line().await?;
-        Some((Ok::<_, std::convert::Infallible>(line), source))
-    });
-    ndjson(Body::from_stream(lines))
-}
-
-struct Source {
-    /// `None` after the terminal event.
-    running: Option<Running>,
-    /// Keeps the sandbox awake while the client listens.
-    _lease: Lease,
-    stdout: Utf8Stream,
-    stderr: Utf8Stream,
-    lines: VecDeque<String>,
-}
-
-impl Source {
-    async fn next_line(&mut self) -> Option<String> {
-        loop {
-            if let Some(line) = self.lines.pop_front() {
-                return Some(line);
-            }
-            let event = self.running.as_mut()?.next().await;
-            self.translate(event);
-        }
-    }
-
-    fn translate(&mut self, event: Result<Option<GuestEvent>, GuestError>) {
-        let terminal = match event {
-            Ok(Some(GuestEvent::Stdout(bytes))) => {
-                let data = self.stdout.push(&bytes);
-                return self.say(ExecEvent::Stdout { data });
-            }
-            Ok(Some(GuestEvent::Stderr(bytes))) => {
-                let data = self.stderr.push(&bytes);
-                return self.say(ExecEvent::Stderr { data });
-            }
-            Ok(Some(GuestEvent::Exit { code, .. })) => ExecEvent::Exit { exit_code: code },
-            Ok(None) => ExecEvent::Error { data: GuestError::LinkLost(None).to_string() },
-            Err(error) => ExecEvent::Error { data: error.to_string() },
-        };
-        self.running = None;
-        let (stdout, stderr) = (self.stdout.finish(), self.stderr.finish());
-        self.say(ExecEvent::Stdout { data: stdout });
-        self.say(ExecEvent::Stderr { data: stderr });
-        self.say(terminal);
-    }
-
-    fn say(&mut self, event: ExecEvent) {
-        let empty = matches!(
-            &event,
-            ExecEvent::Stdout { data } | ExecEvent::Stderr { data } if data.is_empty()
-        );
-        if !empty {
-            self.lines.push_back(to_json(&event));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -218,7 +141,7 @@ mod tests {
     #[test]
     fn a_loss_is_told_in_a_header_that_any_client_can_read() {
         let answer = |loss: Option<&str>| {
-            let response = warned(stream_result(&not_run_result()), loss.map(str::to_owned));
+            let response = warned(ndjson::whole(&not_run_result()), loss.map(str::to_owned));
             let value = response.headers().get(route::WARNING_HEADER).cloned();
             value.map(|value| value.to_str().expect("printable ASCII").to_owned())
         };

@@ -10,8 +10,8 @@ use std::net::IpAddr;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
+use crate::random;
 use crate::replace::{read_config, replace_config, rewrite_config};
-use crate::serve::write_file::random_hex;
 
 /// Ends the lines of `/etc/hosts` that are ours to change.
 const OURS: &str = "# bhatti";
@@ -65,7 +65,7 @@ fn write_machine_id(etc: &Path, wanted: &str) -> Result<(), FileError> {
     let present = present.trim();
     let id = match wanted {
         "" if is_machine_id(&present.to_ascii_lowercase()) => return Ok(()),
-        "" => random_hex::<16>().map_err(|source| FileError {
+        "" => random::hex::<16>().map_err(|source| FileError {
             action: "make a",
             name: NAME,
             source,

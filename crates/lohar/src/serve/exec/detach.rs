@@ -13,7 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::spawn_failure;
 use crate::guest::Guest;
 use crate::process::{Program, Streams, spawn};
-use crate::serve::write_file::random_hex;
+use crate::random;
 
 /// Where output goes when nobody says where.
 const SESSIONS: &str = "/var/log/lohar/sessions";
@@ -110,7 +110,7 @@ fn open_new(directory: &Path) -> Result<(PathBuf, File), OutputError> {
     std::fs::create_dir_all(directory).map_err(failed(directory))?;
     let mut last = io::Error::from(io::ErrorKind::AlreadyExists);
     for _ in 0..NAME_TRIES {
-        let random = random_hex::<2>().map_err(failed(directory))?;
+        let random = random::hex::<2>().map_err(failed(directory))?;
         let path = directory.join(format!("sess-{random}.log"));
         match std::fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(&path) {
             Ok(file) => return Ok((path, file)),

@@ -1,16 +1,31 @@
 //! Files written into a scratch directory as whoever runs the test.
 
 use super::*;
-use std::os::unix::fs::MetadataExt;
+use crate::guest::Account;
+use crate::process::Reaper;
+use bhatti_wire::message::ErrorKind;
+use std::sync::Arc;
 
 fn me() -> (u32, u32) {
     (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw())
 }
 
-async fn write(path: &Path, mode: u32, size: u64, content: &[u8]) -> Result<(), WriteError> {
-    let request = WriteFile { path: path.to_str().unwrap().to_owned(), mode, size };
-    let mut content = content;
-    write_file(&request, me(), &mut content).await
+fn guest() -> Guest {
+    let account = Account {
+        name: "tester".into(),
+        home: "/nonexistent".into(),
+        shell: "/bin/sh".into(),
+        login_gid: me().1,
+    };
+    Guest::new(Arc::new(Reaper::default()), account, me())
+}
+
+fn request(path: &Path, mode: u32, size: u64) -> WriteFile {
+    WriteFile { path: path.to_str().unwrap().to_owned(), mode, size, keep_mode: false }
+}
+
+async fn write(path: &Path, mode: u32, size: u64, content: &[u8]) -> Result<(), FileError> {
+    write_file(&guest(), request(path, mode, size), &mut { content }).await
 }
 
 fn names(dir: &Path) -> Vec<String> {
@@ -83,10 +98,9 @@ async fn nonsense_is_refused_before_anything_is_made() {
         (at("sub"), 1, ErrorKind::Invalid),
         (at("file/below"), 1, ErrorKind::Invalid),
         (at(&"x".repeat(300)), 1, ErrorKind::Invalid),
-        (at("new"), MAX_FILE + 1, ErrorKind::Invalid),
+        (at("new"), MAX_FILE + 1, ErrorKind::TooLarge),
     ] {
-        let request = WriteFile { path: path.clone(), mode: 0o644, size };
-        let error = write_file(&request, me(), &mut &b"x"[..]).await.expect_err(&path);
+        let error = write(Path::new(&path), 0o644, size, b"x").await.expect_err(&path);
         assert_eq!(error.failure().kind, i32::from(kind), "{path:?}: {error}");
     }
     let mut left = names(dir.path());
@@ -95,20 +109,58 @@ async fn nonsense_is_refused_before_anything_is_made() {
 }
 
 #[tokio::test]
-async fn a_directory_is_synced_or_says_why_not() {
+async fn a_mode_is_kept_where_that_is_asked_for() {
     let dir = tempfile::tempdir().unwrap();
-    sync_directory(dir.path()).await.unwrap();
-    let error = sync_directory(&dir.path().join("none")).await.unwrap_err();
-    assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    let path = dir.path().join("script");
+    let kept = || WriteFile { keep_mode: true, ..request(&path, 0o644, 1) };
+    let mode = || path.metadata().unwrap().mode() & 0o7777;
+    write_file(&guest(), kept(), &mut &b"1"[..]).await.unwrap();
+    assert_eq!(mode(), 0o644, "a new file has the mode of the request");
+    std::fs::set_permissions(&path, Permissions::from_mode(0o6755)).unwrap();
+    write_file(&guest(), kept(), &mut &b"2"[..]).await.unwrap();
+    assert_eq!(mode(), 0o755, "somebody else's content is not set-id");
+    write(&path, 0o600, 1, b"3").await.unwrap();
+    assert_eq!(mode(), 0o600);
+}
+
+#[tokio::test]
+async fn two_writers_and_a_reader_never_meet() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    let size = 3 * CHUNK + 17;
+    let [ones, twos] = [1, 2].map(|byte| vec![byte; size]);
+    std::fs::write(&path, &ones).unwrap();
+    let done = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let reader = std::thread::spawn({
+        let (path, done) = (path.clone(), done.clone());
+        move || {
+            let mut reads = 0;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                let content = std::fs::read(&path).unwrap();
+                assert_eq!(content.len(), size);
+                assert!(content.iter().all(|byte| *byte == content[0]), "a mixture");
+                reads += 1;
+            }
+            reads
+        }
+    });
+    let guest = guest();
+    for _ in 0..10 {
+        let (mut one, mut two) = (&ones[..], &twos[..]);
+        let (one, two) = tokio::join!(
+            write_file(&guest, request(&path, 0o644, size as u64), &mut one),
+            write_file(&guest, request(&path, 0o644, size as u64), &mut two),
+        );
+        one.and(two).unwrap();
+    }
+    done.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert!(reader.join().unwrap() > 0);
+    assert_eq!(names(dir.path()), ["file"]);
 }
 
 #[test]
 fn a_full_disk_is_told_apart() {
-    let error = WriteError::File {
-        action: "write",
-        path: "/x".into(),
-        source: io::Error::from_raw_os_error(libc::ENOSPC),
-    };
+    let error = FileError::io("write", "/x")(io::Error::from_raw_os_error(libc::ENOSPC));
     assert_eq!(error.failure().kind, i32::from(ErrorKind::NoSpace));
     assert_eq!(
         error.failure().message,

@@ -1,0 +1,23 @@
+//! Files put in place whole, and trees of them packed and unpacked: what the agent and the
+//! command do alike, each with what the other sent.
+//!
+//! ```text
+//!   pack    directory ─▶ tar          staged    bytes ─▶ a file without a name ─▶ its name
+//!   unpack  tar ─▶ directory             ▲
+//!              └── one file at a time ───┘
+//! ```
+//!
+//! Promises:
+//! - Under its final name a file is never seen half-written, not even after a power cut.
+//! - Unpacking makes nothing outside the directory it was given, whatever the archive says, and
+//!   whoever exchanges directories for symlinks meanwhile. It makes files, directories and
+//!   symlinks, nothing else, without set-id bits.
+//! - Neither direction holds more than a piece of one file in memory, however large the tree.
+//!
+//! Blocking, all of it: callers bring a thread. Not here: how an archive travels.
+
+#![forbid(unsafe_code)]
+
+mod staged;
+
+pub use staged::Staged;
