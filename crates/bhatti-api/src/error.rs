@@ -81,6 +81,8 @@ pub fn hint_for(message: &str) -> Option<Hint> {
     let rules: &[Rule] = match message.split(' ').next() {
         // It names the images there are.
         Some("image") => &[],
+        // No command lists all of them.
+        Some("file") => &[],
         Some("snapshot") => &SNAPSHOT,
         _ => &SANDBOX,
     };

@@ -6,7 +6,9 @@
 mod body;
 mod error;
 mod exec;
+mod file;
 mod json;
+mod ports;
 pub mod route;
 mod sandbox;
 mod snapshot;
@@ -17,6 +19,8 @@ pub use exec::{
     EXEC_PROTOCOL, ExecChannel, ExecCommand, ExecDetached, ExecEvent, ExecNotice, ExecRequest,
     ExecResult, ExecStreamRequest,
 };
+pub use file::{FileInfo, MAX_FILE, Unpacked, octal};
 pub use json::{BadJson, from_json, to_json, to_json_pretty};
+pub use ports::Port;
 pub use sandbox::{CreateSandbox, FileSpec, PatchSandbox, Sandbox, StartSandbox, Transition};
 pub use snapshot::{Checkpoint, ResumeSnapshot, Snapshot};

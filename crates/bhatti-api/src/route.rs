@@ -7,6 +7,9 @@ pub const SANDBOXES: &str = "/sandboxes";
 /// `GET` list. Snapshots are made by [`checkpoint`].
 pub const SNAPSHOTS: &str = "/snapshots";
 
+/// `GET`: what listens in all sandboxes that are awake.
+pub const PORTS: &str = "/ports";
+
 /// On every API response: the daemon's version.
 pub const VERSION_HEADER: &str = "x-bhatti-version";
 /// On a create that found an identical sandbox.
@@ -16,6 +19,13 @@ pub const MIN_CLI_HEADER: &str = "x-bhatti-min-cli";
 /// On an answer to a use of a sandbox that lost something in waking for it: what it lost, in a
 /// sentence of printable ASCII.
 pub const WARNING_HEADER: &str = "x-bhatti-warning";
+/// On an answer about a file: its size in bytes, its permission bits as four octal digits, and
+/// whether it is a directory, `true` or `false`.
+pub const FILE_SIZE_HEADER: &str = "x-file-size";
+pub const FILE_MODE_HEADER: &str = "x-file-mode";
+pub const FILE_IS_DIR_HEADER: &str = "x-file-isdir";
+/// What an archive is.
+pub const TAR: &str = "application/x-tar";
 /// Asks `exec` to stream.
 pub const NDJSON: &str = "application/x-ndjson";
 
@@ -37,6 +47,26 @@ pub fn exec(sandbox: &str) -> String {
 /// `/sandboxes/:sandbox/exec/stream`, escaped: a WebSocket.
 pub fn exec_stream(sandbox: &str) -> String {
     format!("{}/stream", exec(sandbox))
+}
+
+/// `/sandboxes/:sandbox/files?path=:path`, escaped; more of the query may be appended.
+pub fn files(sandbox: &str, path: &str) -> String {
+    format!("{SANDBOXES}/{}/files?path={}", escape(sandbox), escape(path))
+}
+
+/// `/sandboxes/:sandbox/archive?path=:path`, escaped.
+pub fn archive(sandbox: &str, path: &str) -> String {
+    format!("{SANDBOXES}/{}/archive?path={}", escape(sandbox), escape(path))
+}
+
+/// `/sandboxes/:sandbox/ports`, escaped.
+pub fn ports(sandbox: &str) -> String {
+    format!("{SANDBOXES}/{}/ports", escape(sandbox))
+}
+
+/// `/sandboxes/:sandbox/proxy/:port/`, escaped.
+pub fn proxy(sandbox: &str, port: u16) -> String {
+    format!("{SANDBOXES}/{}/proxy/{port}/", escape(sandbox))
 }
 
 /// `/sandboxes/:sandbox/stop`, escaped.

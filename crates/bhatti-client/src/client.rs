@@ -11,7 +11,7 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use serde::de::DeserializeOwned;
 
-use crate::connect::{Sender, connect};
+use crate::connect::{Outgoing, Sender, connect};
 use crate::socket::Upgrade;
 use crate::timing::Stopwatch;
 use crate::{ClientError, Endpoint, Timing};
@@ -57,6 +57,8 @@ pub(crate) struct Call<'a> {
     /// Path and query, already escaped.
     pub(crate) path: &'a str,
     pub(crate) body: Option<String>,
+    /// A body that is no JSON.
+    pub(crate) content: Option<Bytes>,
     pub(crate) accept: Option<&'static str>,
     /// Asks for a WebSocket instead of an answer.
     pub(crate) upgrade: Option<Upgrade<'a>>,
@@ -66,7 +68,7 @@ pub(crate) struct Call<'a> {
 
 impl<'a> Call<'a> {
     pub(crate) fn new(method: Method, path: &'a str) -> Self {
-        Self { method, path, body: None, accept: None, upgrade: None, limit: QUICK }
+        Self { method, path, body: None, content: None, accept: None, upgrade: None, limit: QUICK }
     }
 }
 
@@ -75,7 +77,7 @@ pub(crate) struct Answer {
     pub(crate) response: Response<Incoming>,
     pub(crate) stopwatch: Stopwatch,
     /// To be kept once the body has been read; until then it can carry nothing else.
-    sender: Sender,
+    pub(crate) sender: Sender,
 }
 
 impl Client {
@@ -131,31 +133,40 @@ impl Client {
         call: Call<'_>,
     ) -> Result<(T, HeaderMap), ClientError> {
         let limit = call.limit;
-        let work = async {
-            let Answer { response, stopwatch, sender } = self.send(&call).await?;
-            let (parts, body) = response.into_parts();
-            let success = parts.status.is_success();
-            let body = collect(body, if success { MAX_ANSWER } else { MAX_ERROR }).await;
-            self.record(stopwatch);
-            if body.is_ok() {
-                self.kept().connection = Some((sender, Instant::now()));
-            }
-            match (success, body) {
-                (true, body) => {
-                    let value = serde_json::from_slice(&body?).map_err(|error| {
-                        ClientError::caused("the server's answer is not what was expected", error)
-                    })?;
-                    Ok((value, parts.headers))
-                }
-                // The status is worth more than its text.
-                (false, body) => {
-                    Err(ClientError::from_body(parts.status, &body.unwrap_or_default()))
-                }
-            }
-        };
+        let work = async { self.read_json(self.send(&call).await?).await };
         tokio::time::timeout(limit, work)
             .await
             .unwrap_or(Err(ClientError::Timeout { seconds: limit.as_secs() }))
+    }
+
+    /// Reads an answer to its end as `T`.
+    pub(crate) async fn read_json<T: DeserializeOwned>(
+        &self,
+        answer: Answer,
+    ) -> Result<(T, HeaderMap), ClientError> {
+        let Answer { response, stopwatch, sender } = answer;
+        let (parts, body) = response.into_parts();
+        let success = parts.status.is_success();
+        let body = collect(body, if success { MAX_ANSWER } else { MAX_ERROR }).await;
+        self.record(stopwatch);
+        if body.is_ok() {
+            self.keep(sender);
+        }
+        match (success, body) {
+            (true, body) => {
+                let value = serde_json::from_slice(&body?).map_err(|error| {
+                    ClientError::caused("the server's answer is not what was expected", error)
+                })?;
+                Ok((value, parts.headers))
+            }
+            // The status is worth more than its text.
+            (false, body) => Err(ClientError::from_body(parts.status, &body.unwrap_or_default())),
+        }
+    }
+
+    /// Keeps a connection for the next request, once nothing of the last is on it any more.
+    pub(crate) fn keep(&self, sender: Sender) {
+        self.kept().connection = Some((sender, Instant::now()));
     }
 
     /// Sends and waits for the headers.
@@ -164,7 +175,8 @@ impl Client {
         let kept = self.kept().connection.take();
         let (response, sender) = match kept {
             Some((sender, used)) if !sender.is_closed() && used.elapsed() < MAX_IDLE => {
-                match self.exchange(sender, call, &mut stopwatch).await {
+                let request = self.request(call, body(call))?;
+                match exchange(sender, request, &mut stopwatch).await {
                     // An idle connection may die at any time: nothing to tell anybody.
                     Err(failure) if failure.unsent || call.method == Method::GET => {
                         self.exchange_fresh(call, &mut stopwatch).await
@@ -174,6 +186,26 @@ impl Client {
             }
             _ => self.exchange_fresh(call, &mut stopwatch).await,
         }?;
+        Ok(self.answer(response, sender, stopwatch))
+    }
+
+    /// The same with a body that is made while it is sent. It cannot be sent twice, so it goes
+    /// over a connection of its own, which nobody else can have closed.
+    pub(crate) async fn send_stream(
+        &self,
+        call: &Call<'_>,
+        body: Outgoing,
+    ) -> Result<Answer, ClientError> {
+        let mut stopwatch = Stopwatch::start();
+        let (sender, timing) = connect(&self.endpoint).await?;
+        stopwatch.connected(timing);
+        let request = self.request(call, body)?;
+        let (response, sender) =
+            exchange(sender, request, &mut stopwatch).await.map_err(|failure| failure.error)?;
+        Ok(self.answer(response, sender, stopwatch))
+    }
+
+    fn answer(&self, response: Response<Incoming>, sender: Sender, stopwatch: Stopwatch) -> Answer {
         let said = |name: &str| {
             response.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned)
         };
@@ -184,7 +216,7 @@ impl Client {
         // One that nobody has taken yet is not forgotten for an answer without any.
         kept.warning = warning.or(kept.warning.take());
         drop(kept);
-        Ok(Answer { response, stopwatch, sender })
+        Answer { response, stopwatch, sender }
     }
 
     async fn exchange_fresh(
@@ -194,31 +226,11 @@ impl Client {
     ) -> Result<(Response<Incoming>, Sender), ClientError> {
         let (sender, timing) = connect(&self.endpoint).await?;
         stopwatch.connected(timing);
-        self.exchange(sender, call, stopwatch).await.map_err(|failure| failure.error)
+        let request = self.request(call, body(call))?;
+        exchange(sender, request, stopwatch).await.map_err(|failure| failure.error)
     }
 
-    async fn exchange(
-        &self,
-        mut sender: Sender,
-        call: &Call<'_>,
-        stopwatch: &mut Stopwatch,
-    ) -> Result<(Response<Incoming>, Sender), Failure> {
-        let broken = |error: hyper::Error, unsent| Failure {
-            unsent,
-            error: ClientError::caused("the connection to the server broke", error),
-        };
-        sender.ready().await.map_err(|error| broken(error, true))?;
-        let request = self.request(call).map_err(|error| Failure { unsent: true, error })?;
-        let sent = Instant::now();
-        let response = sender.try_send_request(request).await.map_err(|mut failure| {
-            let unsent = failure.take_message().is_some();
-            broken(failure.into_error(), unsent)
-        })?;
-        stopwatch.headers(sent);
-        Ok((response, sender))
-    }
-
-    fn request(&self, call: &Call<'_>) -> Result<Request<Full<Bytes>>, ClientError> {
+    fn request(&self, call: &Call<'_>, body: Outgoing) -> Result<Request<Outgoing>, ClientError> {
         let mut request = Request::builder()
             .method(call.method.clone())
             .uri(self.endpoint.path(call.path))
@@ -235,11 +247,39 @@ impl Client {
         if call.body.is_some() {
             request = request.header(CONTENT_TYPE, "application/json");
         }
-        let body = Full::new(Bytes::from(call.body.clone().unwrap_or_default()));
         request
             .body(body)
             .map_err(|error| ClientError::caused("the request cannot be written", error))
     }
+}
+
+/// The body of a call. Cheap to make again.
+fn body(call: &Call<'_>) -> Outgoing {
+    let bytes = match (&call.content, &call.body) {
+        (Some(content), _) => content.clone(),
+        (None, Some(json)) => Bytes::from(json.clone()),
+        (None, None) => Bytes::new(),
+    };
+    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
+}
+
+async fn exchange(
+    mut sender: Sender,
+    request: Request<Outgoing>,
+    stopwatch: &mut Stopwatch,
+) -> Result<(Response<Incoming>, Sender), Failure> {
+    let broken = |error: hyper::Error, unsent| Failure {
+        unsent,
+        error: ClientError::caused("the connection to the server broke", error),
+    };
+    sender.ready().await.map_err(|error| broken(error, true))?;
+    let sent = Instant::now();
+    let response = sender.try_send_request(request).await.map_err(|mut failure| {
+        let unsent = failure.take_message().is_some();
+        broken(failure.into_error(), unsent)
+    })?;
+    stopwatch.headers(sent);
+    Ok((response, sender))
 }
 
 /// A request without an answer.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::combinators::UnsyncBoxBody;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -22,7 +22,9 @@ use crate::{ClientError, Endpoint, Scheme, Timing};
 /// For resolving, connecting and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-pub(crate) type Sender = http1::SendRequest<Full<Bytes>>;
+/// The body of a request.
+pub(crate) type Outgoing = UnsyncBoxBody<Bytes, io::Error>;
+pub(crate) type Sender = http1::SendRequest<Outgoing>;
 
 /// A fresh connection, and how long its phases took.
 pub(crate) async fn connect(endpoint: &Endpoint) -> Result<(Sender, Timing), ClientError> {

@@ -51,6 +51,13 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .route("/sandboxes/{sandbox}/", any(|| async { ApiError::UnknownPath }))
         .route("/sandboxes/{sandbox}/exec", post(sandbox::exec).fallback(not_allowed))
         .route("/sandboxes/{sandbox}/exec/stream", any(sandbox::exec_stream))
+        .route(
+            "/sandboxes/{sandbox}/files",
+            get(sandbox::read_file)
+                .head(sandbox::look_at_file)
+                .put(sandbox::write_file)
+                .fallback(not_allowed),
+        )
         .route("/sandboxes/{sandbox}/stop", post(sandbox::stop).fallback(not_allowed))
         .route("/sandboxes/{sandbox}/start", post(sandbox::start).fallback(not_allowed))
         .route("/sandboxes/{sandbox}/checkpoint", post(sandbox::checkpoint).fallback(not_allowed))

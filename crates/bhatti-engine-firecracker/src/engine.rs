@@ -19,7 +19,7 @@ use bhatti_vmm::fingerprint::{Host, series};
 use bhatti_vmm::jail::Jail;
 use bhatti_vmm::kvm::Facts;
 use bhatti_vmm::machine_dir::MachineDir;
-use bhatti_vmm::memory::Templates;
+use bhatti_vmm::memory::{self, Templates};
 use bhatti_vmm::process::{self, Process};
 use bhatti_vmm::vmm_log::VmmLog;
 use bhatti_vmm::{blocking, confine, file_error};
@@ -96,6 +96,7 @@ impl FirecrackerEngine {
     }
 
     fn start_blocking(config: &FirecrackerConfig) -> Result<Self, EngineError> {
+        memory::check_host()?;
         let program = probe::find_program(config.program.as_deref())?;
         let why = probe::hardware(Facts::observe())?;
         let filter = config.seccomp_filter.as_deref();

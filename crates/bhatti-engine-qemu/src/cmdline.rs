@@ -3,16 +3,7 @@
 //! No file is opened here and no clock read. Files are named as they are in the VMM's own root
 //! ([`bhatti_vmm::jail`]), or by the number of an inherited descriptor; no path of the host is in here.
 //!
-//! Choices that look odd, with the reason (numbers: 256 MiB, one vCPU, TCG, QEMU 7.2):
-//! - `acpi=on`: Debian's kernel finds virtio-mmio devices only through ACPI.
-//! - `rtc=on`: without it the kernel polls the absent clock for 2.4 s.
-//! - `-bios qboot.rom`: QEMU 10 loops for ever in its default firmware for this machine.
-//! - `tsc_early_khz`: under TCG the guest sees the host's counter and cannot calibrate it on a
-//!   busy host; without the number, 15 of 16 boots hung. KVM has its own paravirtual clock.
-//! - `norandmaps`: QEMU 7.2 keys translated code by address; a fixed layout makes `exec` 4x
-//!   faster. Only under TCG: with KVM the guest keeps its address randomisation and mitigations.
-//! - `vmx=off,svm=off`: a guest that could run guests would reach the parts of the host's KVM that
-//!   had most of its holes.
+//! What differs between architectures is in [`crate::arch`]. Choices that look odd, with the reason:
 //! - `-no-shutdown`: a machine that ends stays until somebody has read its console.
 //! - `memory-backend-file` on `/dev/zero`: anonymous memory, under a name by which [`bhatti_vmm::memory`]
 //!   finds it in the process (ADR 0010).
@@ -27,6 +18,7 @@ use std::ffi::OsString;
 use bhatti_engine::{Accel, Shape};
 use serde_json::json;
 
+use crate::arch::Arch;
 use crate::disk::TopName;
 use bhatti_vmm::jail::{DESCRIPTORS, FIRMWARE, INITRAMFS, KERNEL};
 
@@ -39,6 +31,7 @@ pub(crate) const CONSOLE: &str = "console";
 /// Everything the command line depends on.
 #[derive(Clone, Debug)]
 pub(crate) struct Machine {
+    pub arch: Arch,
     /// How instructions are executed.
     pub accel: Acceleration,
     pub shape: Shape,
@@ -79,9 +72,9 @@ pub(crate) enum Memory {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Acceleration {
     Kvm,
-    /// Frequency of the host's time stamp counter, which is the guest's too.
     Tcg {
-        tsc_khz: u64,
+        /// Frequency of the host's time stamp counter, where it is the guest's too.
+        tsc_khz: Option<u64>,
     },
 }
 
@@ -98,7 +91,7 @@ impl Acceleration {
     pub(crate) fn tsc_khz(self) -> Option<u64> {
         match self {
             Self::Kvm => None,
-            Self::Tcg { tsc_khz } => Some(tsc_khz),
+            Self::Tcg { tsc_khz } => tsc_khz,
         }
     }
 }
@@ -146,19 +139,18 @@ impl Machine {
 
     fn board(&self, line: &mut Line) {
         let vcpus = self.shape.vcpus();
-        let (accel, cpu) = match self.accel {
-            Acceleration::Kvm => ("kvm".to_owned(), "host,vmx=off,svm=off"),
+        let accel = match self.accel {
+            Acceleration::Kvm => "kvm".to_owned(),
             // One thread for one vCPU saves nothing but also costs nothing; more need their own.
-            Acceleration::Tcg { .. } if vcpus == 1 => {
-                (format!("tcg,thread=single,tb-size={TCG_BUFFER_MIB}"), "max")
-            }
             Acceleration::Tcg { .. } => {
-                (format!("tcg,thread=multi,tb-size={TCG_BUFFER_MIB}"), "max")
+                let threads = if vcpus == 1 { "single" } else { "multi" };
+                format!("tcg,thread={threads},tb-size={TCG_BUFFER_MIB}")
             }
         };
-        line.option("-machine", MACHINE);
+        let machine = self.arch.machine(self.accel);
+        line.option("-machine", format!("{machine},suppress-vmdesc=on,memory-backend={MEMORY}"));
         line.option("-accel", accel);
-        line.option("-cpu", cpu);
+        line.option("-cpu", self.arch.cpu(self.accel));
         line.option("-smp", vcpus.to_string());
         line.option("-m", format!("{}M", self.shape.memory.0));
         for flag in ["-nodefaults", "-no-user-config", "-no-reboot", "-no-shutdown"] {
@@ -168,7 +160,12 @@ impl Machine {
         if self.seccomp == Seccomp::On {
             line.option("-sandbox", SANDBOX);
         }
-        line.option("-bios", FIRMWARE);
+        if self.arch.has_firmware() {
+            line.option("-bios", FIRMWARE);
+        }
+        for global in self.arch.globals() {
+            line.option("-global", *global);
+        }
         line.option("-device", "virtio-rng-device");
     }
 
@@ -194,7 +191,7 @@ impl Machine {
             Start::Boot => {
                 line.option("-kernel", KERNEL);
                 line.option("-initrd", INITRAMFS);
-                line.option("-append", self.kernel_line());
+                line.option("-append", self.arch.kernel_line(self.accel));
             }
             Start::Restore => {
                 line.option("-incoming", "defer");
@@ -256,15 +253,6 @@ impl Machine {
             line.option("-device", format!("virtio-net-device,netdev=net,mac={mac}"));
         }
     }
-
-    fn kernel_line(&self) -> String {
-        match self.accel {
-            Acceleration::Kvm => KERNEL_LINE.to_owned(),
-            Acceleration::Tcg { tsc_khz } => {
-                format!("{KERNEL_LINE} {KERNEL_LINE_TCG} tsc_early_khz={tsc_khz}")
-            }
-        }
-    }
 }
 
 /// The block node of the raw image.
@@ -304,10 +292,6 @@ pub(crate) fn overlay(top: &TopName) -> serde_json::Value {
     })
 }
 
-/// Everything off that a sandbox does not use; the serial port stays for the console.
-const MACHINE: &str = "microvm,acpi=on,pit=off,pic=off,rtc=on,isa-serial=on,\
-    x-option-roms=off,auto-kernel-cmdline=off,suppress-vmdesc=on,memory-backend=ram";
-
 /// Name of the memory's object.
 const MEMORY: &str = "ram";
 
@@ -316,13 +300,6 @@ const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resour
 
 /// Cache of translated code. Below 32 it thrashes, above 64 nothing is gained.
 const TCG_BUFFER_MIB: u32 = 64;
-
-/// For every guest. `quiet` keeps the slow port silent; a panic raises the level by itself.
-const KERNEL_LINE: &str = "console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests=1 \
-    8250.nr_uarts=1 lsm=capability audit=0 no_timer_check nowatchdog";
-
-/// Only under emulation, where these cost much and protect nothing: the CPU is software.
-const KERNEL_LINE_TCG: &str = "mitigations=off nokaslr init_on_alloc=0 tsc=reliable norandmaps";
 
 /// Arguments under construction.
 #[derive(Default)]
@@ -351,6 +328,7 @@ mod tests {
 
     fn machine(accel: Acceleration, milli_cpus: u32) -> Machine {
         Machine {
+            arch: Arch::X86_64,
             accel,
             shape: Shape { milli_cpus, memory: Mib(256) },
             start: Start::Boot,
@@ -378,12 +356,15 @@ mod tests {
 
     #[test]
     fn tcg_one_vcpu_without_network() {
-        insta::assert_snapshot!(text(&machine(Acceleration::Tcg { tsc_khz: 2_445_434 }, 500)));
+        insta::assert_snapshot!(text(&machine(
+            Acceleration::Tcg { tsc_khz: Some(2_445_434) },
+            500
+        )));
     }
 
     #[test]
     fn tcg_two_vcpus_with_network() {
-        let mut machine = machine(Acceleration::Tcg { tsc_khz: 2_445_434 }, 1500);
+        let mut machine = machine(Acceleration::Tcg { tsc_khz: Some(2_445_434) }, 1500);
         machine.mac = Some("02:00:00:00:00:07".to_owned());
         machine.fds.tap = Some(16);
         insta::assert_snapshot!(text(&machine));
@@ -406,8 +387,22 @@ mod tests {
     }
 
     #[test]
+    fn aarch64_tcg_one_vcpu() {
+        let mut machine = machine(Acceleration::Tcg { tsc_khz: None }, 1000);
+        machine.arch = Arch::Aarch64;
+        insta::assert_snapshot!(text(&machine));
+    }
+
+    #[test]
+    fn aarch64_kvm_two_vcpus() {
+        let mut machine = machine(Acceleration::Kvm, 2000);
+        machine.arch = Arch::Aarch64;
+        insta::assert_snapshot!(text(&machine));
+    }
+
+    #[test]
     fn tcg_clone_over_two_layers() {
-        let mut machine = machine(Acceleration::Tcg { tsc_khz: 2_445_434 }, 1000);
+        let mut machine = machine(Acceleration::Tcg { tsc_khz: Some(2_445_434) }, 1000);
         machine.start = Start::Restore;
         machine.memory = Memory::Template(19);
         machine.top = TopName::first().next();

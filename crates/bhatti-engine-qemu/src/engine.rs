@@ -17,6 +17,7 @@ use bhatti_vmm::{blocking, file_error};
 use camino::{Utf8Path, Utf8PathBuf};
 use tokio::time::timeout;
 
+use crate::arch::Arch;
 use crate::cmdline::{Acceleration, Seccomp};
 use crate::control;
 use crate::disk;
@@ -30,7 +31,7 @@ use bhatti_vmm::fingerprint::{self, Host};
 use bhatti_vmm::jail::{FIRMWARE, Jail};
 use bhatti_vmm::kvm::Facts;
 use bhatti_vmm::machine_dir::MachineDir;
-use bhatti_vmm::memory::Templates;
+use bhatti_vmm::memory::{self, Templates};
 use bhatti_vmm::process::{self, Process};
 use bhatti_vmm::vmm_log::VmmLog;
 
@@ -50,9 +51,11 @@ const DEATH_PATIENCE: Duration = Duration::from_secs(1);
 /// What an operator may choose.
 #[derive(Clone, Debug)]
 pub struct QemuConfig {
-    /// Path of `qemu-system-x86_64`; `None` looks on `PATH`.
+    /// What the guests are made for. Another than the host's is emulated, for tests.
+    pub arch: Arch,
+    /// Path of QEMU's system emulator for that; `None` looks on `PATH`.
     pub program: Option<Utf8PathBuf>,
-    /// Path of `qboot.rom`; `None` looks where distributions put it.
+    /// Path of `qboot.rom`, where machines have it; `None` looks where distributions put it.
     pub firmware: Option<Utf8PathBuf>,
     pub accel: AccelChoice,
     /// Name of the control group above all machines of this daemon. Two daemons on one host need
@@ -63,6 +66,7 @@ pub struct QemuConfig {
 impl Default for QemuConfig {
     fn default() -> Self {
         Self {
+            arch: Arch::HOST,
             program: None,
             firmware: None,
             accel: AccelChoice::Auto,
@@ -71,7 +75,7 @@ impl Default for QemuConfig {
     }
 }
 
-/// QEMU's microvm machine.
+/// QEMU's smallest machine of an architecture.
 #[derive(Clone)]
 pub struct QemuEngine {
     inner: Arc<Inner>,
@@ -82,6 +86,7 @@ pub(crate) struct Inner {
     info: EngineInfo,
     pub program: Program,
     pub jail: Jail,
+    pub arch: Arch,
     pub acceleration: Acceleration,
     pub cgroups: Cgroups,
     pub host_boot_id: String,
@@ -104,18 +109,23 @@ impl QemuEngine {
     }
 
     fn start_blocking(config: &QemuConfig) -> Result<Self, EngineError> {
-        let (chosen, why) = probe::choose(config.accel, Facts::observe());
-        let program = probe::find_program(config.program.as_deref(), chosen)?;
-        let firmware = probe::find_firmware(config.firmware.as_deref())?;
-        let jail =
-            Jail::of(&program.path, &[(firmware.as_path(), FIRMWARE)]).map_err(|source| {
-                EngineError::Confine {
-                    what: format!("cannot find what {} loads", program.path),
-                    source,
-                }
-            })?;
+        memory::check_host()?;
+        let arch = config.arch;
+        arch.runs_here().map_err(|why| EngineError::Host { why: why.to_owned() })?;
+        let (chosen, why) = probe::choose(config.accel, arch, Arch::HOST, Facts::observe());
+        let program = probe::find_program(config.program.as_deref(), arch, chosen)?;
+        let firmware = if arch.has_firmware() {
+            Some(probe::find_firmware(config.firmware.as_deref())?)
+        } else {
+            None
+        };
+        let shared: Vec<_> = firmware.iter().map(|file| (file.as_path(), FIRMWARE)).collect();
+        let jail = Jail::of(&program.path, &shared).map_err(|source| EngineError::Confine {
+            what: format!("cannot find what {} loads", program.path),
+            source,
+        })?;
         confine::rehearse(&program.path, &jail)?;
-        let acceleration = probe::acceleration(chosen);
+        let acceleration = probe::acceleration(arch, chosen);
         let cgroups = Cgroups::prepare(&config.cgroup)?;
         let mut warnings = cgroups.warnings().to_vec();
         if program.seccomp == Seccomp::NotBuiltIn {
@@ -125,12 +135,21 @@ impl QemuEngine {
         let host_boot_id = process::host_boot_id().map_err(file_error("read", path))?;
         let version = program.version.clone();
         let accel = acceleration.accel();
-        let name = format!("qemu {} microvm", fingerprint::series(&version));
+        let name = format!("qemu {} {}", fingerprint::series(&version), arch.machine_type());
         let host = Arc::new(Host::observe(&name, accel, acceleration.tsc_khz()));
         let info = EngineInfo { name: "qemu", version, accel, why, warnings };
         let templates = Templates::new(IDLE_TEMPLATES, IDLE_TEMPLATE_BYTES);
-        let inner =
-            Inner { info, program, jail, acceleration, cgroups, host_boot_id, host, templates };
+        let inner = Inner {
+            info,
+            program,
+            jail,
+            arch,
+            acceleration,
+            cgroups,
+            host_boot_id,
+            host,
+            templates,
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 }

@@ -131,6 +131,7 @@ impl Inner {
             Origin::Snapshot(Some(_)) => (Start::Restore, jail.with_descriptors()),
         };
         let machine = Machine {
+            arch: self.arch,
             accel: self.acceleration,
             shape: spec.shape,
             start,

@@ -1,7 +1,7 @@
-//! QEMU's microvm machine as an engine: hardware virtualisation where it works, emulation where not.
+//! QEMU's smallest machines as an engine: hardware virtualisation where it works, emulation where not.
 //!
 //! ```text
-//!  QemuEngine::start ── probe ──▶ which QEMU, which accelerator, which cgroups, host TSC
+//!  QemuEngine::start ── probe ──▶ which QEMU, which accelerator, which cgroups
 //!        │ boot, or restore: manifest fits? template loaded?
 //!        ▼
 //!  open files ──▶ cmdline (pure) ──▶ confine + spawn ──▶ QMP greets ──▶ QemuVm
@@ -26,6 +26,7 @@
 //!
 //! Not here: TAP devices, images, the protocol on the link.
 
+mod arch;
 mod cmdline;
 mod control;
 mod disk;
@@ -40,6 +41,7 @@ mod sealing;
 mod vm;
 mod watcher;
 
+pub use arch::Arch;
 pub use bhatti_vmm::cgroup::Claim;
 pub use engine::{QemuConfig, QemuEngine};
 pub use probe::AccelChoice;

@@ -7,11 +7,11 @@
 
 use std::io;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use bhatti_engine::EngineError;
 use camino::{Utf8Path, Utf8PathBuf};
 
+use crate::arch::Arch;
 use crate::cmdline::{Acceleration, Seccomp};
 use bhatti_vmm::kvm::{Facts, KvmDevice, Virtualisation};
 use bhatti_vmm::on_path;
@@ -35,11 +35,19 @@ pub(crate) enum Chosen {
     Tcg,
 }
 
-/// The decision and the one sentence that explains it.
-pub(crate) fn choose(choice: AccelChoice, facts: Facts) -> (Chosen, String) {
+/// The decision for such guests on such a host, and the one sentence that explains it.
+pub(crate) fn choose(
+    choice: AccelChoice,
+    guest: Arch,
+    host: Arch,
+    facts: Facts,
+) -> (Chosen, String) {
     let Facts { kvm, cpu } = facts;
     let reason = |errno| io::Error::from_raw_os_error(errno);
     match (choice, kvm, cpu) {
+        (AccelChoice::Auto, _, _) if guest != host => {
+            (Chosen::Tcg, "the guest's instructions are not this host's".to_owned())
+        }
         (AccelChoice::Tcg, _, _) => (Chosen::Tcg, "the configuration asks for it".to_owned()),
         (AccelChoice::Kvm, _, _) => (Chosen::Kvm, "the configuration asks for it".to_owned()),
         (AccelChoice::Auto, KvmDevice::Absent, _) => {
@@ -50,6 +58,10 @@ pub(crate) fn choose(choice: AccelChoice, facts: Facts) -> (Chosen, String) {
         }
         (AccelChoice::Auto, KvmDevice::Dead(errno), _) => {
             (Chosen::Tcg, format!("/dev/kvm makes no machine: {}", reason(errno)))
+        }
+        // There is no KVM on this one but by the CPU's own means.
+        (AccelChoice::Auto, KvmDevice::Works, _) if host == Arch::Aarch64 => {
+            (Chosen::Kvm, "/dev/kvm works".to_owned())
         }
         (AccelChoice::Auto, KvmDevice::Works, Virtualisation::None) => {
             (Chosen::Tcg, "/dev/kvm opens, but no vmx or svm in /proc/cpuinfo".to_owned())
@@ -71,29 +83,26 @@ pub(crate) struct Program {
     pub seccomp: Seccomp,
 }
 
-const FULL: &str = "qemu-system-x86_64";
-/// Debian's small build: KVM only, a quarter of the libraries, starts five times faster.
-const MICROVM: &str = "qemu-system-x86_64-microvm";
-const PACKAGE: &str = "install the Debian package qemu-system-x86";
-
-/// Finds QEMU: the configured one, else the best on `PATH` for `accel`.
+/// Finds QEMU: the configured one, else the best on `PATH` for what was chosen.
 pub(crate) fn find_program(
     configured: Option<&Utf8Path>,
+    arch: Arch,
     chosen: Chosen,
 ) -> Result<Program, EngineError> {
     if let Some(path) = configured {
-        return inspect(path);
+        return inspect(path, arch);
     }
     if chosen == Chosen::Kvm
-        && let Some(path) = on_path(MICROVM)
+        && let Some(path) = arch.program_for_kvm().and_then(on_path)
     {
-        let program = inspect(&path)?;
+        let program = inspect(&path, arch)?;
         // Without the filter the small build is the worse choice.
         if program.seccomp == Seccomp::On {
             return Ok(program);
         }
     }
-    inspect(&on_path(FULL).ok_or_else(|| missing(FULL))?)
+    let program = arch.program();
+    inspect(&on_path(program).ok_or_else(|| missing(program, arch))?, arch)
 }
 
 /// Finds the firmware.
@@ -110,15 +119,16 @@ pub(crate) fn find_firmware(configured: Option<&Utf8Path>) -> Result<Utf8PathBuf
     })
 }
 
-fn missing(program: &str) -> EngineError {
-    EngineError::MissingProgram { program: program.to_owned(), hint: PACKAGE.to_owned() }
+fn missing(program: &str, arch: Arch) -> EngineError {
+    let hint = arch.package().to_owned();
+    EngineError::MissingProgram { program: program.to_owned(), hint }
 }
 
-fn inspect(path: &Utf8Path) -> Result<Program, EngineError> {
+fn inspect(path: &Utf8Path, arch: Arch) -> Result<Program, EngineError> {
     let run = |arguments: &[&str]| {
         Command::new(path).args(arguments).stdin(Stdio::null()).output().map_err(|source| {
             if source.kind() == io::ErrorKind::NotFound {
-                missing(path.as_str())
+                missing(path.as_str(), arch)
             } else {
                 EngineError::Spawn { program: path.to_string(), source }
             }
@@ -142,39 +152,12 @@ fn version(banner: &str) -> Option<String> {
     version.starts_with(|c: char| c.is_ascii_digit()).then(|| version.to_owned())
 }
 
-/// The accelerator with what it needs. Under TCG this takes a tenth of a second: blocking.
-pub(crate) fn acceleration(chosen: Chosen) -> Acceleration {
+/// The accelerator with what it needs. Under TCG this may measure: blocking.
+pub(crate) fn acceleration(arch: Arch, chosen: Chosen) -> Acceleration {
     match chosen {
         Chosen::Kvm => Acceleration::Kvm,
-        Chosen::Tcg => Acceleration::Tcg { tsc_khz: measure_tsc_khz(Duration::from_millis(100)) },
+        Chosen::Tcg => Acceleration::Tcg { tsc_khz: arch.tsc_khz() },
     }
-}
-
-/// The host's time stamp counter against the raw clock; 10 ms samples are 150 ppm off.
-fn measure_tsc_khz(window: Duration) -> u64 {
-    let (clock_before, tsc_before) = clock_and_tsc();
-    std::thread::sleep(window);
-    let (clock_after, tsc_after) = clock_and_tsc();
-    let ticks = u128::from(tsc_after.wrapping_sub(tsc_before));
-    let nanos = (clock_after - clock_before).as_nanos().max(1);
-    u64::try_from(ticks * 1_000_000 / nanos).unwrap_or(u64::MAX)
-}
-
-/// One reading of both, taken as close together as the scheduler allows.
-fn clock_and_tsc() -> (Duration, u64) {
-    let read = || {
-        // SAFETY: every x86-64 CPU has this instruction, and user mode may use it unless a process
-        // has asked the kernel to forbid it, which we do not.
-        let before = unsafe { std::arch::x86_64::_rdtsc() };
-        let clock = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_RAW)
-            .map_or(Duration::ZERO, Duration::from);
-        // SAFETY: as above.
-        let after = unsafe { std::arch::x86_64::_rdtsc() };
-        (after.wrapping_sub(before), clock, before + after.wrapping_sub(before) / 2)
-    };
-    // The tightest of a few readings was not interrupted.
-    let tightest = (0..8).map(|_| read()).min_by_key(|(width, _, _)| *width);
-    tightest.map_or((Duration::ZERO, 0), |(_, clock, tsc)| (clock, tsc))
 }
 
 #[cfg(test)]
@@ -183,6 +166,7 @@ mod tests {
 
     #[test]
     fn kvm_is_chosen_only_when_a_guest_can_run() {
+        use Arch::*;
         use KvmDevice::*;
         for (kvm, cpu, expected, word) in [
             (Absent, Virtualisation::Vmx, Chosen::Tcg, "no /dev/kvm"),
@@ -192,18 +176,31 @@ mod tests {
             (Works, Virtualisation::Vmx, Chosen::Kvm, "vmx"),
             (Works, Virtualisation::Svm, Chosen::Kvm, "svm"),
         ] {
-            let (chosen, why) = choose(AccelChoice::Auto, Facts { kvm, cpu });
+            let (chosen, why) = choose(AccelChoice::Auto, X86_64, X86_64, Facts { kvm, cpu });
             assert_eq!(chosen, expected, "{kvm:?} {cpu:?}");
             assert!(why.contains(word), "{why}");
         }
     }
 
     #[test]
+    fn an_arm_host_has_no_kvm_that_cannot_run_a_guest() {
+        use Arch::*;
+        let facts = Facts { kvm: KvmDevice::Works, cpu: Virtualisation::None };
+        assert_eq!(choose(AccelChoice::Auto, Aarch64, Aarch64, facts).0, Chosen::Kvm);
+        let absent = Facts { kvm: KvmDevice::Absent, ..facts };
+        assert_eq!(choose(AccelChoice::Auto, Aarch64, Aarch64, absent).0, Chosen::Tcg);
+        let (chosen, why) = choose(AccelChoice::Auto, Aarch64, X86_64, facts);
+        assert_eq!((chosen, why.contains("not this host's")), (Chosen::Tcg, true), "{why}");
+    }
+
+    #[test]
     fn the_operator_has_the_last_word() {
         let works = Facts { kvm: KvmDevice::Works, cpu: Virtualisation::Vmx };
         let absent = Facts { kvm: KvmDevice::Absent, cpu: Virtualisation::None };
-        assert_eq!(choose(AccelChoice::Tcg, works).0, Chosen::Tcg);
-        assert_eq!(choose(AccelChoice::Kvm, absent).0, Chosen::Kvm);
+        for arch in [Arch::X86_64, Arch::Aarch64] {
+            assert_eq!(choose(AccelChoice::Tcg, arch, arch, works).0, Chosen::Tcg);
+            assert_eq!(choose(AccelChoice::Kvm, arch, arch, absent).0, Chosen::Kvm);
+        }
     }
 
     #[test]
@@ -216,19 +213,13 @@ mod tests {
 
     #[test]
     fn what_is_missing_names_the_package() {
-        let program = find_program(Some("/nonexistent/qemu".into()), Chosen::Tcg).unwrap_err();
-        assert!(program.to_string().contains("qemu-system-x86"), "{program}");
+        for (arch, package) in [(Arch::X86_64, "system-x86"), (Arch::Aarch64, "system-arm")] {
+            let program = find_program(Some("/nonexistent/qemu".into()), arch, Chosen::Tcg);
+            let program = program.unwrap_err().to_string();
+            assert!(program.contains(package), "{program}");
+        }
         let firmware = find_firmware(Some("/nonexistent/qboot.rom".into())).unwrap_err();
         assert!(firmware.to_string().contains("qemu-system-data"), "{firmware}");
-        assert!(find_program(Some("/bin/true".into()), Chosen::Tcg).is_err());
-    }
-
-    #[test]
-    fn two_measurements_of_the_counter_agree() {
-        let window = Duration::from_millis(100);
-        let (a, b) = (measure_tsc_khz(window), measure_tsc_khz(window));
-        // 500 ppm: what a kernel accepts between two calibrations.
-        assert!(a.abs_diff(b) < a / 2000, "{a} and {b} kHz");
-        assert!((100_000..20_000_000).contains(&a), "{a} kHz");
+        assert!(find_program(Some("/bin/true".into()), Arch::HOST, Chosen::Tcg).is_err());
     }
 }

@@ -8,6 +8,9 @@ pub enum EngineError {
     /// The program is not installed. `hint` says how to get it.
     #[error("{program} is not installed: {hint}")]
     MissingProgram { program: String, hint: String },
+    /// This host is not one that machines can run on.
+    #[error("machines do not run on this host: {why}")]
+    Host { why: String },
     /// A file of ours could not be made, read or removed.
     #[error("failed to {action} {path}")]
     File {

@@ -1,9 +1,9 @@
 //! What a saved device state silently depends on.
 //!
 //! Two hosts with the same fingerprint can load each other's snapshots. It holds what is exact:
-//! the VMM's release series (the microvm machine is not versioned; a series keeps it stable), how
+//! the VMM's release series (its machine is not versioned; a series keeps it stable), how
 //! instructions are executed and the CPU. Under KVM the guest sees the host's CPU, so all its
-//! flags count; under emulation it does not, but its counter is the host's.
+//! flags count; under emulation it does not, but an x86-64 guest's counter is the host's.
 //!
 //! That counter's frequency is measured, a little differently each time, and any rounding has an
 //! edge that some host sits on. So it is no part of the text but stands in the manifest, and a
@@ -16,6 +16,10 @@ use xxhash_rust::xxh3::xxh3_64;
 
 /// What a guest's clock may be wrong by, in parts of a million: what time services correct.
 const TOLERANCE_PPM: u64 = 500;
+
+/// What tells one model of CPU from another in `/proc/cpuinfo`.
+const X86: [&str; 4] = ["vendor_id", "cpu family", "model", "stepping"];
+const ARM: [&str; 4] = ["CPU implementer", "CPU variant", "CPU part", "CPU revision"];
 
 /// The host as a snapshot remembers it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,12 +46,15 @@ impl Host {
             line.and_then(|line| line.split_once(':')).map_or("?", |(_, value)| value.trim())
         };
         let mut fingerprint = format!("{name} {accel}");
-        for name in ["vendor_id", "cpu family", "model", "stepping"] {
-            fingerprint.push(if name == "vendor_id" { ' ' } else { '/' });
-            fingerprint.push_str(field(name));
-        }
+        // The kernel describes the CPUs of every architecture in other words.
+        let (model, flags) = match field(ARM[0]) {
+            "?" => (X86, "flags"),
+            _ => (ARM, "Features"),
+        };
+        fingerprint.push(' ');
+        fingerprint.push_str(&model.map(field).join("/"));
         if accel == Accel::Kvm {
-            let flags = xxh3_64(field("flags").as_bytes());
+            let flags = xxh3_64(field(flags).as_bytes());
             fingerprint.push_str(&format!(" flags {flags:016x}"));
         }
         Self { fingerprint, tsc_khz }
@@ -108,6 +115,19 @@ mod tests {
         assert_ne!(of("7.2.22", Accel::Kvm, None, &more), kvm);
         assert_eq!(of("7.2.22", Accel::Tcg, tsc, &more), tcg, "the guest does not see them");
         of("", Accel::Tcg, tsc, "");
+    }
+
+    #[test]
+    fn arm_cpus_are_told_apart() {
+        let cpuinfo = "processor\t: 0\nBogoMIPS\t: 243.75\nFeatures\t: fp asimd atomics\n\
+            CPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x3\n\
+            CPU part\t: 0xd0c\nCPU revision\t: 1\n";
+        let kvm = |cpuinfo: &str| Host::of("qemu 7.2 virt", Accel::Kvm, None, cpuinfo).fingerprint;
+        assert!(kvm(cpuinfo).starts_with("qemu 7.2 virt kvm 0x41/0x3/0xd0c/1 flags "));
+        for (was, is) in [("0xd0c", "0xd4f"), ("atomics", "atomics sve")] {
+            let other = cpuinfo.replace(was, is);
+            assert_ne!(kvm(&other), kvm(cpuinfo), "{is}");
+        }
     }
 
     #[test]

@@ -46,6 +46,20 @@ use crate::process::Process;
 pub use mapping::{Anonymous, Mapping};
 pub use template::{Templates, Zero};
 
+/// Refuses a host whose pages are of another size than ours: what a guest has written since it was
+/// last saved is asked of the kernel page by page.
+pub fn check_host() -> Result<(), EngineError> {
+    let bytes = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten();
+    match bytes.and_then(|bytes| usize::try_from(bytes).ok()) {
+        Some(pages::PAGE) => Ok(()),
+        other => {
+            let (bytes, page) = (other.unwrap_or(0), pages::PAGE);
+            let why = format!("its kernel has pages of {bytes} bytes; boot one with {page}");
+            Err(EngineError::Host { why })
+        }
+    }
+}
+
 /// Why memory could not be saved or loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {

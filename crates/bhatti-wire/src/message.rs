@@ -56,7 +56,10 @@ pub const MAX_CHUNK: usize = 64 * 1024;
 /// The first message of every stream.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Request {
-    #[prost(oneof = "Operation", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 21, 22, 23, 24, 25")]
+    #[prost(
+        oneof = "Operation",
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 21, 22, 23, 24, 25"
+    )]
     pub operation: Option<Operation>,
 }
 

@@ -203,7 +203,8 @@ impl Context {
     }
 }
 
-fn flush_to(mut stream: impl Write, bytes: &[u8]) -> Result<(), Failure> {
+/// Writes to one of our streams at once.
+pub(crate) fn flush_to(mut stream: impl Write, bytes: &[u8]) -> Result<(), Failure> {
     match stream.write_all(bytes).and_then(|()| stream.flush()) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(Failure::ClosedPipe),

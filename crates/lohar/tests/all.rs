@@ -14,6 +14,8 @@ mod link;
 mod operations;
 #[path = "all/reaper.rs"]
 mod reaper;
+#[path = "all/session.rs"]
+mod session;
 #[path = "all/support.rs"]
 mod support;
 

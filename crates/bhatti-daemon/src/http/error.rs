@@ -38,8 +38,23 @@ pub(super) enum ApiError {
     /// Asked for something this version does not do.
     #[error("{0}")]
     Unsupported(String),
+    /// The guest's files are not as the request would have them.
+    #[error("{}", guests_words(.0))]
+    Files(GuestError),
     #[error(transparent)]
     Service(#[from] ServiceError),
+}
+
+/// What a guest said of its files, without what we put before it.
+fn guests_words(error: &GuestError) -> String {
+    match error {
+        GuestError::NotFound(text)
+        | GuestError::Invalid(text)
+        | GuestError::TooLarge(text)
+        | GuestError::Denied(text)
+        | GuestError::NoSpace(text) => text.clone(),
+        other => other.to_string(),
+    }
 }
 
 /// Left in a response by an internal failure; the gate gives it a request id and logs it.
@@ -63,6 +78,19 @@ impl ApiError {
             Self::NoToken | Self::BadToken => S::UNAUTHORIZED,
             Self::RateLimited | Self::TooManySockets => S::TOO_MANY_REQUESTS,
             Self::Unsupported(_) => S::NOT_IMPLEMENTED,
+            Self::Files(error) => match error {
+                GuestError::NotFound(_) => S::NOT_FOUND,
+                GuestError::Invalid(_) | GuestError::NotExecutable(_) => S::BAD_REQUEST,
+                GuestError::TooLarge(_) => S::PAYLOAD_TOO_LARGE,
+                GuestError::Denied(_) => S::CONFLICT,
+                GuestError::NoSpace(_) => S::INSUFFICIENT_STORAGE,
+                GuestError::Unsupported(_) => S::NOT_IMPLEMENTED,
+                GuestError::TooManyOperations => S::SERVICE_UNAVAILABLE,
+                GuestError::LinkLost(_) | GuestError::Deadline { .. } => S::BAD_GATEWAY,
+                GuestError::Failed(_)
+                | GuestError::Incompatible { .. }
+                | GuestError::Protocol(_) => S::INTERNAL_SERVER_ERROR,
+            },
             Self::Service(error) => match error {
                 ServiceError::NoSandbox(_)
                 | ServiceError::NoImage { .. }
@@ -130,10 +158,12 @@ impl IntoResponse for ApiError {
         let status = self.status();
         let error = self.public().unwrap_or_else(|| "internal error".to_owned());
         let mut response = Written(status, ErrorBody { error, request_id: None }).into_response();
-        // What this version does not do is nobody's fault, and nothing to look up in a log.
-        if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED {
+        // What this version does not do is nobody's fault, and a tenant's full disk is the tenant's:
+        // nothing to look up in a log.
+        let unlogged = [StatusCode::NOT_IMPLEMENTED, StatusCode::INSUFFICIENT_STORAGE];
+        if status.is_server_error() && !unlogged.contains(&status) {
             let guests_fault = match &self {
-                Self::Service(ServiceError::Guest(_)) => true,
+                Self::Service(ServiceError::Guest(_)) | Self::Files(_) => true,
                 Self::Service(
                     ServiceError::Create(cause)
                     | ServiceError::Wake(cause)

@@ -59,6 +59,10 @@ pub struct StartSession {
     /// Nobody attaches: the guest answers [`SessionOutput::Opened`] and closes.
     #[prost(bool, tag = "7")]
     pub detached: bool,
+    /// Where the end of what it printed is written once it has ended, replacing the file; it is
+    /// then forgotten at once. Empty: nowhere, and an end that nobody saw is remembered a while.
+    #[prost(string, tag = "8")]
+    pub log_file: String,
 }
 
 /// What a session is.

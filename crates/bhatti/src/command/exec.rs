@@ -1,9 +1,13 @@
 //! `bhatti exec`
 
+mod live;
+mod printer;
+mod stdin;
+
 use std::process::ExitCode;
 
-use bhatti_api::{ExecEvent, ExecRequest};
-use bhatti_client::ClientError;
+use bhatti_api::{ExecEvent, ExecRequest, ExecStreamRequest};
+use bhatti_client::{Client, ClientError};
 
 use super::interrupt;
 use crate::context::Context;
@@ -15,6 +19,12 @@ use crate::{output, usage};
 /// Everything from the first word after the sandbox on is the command; `--` in front of it is
 /// optional. Its exit code becomes this command's. A sleeping sandbox wakes by itself;
 /// if it lost something on the way, a warning on stderr says what.
+///
+/// Output comes as it is printed, any bytes unchanged. A stdin that is a pipe or a file goes to
+/// the command, which sees its end: tar c . | bhatti exec dev -- tar x -C /workspace. In a loop
+/// that reads its own input, add </dev/null. A terminal stays here: use bhatti shell for that.
+/// Ctrl-C, or the end of this process, kills the command and all it started; --detach is for
+/// what should go on. With --json the answer is one object, at the end, and nothing goes to stdin.
 #[derive(clap::Args, Debug)]
 #[command(override_usage = "bhatti exec <sandbox> [--] <command...>")]
 pub(crate) struct ExecArgs {
@@ -34,10 +44,8 @@ pub(crate) struct ExecArgs {
 /// How the output is delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
-    /// As it comes.
-    Stream,
-    /// Raw, at the end.
-    Whole,
+    /// Raw, as it comes.
+    Live,
     /// One JSON object, at the end.
     Json,
     Detach,
@@ -53,12 +61,17 @@ pub(crate) fn run(context: &Context, args: ExecArgs) -> Result<ExitCode, Failure
     interrupt::exit_on_ctrl_c()?;
     let client = context.client()?;
     match mode {
-        Mode::Stream => stream(context, &sandbox, &request),
-        Mode::Whole => {
-            let result = context.call_about(&sandbox, client.exec_buffered(&sandbox, &request))?;
-            context.write(result.stdout.as_bytes())?;
-            context.write_error(result.stderr.as_bytes())?;
-            Ok(forward(result.exit_code))
+        Mode::Live => {
+            let request = ExecStreamRequest {
+                cmd: request.cmd,
+                timeout_sec: request.timeout_sec,
+                stdin: stdin::is_for_the_command(),
+                ..ExecStreamRequest::default()
+            };
+            match live::run(context, client, &sandbox, &request)? {
+                Some(code) => Ok(code),
+                None => run_without_stdin(context, client, &sandbox, request),
+            }
         }
         Mode::Json => {
             let result = context.call_about(&sandbox, client.exec_buffered(&sandbox, &request))?;
@@ -74,13 +87,33 @@ pub(crate) fn run(context: &Context, args: ExecArgs) -> Result<ExitCode, Failure
 }
 
 fn mode(context: &Context, detach: bool) -> Mode {
-    let forced = std::env::var_os("BHATTI_FORCE_STREAM").is_some_and(|value| value == "1");
     match (detach, context.globals.json) {
         (true, _) => Mode::Detach,
         (false, true) => Mode::Json,
-        (false, false) if forced || context.stdout_is_terminal() => Mode::Stream,
-        (false, false) => Mode::Whole,
+        (false, false) => Mode::Live,
     }
+}
+
+/// For a server that knows only the older way, whose output is text.
+fn run_without_stdin(
+    context: &Context,
+    client: &Client,
+    sandbox: &str,
+    request: ExecStreamRequest,
+) -> Result<ExitCode, Failure> {
+    if request.stdin {
+        context.say("Warning: this server cannot pass stdin on; the command reads none of it\n");
+    }
+    let (cmd, timeout_sec) = (request.cmd, request.timeout_sec);
+    let request = ExecRequest { cmd, timeout_sec, ..ExecRequest::default() };
+    let forced = std::env::var_os("BHATTI_FORCE_STREAM").is_some_and(|value| value == "1");
+    if forced || context.stdout_is_terminal() {
+        return stream(context, client, sandbox, &request);
+    }
+    let result = context.call_about(sandbox, client.exec_buffered(sandbox, &request))?;
+    context.write(result.stdout.as_bytes())?;
+    context.write_error(result.stderr.as_bytes())?;
+    Ok(forward(result.exit_code))
 }
 
 fn request(cmd: Vec<String>, timeout: Option<i64>) -> Result<ExecRequest, Failure> {
@@ -96,46 +129,53 @@ fn request(cmd: Vec<String>, timeout: Option<i64>) -> Result<ExecRequest, Failur
     }
 }
 
-/// How a stream ended: on the wire, or here.
+/// How a command ended, as far as the server could tell.
 enum Ended {
     Exit(i32),
     Refused(String),
     Broken(ClientError),
-    NotWritten(Failure),
 }
 
-fn stream(context: &Context, sandbox: &str, request: &ExecRequest) -> Result<ExitCode, Failure> {
-    let client = context.client()?;
+impl Ended {
+    fn report(self, context: &Context) -> Result<ExitCode, Failure> {
+        match self {
+            Self::Exit(code) => Ok(forward(code)),
+            Self::Refused(text) => {
+                context.say(&format!("exec error: {text}\n"));
+                Err(Failure::Silent(1))
+            }
+            Self::Broken(error) => Err(error.into()),
+        }
+    }
+}
+
+/// NDJSON, as it comes.
+fn stream(
+    context: &Context,
+    client: &Client,
+    sandbox: &str,
+    request: &ExecRequest,
+) -> Result<ExitCode, Failure> {
     let ended = context.wait(async {
-        let mut events = match client.exec_stream(sandbox, request).await {
-            Ok(events) => events,
-            Err(error) => return Ended::NotWritten(Failure::about(sandbox, error)),
-        };
+        let events = client.exec_stream(sandbox, request).await;
+        let mut events = events.map_err(|error| Failure::about(sandbox, error))?;
         context.pass_on_warning();
         loop {
-            let written = match events.next().await {
-                Ok(Some(ExecEvent::Stdout { data })) => context.write(data.as_bytes()),
-                Ok(Some(ExecEvent::Stderr { data })) => context.write_error(data.as_bytes()),
-                Ok(Some(ExecEvent::Exit { exit_code })) => return Ended::Exit(exit_code),
-                Ok(Some(ExecEvent::Error { data })) => return Ended::Refused(data),
+            // A failure to write drops the stream, which ends the command: nobody can see its
+            // output any more.
+            match events.next().await {
+                Ok(Some(ExecEvent::Stdout { data })) => context.write(data.as_bytes())?,
+                Ok(Some(ExecEvent::Stderr { data })) => context.write_error(data.as_bytes())?,
+                Ok(Some(ExecEvent::Exit { exit_code })) => {
+                    return Ok::<_, Failure>(Ended::Exit(exit_code));
+                }
+                Ok(Some(ExecEvent::Error { data })) => return Ok(Ended::Refused(data)),
                 Ok(None) => unreachable!("a stream gives its end before it has none"),
-                Err(error) => return Ended::Broken(error),
-            };
-            // Dropping the stream ends the command: nobody can see its output any more.
-            if let Err(failure) = written {
-                return Ended::NotWritten(failure);
+                Err(error) => return Ok(Ended::Broken(error)),
             }
         }
-    })?;
-    match ended {
-        Ended::Exit(code) => Ok(forward(code)),
-        Ended::Refused(text) => {
-            context.say(&format!("exec error: {text}\n"));
-            Err(Failure::Silent(1))
-        }
-        Ended::Broken(error) => Err(error.into()),
-        Ended::NotWritten(failure) => Err(failure),
-    }
+    })??;
+    ended.report(context)
 }
 
 /// The child's code as ours. A process has eight bits for it.

@@ -22,6 +22,18 @@ fn stream(lines: &[&str], whole: bool) -> Vec<u8> {
 const OUT: &str = r#"{"type":"stdout","data":"out\n"}"#;
 const ERR: &str = r#"{"type":"stderr","data":"err\n"}"#;
 
+/// What a server answers that does not know the stream with stdin; then comes the older way.
+const OLD: (&str, &str, &str) = ("404 Not Found", "", r#"{"error":"not found"}"#);
+const ASKED: &str = "GET /sandboxes/dev/exec/stream";
+
+/// An older server that gives these bytes.
+fn old_world(answer: Vec<u8>, ending: Ending) -> World {
+    let unknown = r#"{"error":"not found"}"#;
+    let unknown =
+        format!("HTTP/1.1 404 Not Found\r\ncontent-length: {}\r\n\r\n{unknown}", unknown.len());
+    World::with_bytes([unknown.into_bytes(), answer].into(), ending)
+}
+
 fn streamed(world: &World, args: &[&str]) -> super::world::Ran {
     ran(world.command(args).env("BHATTI_FORCE_STREAM", "1"))
 }
@@ -29,7 +41,7 @@ fn streamed(world: &World, args: &[&str]) -> super::world::Ran {
 #[test]
 fn buffered_output_is_raw_and_the_code_is_forwarded() {
     let answer = r#"{"exit_code":7,"stdout":"out\n","stderr":"err"}"#;
-    let world = World::with(&[("200 OK", "", answer), ("200 OK", "", answer)]);
+    let world = World::with(&[OLD, ("200 OK", "", answer), ("200 OK", "", answer)]);
     world.run(&["exec", "dev", "--timeout", "5", "--", "ls", "-la"]).check(7, "out\n", "err");
     world.run(&["exec", "--json", "dev", "ls"]).check(
         7,
@@ -39,6 +51,7 @@ fn buffered_output_is_raw_and_the_code_is_forwarded() {
     assert_eq!(
         world.requests(),
         [
+            ASKED,
             r#"POST /sandboxes/dev/exec {"cmd":["ls","-la"],"timeout_sec":5,"detach":false,"output_file":""}"#,
             r#"POST /sandboxes/dev/exec {"cmd":["ls"],"timeout_sec":0,"detach":false,"output_file":""}"#
         ]
@@ -53,10 +66,12 @@ fn what_a_wake_has_lost_is_said_in_every_mode() {
     let detached = r#"{"detached":true,"output_file":"/o","pid":42}"#;
     let refused = r#"{"error":"no such file"}"#;
     let answers = [
+        OLD,
         ("200 OK", HEADER, result),
         ("200 OK", HEADER, result),
         ("200 OK", HEADER, detached),
         ("400 Bad Request", HEADER, refused),
+        OLD,
         ("200 OK", "", result),
     ];
     let world = World::with(&answers);
@@ -71,7 +86,7 @@ fn what_a_wake_has_lost_is_said_in_every_mode() {
     let whole = stream(&[OUT, ERR, r#"{"type":"exit","exit_code":0}"#], true);
     let rest = whole.strip_prefix(head.as_bytes()).unwrap();
     let bytes = [head.as_bytes(), HEADER.as_bytes(), rest].concat();
-    let world = World::with_bytes([bytes].into(), Ending::KeepAlive);
+    let world = old_world(bytes, Ending::KeepAlive);
     streamed(&world, &["exec", "dev", "x"]).check(0, "out\n", &format!("{WARNING}err\n"));
 }
 
@@ -88,7 +103,7 @@ fn detached_commands_leave_their_traces() {
 #[test]
 fn streams_are_raw_and_forward_the_code() {
     let whole = stream(&[OUT, ERR, r#"{"type":"exit","exit_code":137}"#], true);
-    let world = World::with_bytes([whole].into(), Ending::KeepAlive);
+    let world = old_world(whole, Ending::KeepAlive);
     streamed(&world, &["exec", "dev", "x"]).check(137, "out\n", "err\n");
 }
 
@@ -105,10 +120,10 @@ fn a_stream_that_ends_badly_is_a_failure() {
             "Error: the stream has a line that is no event: EOF while parsing an object at line 2 column 0\n",
         ),
     ] {
-        let world = World::with_bytes([bytes].into(), Ending::Close);
+        let world = old_world(bytes, Ending::Close);
         streamed(&world, &["exec", "dev", "x"]).check(1, "out\n", stderr);
     }
-    let world = World::with_bytes([stream(&[OUT], false)].into(), Ending::Close);
+    let world = old_world(stream(&[OUT], false), Ending::Close);
     let ran = streamed(&world, &["exec", "dev", "x"]);
     assert_eq!((ran.code, ran.stdout.as_str()), (Some(1), "out\n"));
     assert!(
@@ -131,7 +146,7 @@ fn endless(world: &World) -> (std::process::Child, std::process::ChildStdout) {
 
 #[test]
 fn ctrl_c_ends_it_with_130() {
-    let world = World::with_bytes([stream(&[OUT], false)].into(), Ending::Hold);
+    let world = old_world(stream(&[OUT], false), Ending::Hold);
     let (child, _stdout) = endless(&world);
     let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
@@ -143,7 +158,7 @@ fn ctrl_c_ends_it_with_130() {
 fn a_reader_that_left_ends_it() {
     // More than a pipe holds, so that a write fails whenever the reader leaves.
     let flood: Vec<&str> = std::iter::repeat_n(OUT, 100_000).collect();
-    let world = World::with_bytes([stream(&flood, false)].into(), Ending::Hold);
+    let world = old_world(stream(&flood, false), Ending::Hold);
     let (child, stdout) = endless(&world);
     drop(stdout);
     let output = child.wait_with_output().unwrap();

@@ -6,10 +6,12 @@
 
 mod find;
 mod groups;
+mod pty;
 mod reaper;
 mod spawn;
 
 pub use find::{FindError, find_program};
 pub use groups::{Frozen, GroupError, Groups};
+pub use pty::Pty;
 pub use reaper::{Children, Exit, Leader, Reaper};
 pub use spawn::{Program, SpawnError, Spawned, Stdin, Streams, spawn};

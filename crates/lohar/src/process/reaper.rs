@@ -86,16 +86,21 @@ impl Reaper {
     }
 
     /// SIGKILLs the process group a spawned leader made.
+    pub fn kill_group(&self, leader: i32, state: Leader) {
+        self.signal_group(leader, state, Signal::SIGKILL);
+    }
+
+    /// Sends `signal` to the process group a spawned leader made.
     ///
     /// Once a leader was collected its number is
     /// free as soon as the group is empty too; if it has a claim again, it is somebody else's.
-    pub fn kill_group(&self, leader: i32, state: Leader) {
+    pub fn signal_group(&self, leader: i32, state: Leader, signal: Signal) {
         let claims = self.claims();
         if state == Leader::Collected && claims.contains_key(&leader) {
             return;
         }
-        // ESRCH: all gone, which is what was wanted.
-        killpg(Pid::from_raw(leader), Signal::SIGKILL).ok();
+        // ESRCH: all gone.
+        killpg(Pid::from_raw(leader), signal).ok();
     }
 
     fn claims(&self) -> MutexGuard<'_, HashMap<i32, oneshot::Sender<Exit>>> {

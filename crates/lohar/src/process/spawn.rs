@@ -35,6 +35,10 @@ pub enum Streams {
     Piped(Stdin),
     /// stdout and stderr to a file, stdin from nothing.
     File(File),
+    /// All three are this terminal, which becomes the program's own.
+    Terminal(OwnedFd),
+    /// stdout and stderr to one pipe, stdin from another.
+    Merged { stdin: OwnedFd, output: OwnedFd },
 }
 
 /// Where stdin comes from.
@@ -51,7 +55,7 @@ pub struct Spawned {
     pub pid: i32,
     pub exit: oneshot::Receiver<Exit>,
     pub stdin: Option<pipe::Sender>,
-    /// Set when the streams are piped.
+    /// Set when the streams are [`Streams::Piped`].
     pub output: Option<(pipe::Receiver, pipe::Receiver)>,
 }
 
@@ -95,7 +99,8 @@ pub fn spawn(reaper: &Reaper, program: &Program, streams: Streams) -> Result<Spa
 
     let mut command = Command::new(file);
     command.arg0(name).args(&program.argv[1..]).env_clear().envs(&program.env);
-    become_user(&mut command, program).map_err(failed)?;
+    let terminal = matches!(streams, Streams::Terminal(_));
+    become_user(&mut command, program, terminal).map_err(failed)?;
     let ours = connect(&mut command, streams).map_err(failed)?;
     let (pid, exit) =
         reaper.spawn(&mut command).map_err(|source| explain(program, name, source))?;
@@ -111,6 +116,14 @@ fn connect(command: &mut Command, streams: Streams) -> io::Result<OurEnds> {
     let stdin = match streams {
         Streams::File(file) => {
             command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+            return Ok((None, None));
+        }
+        Streams::Terminal(tty) => {
+            command.stdin(tty.try_clone()?).stdout(tty.try_clone()?).stderr(tty);
+            return Ok((None, None));
+        }
+        Streams::Merged { stdin, output } => {
+            command.stdin(stdin).stdout(output.try_clone()?).stderr(output);
             return Ok((None, None));
         }
         Streams::Piped(stdin) => stdin,
@@ -138,8 +151,9 @@ fn new_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 /// What the child does between fork and exec. The standard library has by then reset SIGPIPE and
-/// the signal mask; handlers are reset by exec.
-fn become_user(command: &mut Command, program: &Program) -> io::Result<()> {
+/// the signal mask; handlers are reset by exec. `terminal`: stdin is one, and becomes the
+/// controlling terminal.
+fn become_user(command: &mut Command, program: &Program, terminal: bool) -> io::Result<()> {
     let Identity { uid, gid, groups } = program.identity.clone();
     let cwd = CString::new(program.cwd.as_os_str().as_encoded_bytes())?;
     let child = move || {
@@ -147,6 +161,9 @@ fn become_user(command: &mut Command, program: &Program) -> io::Result<()> {
         // nothing is allocated.
         unsafe {
             check(libc::setsid())?;
+            if terminal {
+                check(libc::ioctl(libc::STDIN_FILENO, libc::TIOCSCTTY, 0))?;
+            }
             // An unprivileged test runs as the one user it can be.
             if libc::geteuid() == 0 {
                 check(libc::setgroups(groups.len(), groups.as_ptr()))?;

@@ -74,7 +74,7 @@ async fn run(
 }
 
 /// Says in a header what was lost: the body is the command's.
-fn warned(mut response: Response, loss: Option<String>) -> Response {
+pub(super) fn warned(mut response: Response, loss: Option<String>) -> Response {
     /// Characters of a header; reasons are one sentence.
     const MOST: usize = 1000;
     let Some(loss) = loss else { return response };

@@ -63,15 +63,15 @@ pub(super) fn detach(
     .map_err(|error| error.failure())?;
     let spawned = spawn(&guest.reaper, program, Streams::File(file))
         .map_err(|error| spawn_failure(&error))?;
+    let pid = spawned.pid.unsigned_abs();
+    let output_file = path.to_string_lossy().into_owned();
+    let listed = guest.sessions.detached(pid, &program.argv, &output_file);
     // Ends with the command.
     drop(tokio::spawn(async move {
         spawned.exit.await.ok();
-        drop(permit);
+        drop((permit, listed));
     }));
-    Ok(Started {
-        pid: spawned.pid.unsigned_abs(),
-        output_file: path.to_string_lossy().into_owned(),
-    })
+    Ok(Started { pid, output_file })
 }
 
 fn open_output(path: &str) -> Result<(PathBuf, File), OutputError> {
