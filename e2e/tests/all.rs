@@ -2,6 +2,8 @@
 
 #[path = "all/create.rs"]
 mod create;
+#[path = "all/exec.rs"]
+mod exec;
 #[path = "all/golden.rs"]
 mod golden;
 #[path = "all/network.rs"]

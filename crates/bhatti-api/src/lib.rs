@@ -11,6 +11,7 @@ mod json;
 mod ports;
 pub mod route;
 mod sandbox;
+mod session;
 mod snapshot;
 
 pub use body::{Health, StatusBody};
@@ -23,4 +24,8 @@ pub use file::{FileInfo, MAX_FILE, Unpacked, octal};
 pub use json::{BadJson, from_json, to_json, to_json_pretty};
 pub use ports::Port;
 pub use sandbox::{CreateSandbox, FileSpec, PatchSandbox, Sandbox, StartSandbox, Transition};
+pub use session::{
+    CLOSE_TAKEN, DEFAULT_IDLE_SEC, MAX_TERMINAL_CHUNK, PipedRequest, Session, SessionKind,
+    SessionNotice, TerminalCommand,
+};
 pub use snapshot::{Checkpoint, ResumeSnapshot, Snapshot};

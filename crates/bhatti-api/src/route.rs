@@ -69,6 +69,31 @@ pub fn proxy(sandbox: &str, port: u16) -> String {
     format!("{SANDBOXES}/{}/proxy/{port}/", escape(sandbox))
 }
 
+/// `/sandboxes/:sandbox/ws`, escaped: a WebSocket on a terminal. See [`Terminal`].
+pub fn terminal(sandbox: &str, which: Terminal<'_>) -> String {
+    let path = format!("{SANDBOXES}/{}/ws", escape(sandbox));
+    match which {
+        Terminal::FreeOrNew => path,
+        Terminal::New => format!("{path}?new=true"),
+        Terminal::Named(session) => format!("{path}?session={}", escape(session)),
+    }
+}
+
+/// Which terminal is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Terminal<'a> {
+    /// The newest running one that nobody is attached to, or else a new one.
+    FreeOrNew,
+    New,
+    /// This session, taken from whoever is attached.
+    Named(&'a str),
+}
+
+/// `/sandboxes/:sandbox/sessions`, escaped.
+pub fn sessions(sandbox: &str) -> String {
+    format!("{SANDBOXES}/{}/sessions", escape(sandbox))
+}
+
 /// `/sandboxes/:sandbox/stop`, escaped.
 pub fn stop(sandbox: &str) -> String {
     format!("{SANDBOXES}/{}/stop", escape(sandbox))

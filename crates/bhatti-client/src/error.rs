@@ -31,6 +31,14 @@ pub enum ClientError {
         #[source]
         source: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
+    /// The server closed a WebSocket, and not because its business was done.
+    #[error("the server closed the connection{}", because(.reason))]
+    Closed {
+        /// What the close frame says; 1005 if it says nothing.
+        code: u16,
+        /// Possibly empty.
+        reason: String,
+    },
     /// The server went silent.
     #[error("no answer from the server within {seconds} s")]
     Timeout { seconds: u64 },
@@ -41,6 +49,10 @@ fn status_text(status: StatusCode) -> String {
         Some(reason) => format!("{} {reason}", status.as_u16()),
         None => status.as_u16().to_string(),
     }
+}
+
+fn because(reason: &str) -> String {
+    if reason.is_empty() { String::new() } else { format!(": {reason}") }
 }
 
 fn in_request(id: Option<&str>) -> String {

@@ -41,6 +41,8 @@ use crate::{Client, ClientError};
 const MAX_MESSAGE: usize = 1 << 20;
 /// How much is read from the connection at once, in bytes.
 const READ_BUFFER: usize = 64 * 1024;
+/// What the protocol calls a close frame that says nothing.
+const NO_STATUS: u16 = 1005;
 /// How long a server may be silent.
 const SILENCE: Duration = Duration::from_secs(90);
 
@@ -189,15 +191,11 @@ impl SocketReceiver {
                 Message::Binary(bytes) => return Ok(Some(Incoming::Binary(bytes))),
                 Message::Close(Some(frame)) if frame.code == CloseCode::Normal => return Ok(None),
                 Message::Close(frame) => {
-                    let reason = frame.map(|frame| frame.reason.as_str().to_owned());
-                    let reason = reason.filter(|reason| !reason.is_empty());
-                    return Err(match reason {
-                        Some(reason) => ClientError::caused(
-                            "the server closed the connection",
-                            crate::error::clean(&reason),
-                        ),
-                        None => ClientError::protocol("the server closed the connection"),
-                    });
+                    let (code, reason) = match frame {
+                        Some(frame) => (frame.code.into(), crate::error::clean(&frame.reason)),
+                        None => (NO_STATUS, String::new()),
+                    };
+                    return Err(ClientError::Closed { code, reason });
                 }
                 Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
             }

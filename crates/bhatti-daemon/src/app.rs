@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::VERSION;
-use crate::http::{self, Api, Limits, Sockets};
+use crate::http::{self, Api, Limits, Room, Sockets};
 
 /// Why the daemon did not start. Each is one sentence with what to do.
 #[derive(Debug, thiserror::Error)]
@@ -115,6 +115,7 @@ impl App {
             db,
             limits: Limits::default(),
             sockets: Sockets::new(connections.clone()),
+            room: Room::default(),
             engine: info,
             started: Instant::now(),
         });

@@ -24,6 +24,7 @@ use bhatti_store::Db;
 pub(crate) use connection::serve;
 use error::ApiError;
 pub(crate) use limits::Limits;
+pub(crate) use sandbox::Room;
 pub(crate) use socket::Sockets;
 
 /// What handlers see of the daemon.
@@ -32,6 +33,7 @@ pub(crate) struct Api {
     pub(crate) db: Db,
     pub(crate) limits: Limits,
     pub(crate) sockets: Sockets,
+    pub(crate) room: Room,
     pub(crate) engine: EngineInfo,
     pub(crate) started: Instant,
 }
@@ -51,6 +53,9 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .route("/sandboxes/{sandbox}/", any(|| async { ApiError::UnknownPath }))
         .route("/sandboxes/{sandbox}/exec", post(sandbox::exec).fallback(not_allowed))
         .route("/sandboxes/{sandbox}/exec/stream", any(sandbox::exec_stream))
+        .route("/sandboxes/{sandbox}/exec/ws", any(sandbox::piped))
+        .route("/sandboxes/{sandbox}/ws", any(sandbox::shell))
+        .route("/sandboxes/{sandbox}/sessions", get(sandbox::sessions).fallback(not_allowed))
         .route(
             "/sandboxes/{sandbox}/files",
             get(sandbox::read_file)

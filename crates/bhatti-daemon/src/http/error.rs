@@ -124,7 +124,7 @@ impl ApiError {
     }
 
     /// What the client reads. `None`: only the log says; the client gets a request id.
-    fn public(&self) -> Option<String> {
+    pub(super) fn public(&self) -> Option<String> {
         match self {
             Self::Service(
                 ServiceError::Store(_)

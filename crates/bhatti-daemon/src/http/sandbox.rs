@@ -8,17 +8,25 @@ mod files;
 mod get;
 mod list;
 mod patch;
+mod piped;
+pub(super) mod relay;
+mod sessions;
+pub(super) mod shell;
 mod start;
 mod stop;
 
 pub(super) use checkpoint::checkpoint;
 pub(super) use create::{create, sandbox_name};
 pub(super) use destroy::destroy;
+pub(crate) use exec::Room;
 pub(super) use exec::{exec, exec_stream};
 pub(super) use files::{look as look_at_file, read as read_file, write as write_file};
 pub(super) use get::get;
 pub(super) use list::list;
 pub(super) use patch::patch;
+pub(super) use piped::piped;
+pub(super) use sessions::sessions;
+pub(super) use shell::shell;
 pub(super) use start::start;
 pub(super) use stop::stop;
 

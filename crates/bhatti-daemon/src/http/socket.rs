@@ -246,3 +246,6 @@ impl Pulse {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

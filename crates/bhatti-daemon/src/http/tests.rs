@@ -21,7 +21,7 @@ use camino::Utf8PathBuf;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-use super::{Api, Limits, Sockets, router};
+use super::{Api, Limits, Room, Sockets, router};
 
 struct NoNetwork;
 
@@ -78,8 +78,9 @@ async fn world() -> World {
     let deps = Deps { engine, taps, layout, db: db.clone(), settings, tasks: Tasks::default() };
     let sandboxes = Sandboxes::recover(deps).await.expect("recovers");
     let limits = Limits::default();
-    let sockets = Sockets::new(Tasks::default());
-    let api = Api { sandboxes, db, limits, sockets, engine: info, started: Instant::now() };
+    let (sockets, room) = (Sockets::new(Tasks::default()), Room::default());
+    let started = Instant::now();
+    let api = Api { sandboxes, db, limits, sockets, room, engine: info, started };
     World { _scratch: scratch, router: router(Arc::new(api)), key, sandbox }
 }
 

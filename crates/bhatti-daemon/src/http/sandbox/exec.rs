@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use bhatti_api::{ExecDetached, ExecRequest, ExecResult, route};
 use bhatti_guest_client::{ExecSpec, GuestError};
 use bhatti_lifecycle::{Lease, ServiceError};
+use bhatti_types::UserId;
 
 use crate::http::body::{Named, Read, Written};
 use crate::http::gate::Caller;
@@ -19,8 +20,9 @@ use crate::http::{Api, ApiError};
 mod buffered;
 mod ndjson;
 mod socket;
-mod text;
+pub(super) mod text;
 
+pub(crate) use buffered::Room;
 pub(in crate::http) use socket::exec_stream;
 
 /// Runs a command. Dropping this (the client hung up) kills the command's process group, except
@@ -40,37 +42,40 @@ pub(in crate::http) async fn exec(
     let loss = api.sandboxes.loss_since(&row);
     let detach = body.detach.then_some(body.output_file);
     // Whatever becomes of the command, the sandbox is not what it was.
-    let answered = run(lease, spec, detach, streaming).await;
+    let answered = match detach {
+        Some(output_file) => detached(&lease, spec, &output_file).await,
+        None if streaming => streamed(lease, spec).await,
+        None => whole(&api, &caller.id, &lease, spec).await,
+    };
     Ok(warned(answered.unwrap_or_else(IntoResponse::into_response), loss))
 }
 
-/// `detach`: where the output of a detached command goes.
-async fn run(
-    lease: Lease,
+async fn detached(lease: &Lease, spec: ExecSpec, output_file: &str) -> Result<Response, ApiError> {
+    let spec = ExecSpec { timeout: None, ..spec };
+    let detached = lease.guest().exec_detached(spec, output_file).await.map_err(launch_error)?;
+    let answer =
+        ExecDetached { detached: true, output_file: detached.output_file, pid: detached.pid };
+    Ok(Written(StatusCode::OK, answer).into_response())
+}
+
+async fn streamed(lease: Lease, spec: ExecSpec) -> Result<Response, ApiError> {
+    Ok(match lease.guest().exec(spec).await {
+        Ok(running) => ndjson::stream(running, lease),
+        Err(error) => ndjson::whole(&not_run(error)?),
+    })
+}
+
+async fn whole(
+    api: &Api,
+    user: &UserId,
+    lease: &Lease,
     spec: ExecSpec,
-    detach: Option<String>,
-    streaming: bool,
 ) -> Result<Response, ApiError> {
-    if let Some(output_file) = detach {
-        let spec = ExecSpec { timeout: None, ..spec };
-        let detached = lease.guest().exec_detached(spec, &output_file).await;
-        let detached = detached.map_err(launch_error)?;
-        let answer =
-            ExecDetached { detached: true, output_file: detached.output_file, pid: detached.pid };
-        return Ok(Written(StatusCode::OK, answer).into_response());
-    }
-    match (lease.guest().exec(spec).await, streaming) {
-        (Ok(running), true) => Ok(ndjson::stream(running, lease)),
-        (Ok(running), false) => Ok(buffered::collect(running).await?.into_response()),
-        (Err(error), streaming) => {
-            let result = not_run(error)?;
-            Ok(if streaming {
-                ndjson::whole(&result)
-            } else {
-                Written(StatusCode::OK, result).into_response()
-            })
-        }
-    }
+    let time = spec.timeout.unwrap_or_default();
+    Ok(match lease.guest().exec(spec).await {
+        Ok(running) => buffered::collect(running, &api.room, user, time).await?.into_response(),
+        Err(error) => Written(StatusCode::OK, not_run(error)?).into_response(),
+    })
 }
 
 /// Says in a header what was lost: the body is the command's.

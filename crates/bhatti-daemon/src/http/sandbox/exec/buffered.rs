@@ -1,7 +1,15 @@
 //! The buffered answer: everything a command printed, up to the cap, as one JSON object.
 //!
-//! Promises: a call holds at most the capped output as bytes. JSON of it can be six times as
-//! large (control characters), so it is written while the client reads and never exists whole.
+//! Promises:
+//! - A call holds at most the capped output as bytes. JSON of it can be six times as large
+//!   (control characters), so it is written while the client reads and never exists whole.
+//! - All calls together hold at most [`MAX_LARGE`] capped outputs, whatever they print and however
+//!   slowly their clients read; beyond that, each has [`SMALL`] bytes and its command waits
+//!   (`large_answers_wait_for_each_other`). One account cannot take all of it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::header;
@@ -9,10 +17,62 @@ use axum::response::{IntoResponse, Response};
 use bhatti_api::{ExecRequest, to_json};
 use bhatti_guest_client::{ExecEvent, GuestError, Running};
 use bhatti_lifecycle::ServiceError;
+use bhatti_types::UserId;
 use bytes::Bytes;
 use futures_util::stream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
 
 use super::text::Utf8Stream;
+
+/// What every call may hold, in bytes.
+const SMALL: usize = 64 * 1024;
+
+/// How many calls at once may hold more: 160 MiB.
+const MAX_LARGE: usize = 16;
+
+/// How many of them may be one account's.
+const MAX_LARGE_PER_USER: usize = 4;
+
+/// What ends the `stderr` of a call that got no room before its command's time was up.
+const NO_ROOM: &str = "\n[output truncated: too many large answers at once; stream it instead]";
+
+/// The room for large answers of the whole daemon.
+pub(crate) struct Room {
+    all: Arc<Semaphore>,
+    /// At most one entry an account.
+    users: Mutex<HashMap<UserId, Arc<Semaphore>>>,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self { all: Arc::new(Semaphore::new(MAX_LARGE)), users: Mutex::default() }
+    }
+}
+
+/// Leave to hold a large answer.
+struct Large {
+    _of_user: OwnedSemaphorePermit,
+    _of_all: OwnedSemaphorePermit,
+}
+
+impl Room {
+    /// Waits for room for one large answer of `user`, but not beyond `deadline`.
+    async fn large(&self, user: &UserId, deadline: Instant) -> Option<Large> {
+        let of_user = {
+            let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+            let new = || Arc::new(Semaphore::new(MAX_LARGE_PER_USER));
+            users.entry(user.clone()).or_insert_with(new).clone()
+        };
+        let both = async {
+            // In this order, so that nobody waits for himself while he holds what others need.
+            let of_user = of_user.acquire_owned().await.ok()?;
+            let of_all = self.all.clone().acquire_owned().await.ok()?;
+            Some(Large { _of_user: of_user, _of_all: of_all })
+        };
+        timeout_at(deadline, both).await.ok().flatten()
+    }
+}
 
 /// How a command ended and what it printed.
 #[derive(Default)]
@@ -20,15 +80,23 @@ pub(super) struct Output {
     pub(super) exit_code: i32,
     pub(super) stdout: Vec<Bytes>,
     pub(super) stderr: Vec<Bytes>,
+    large: Option<Large>,
 }
 
-/// Runs it to its end, keeping what fits.
-pub(super) async fn collect(mut running: Running) -> Result<Output, ServiceError> {
+/// Runs it to its end, keeping what fits. `time`: what the command itself has.
+pub(super) async fn collect(
+    mut running: Running,
+    room: &Room,
+    user: &UserId,
+    time: Duration,
+) -> Result<Output, ServiceError> {
+    let deadline = Instant::now() + time;
     let mut output = Output::default();
-    let mut room = ExecRequest::MAX_BUFFERED;
-    let mut truncated = false;
+    let (mut held, mut most) = (0, ExecRequest::MAX_BUFFERED);
+    let mut truncated = None;
     loop {
-        let (kept, bytes) = match running.next().await.map_err(ServiceError::Guest)? {
+        let event = running.next().await.map_err(ServiceError::Guest)?;
+        let (kept, bytes) = match event {
             Some(ExecEvent::Stdout(bytes)) => (&mut output.stdout, bytes),
             Some(ExecEvent::Stderr(bytes)) => (&mut output.stderr, bytes),
             Some(ExecEvent::Exit { code, .. }) => {
@@ -37,13 +105,21 @@ pub(super) async fn collect(mut running: Running) -> Result<Output, ServiceError
             }
             None => return Err(ServiceError::Guest(GuestError::LinkLost(None))),
         };
-        let fits = bytes.len().min(room);
-        truncated |= fits < bytes.len();
-        room -= fits;
+        if held + bytes.len() > SMALL && output.large.is_none() && truncated.is_none() {
+            output.large = room.large(user, deadline).await;
+            if output.large.is_none() {
+                (most, truncated) = (held, Some(NO_ROOM));
+            }
+        }
+        let fits = bytes.len().min(most - held);
+        if fits < bytes.len() {
+            truncated.get_or_insert(ExecRequest::TRUNCATED);
+        }
+        held += fits;
         append(kept, &bytes[..fits]);
     }
-    if truncated {
-        output.stderr.push(Bytes::from_static(ExecRequest::TRUNCATED.as_bytes()));
+    if let Some(note) = truncated {
+        output.stderr.push(Bytes::from_static(note.as_bytes()));
     }
     Ok(output)
 }
@@ -75,6 +151,7 @@ impl IntoResponse for Output {
         // What fits into one write goes out with its length, in one.
         let bytes = |pieces: &[Bytes]| pieces.iter().map(Bytes::len).sum::<usize>();
         let small = bytes(&self.stdout) + bytes(&self.stderr) <= PIECE;
+        let large = self.large;
         let head = format!("{{\"exit_code\":{},\"stdout\":\"", self.exit_code);
         let parts = [head].into_iter().chain(escaped(self.stdout));
         let parts = parts.chain(["\",\"stderr\":\"".to_owned()]).chain(escaped(self.stderr));
@@ -82,7 +159,11 @@ impl IntoResponse for Output {
         let body = if small {
             Body::from(parts.collect::<String>())
         } else {
-            Body::from_stream(stream::iter(parts.map(Ok::<_, std::convert::Infallible>)))
+            Body::from_stream(stream::iter(parts.map(move |part| {
+                // Until the client has read it, or gone.
+                let _held = &large;
+                Ok::<_, std::convert::Infallible>(part)
+            })))
         };
         ([(header::CONTENT_TYPE, "application/json")], body).into_response()
     }
@@ -121,6 +202,31 @@ mod tests {
         let stderr = "x\u{fffd}\u{fffd}".to_owned();
         let whole = to_json(&ExecResult { exit_code: 7, stdout, stderr });
         assert_eq!(body, whole.as_bytes());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn large_answers_wait_for_each_other() {
+        let room = Room::default();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let (alice, bob) = (UserId::random(), UserId::random());
+        let mut held = Vec::new();
+        for _ in 0..MAX_LARGE_PER_USER {
+            held.push(room.large(&alice, deadline).await.expect("there is room"));
+        }
+        assert!(room.large(&alice, deadline).await.is_none(), "an account has its share");
+        let deadline = Instant::now() + Duration::from_secs(5);
+        held.push(room.large(&bob, deadline).await.expect("which is not another's"));
+        let mut body = Output { large: held.pop(), ..Output::default() };
+        append(&mut body.stdout, &vec![b'x'; 2 * PIECE]);
+        let body = body.into_response();
+        for _ in held.len() + 1..MAX_LARGE {
+            held.push(room.large(&UserId::random(), deadline).await.expect("there is room"));
+        }
+        let carol = UserId::random();
+        assert!(room.large(&carol, deadline).await.is_none(), "all of it is held");
+        drop(body);
+        let deadline = Instant::now() + Duration::from_secs(5);
+        assert!(room.large(&carol, deadline).await.is_some(), "one was read, or given up");
     }
 
     #[tokio::test]

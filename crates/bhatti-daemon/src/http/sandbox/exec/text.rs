@@ -2,14 +2,14 @@
 
 /// One stream's decoder. Bytes that are no UTF-8 become U+FFFD.
 #[derive(Default)]
-pub(super) struct Utf8Stream {
+pub(in crate::http::sandbox) struct Utf8Stream {
     /// The start of a character whose end has not come: at most three bytes.
     pending: Vec<u8>,
 }
 
 impl Utf8Stream {
     /// The text that is certain after `bytes`.
-    pub(super) fn push(&mut self, bytes: &[u8]) -> String {
+    pub(in crate::http::sandbox) fn push(&mut self, bytes: &[u8]) -> String {
         let mut all = std::mem::take(&mut self.pending);
         all.extend_from_slice(bytes);
         let keep = unfinished(&all);
@@ -18,7 +18,7 @@ impl Utf8Stream {
     }
 
     /// What was left when the stream ended.
-    pub(super) fn finish(&mut self) -> String {
+    pub(in crate::http::sandbox) fn finish(&mut self) -> String {
         String::from_utf8_lossy(&std::mem::take(&mut self.pending)).into_owned()
     }
 }

@@ -1,0 +1,191 @@
+//! A session in the guest and a WebSocket, joined for as long as both last.
+//!
+//! ```text
+//!  client ─ Incoming ─▶ up ─▶ SessionWriter ─┐
+//!         ◀─ Message ── down ◀ SessionReader ┴─ guest
+//! ```
+//!
+//! Promises:
+//! - Nothing is queued here: a guest that does not read is not written for, a client that does
+//!   not read is not read for.
+//! - A client that goes away only detaches; what it said before still arrives.
+//! - A client waits for its guest as long as it likes: what it cannot be heard to answer
+//!   meanwhile is not held against it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::extract::ws::Message;
+use bhatti_api::CLOSE_TAKEN;
+use bhatti_guest_client::{
+    Attached, GuestError, SessionEvent, SessionReader, SessionWriter, WindowSize,
+};
+use bhatti_lifecycle::{Lease, chain};
+use bhatti_store::SandboxRow;
+use bytes::Bytes;
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use crate::http::socket::{Gone, Incoming, NORMAL, Pulse, Receiver, Sender};
+use crate::http::{Api, ApiError};
+
+/// Closes a socket because the daemon stops.
+const GOING_AWAY: u16 = 1001;
+
+/// Closes a socket on which something did not work.
+const FAILED: u16 = 1011;
+
+/// How a kind of session is spoken of on a socket.
+pub(in crate::http) trait Speech: Send {
+    /// Messages for what the session printed.
+    fn output(&mut self, bytes: Bytes) -> impl Iterator<Item = Message> + Send;
+    /// What the client means.
+    fn input(message: Incoming) -> Said;
+}
+
+/// What a client says to a session.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::http) enum Said {
+    Input(Bytes),
+    Resize(WindowSize),
+}
+
+/// Why it ended.
+#[derive(Debug)]
+pub(in crate::http) enum End {
+    /// The program did.
+    Exit(i32),
+    /// Another client has attached.
+    Taken,
+    /// The guest cannot be reached, or says what makes no sense. The program may go on.
+    Lost(GuestError),
+    /// The client left.
+    Gone(Gone),
+    /// The daemon is about to stop. The program goes on.
+    Stopping,
+    /// It never began; why has been said.
+    Refused,
+}
+
+/// A socket in use.
+pub(in crate::http) struct Line<'a> {
+    pub(in crate::http) sender: &'a Sender,
+    pub(in crate::http) receiver: &'a mut Receiver,
+    pub(in crate::http) pulse: &'a Pulse,
+    pub(in crate::http) stopping: &'a CancellationToken,
+}
+
+/// Relays until one of the two ends. Afterwards nobody is attached.
+pub(in crate::http) async fn relay<S: Speech>(line: Line<'_>, attached: Attached, speech: &mut S) -> End {
+    let Line { sender, receiver, pulse, stopping } = line;
+    let Attached { mut input, mut output, .. } = attached;
+    let deaf = AtomicBool::new(false);
+    let end = tokio::select! {
+        end = down(&mut output, sender, speech) => end,
+        gone = up::<S>(receiver, &mut input, &deaf) => End::Gone(gone),
+        gone = lost(pulse, &deaf) => End::Gone(gone),
+        () = stopping.cancelled() => End::Stopping,
+    };
+    input.finish();
+    end
+}
+
+/// From the session to the client.
+async fn down<S: Speech>(output: &mut SessionReader, sender: &Sender, speech: &mut S) -> End {
+    loop {
+        let bytes = match output.next().await {
+            Ok(Some(SessionEvent::Output(bytes))) => bytes,
+            Ok(Some(SessionEvent::Exit { code })) => return End::Exit(code),
+            Ok(Some(SessionEvent::Taken)) => return End::Taken,
+            Ok(None) => return End::Lost(GuestError::LinkLost(None)),
+            Err(error) => return End::Lost(error),
+        };
+        for message in speech.output(bytes) {
+            if let Err(gone) = sender.send(message).await {
+                return End::Gone(gone);
+            }
+        }
+    }
+}
+
+/// From the client to the session, while both are there. `deaf`: the client is not heard.
+async fn up<S: Speech>(
+    receiver: &mut Receiver,
+    input: &mut SessionWriter,
+    deaf: &AtomicBool,
+) -> Gone {
+    loop {
+        let message = match receiver.next().await {
+            Ok(Some(message)) => message,
+            Ok(None) => return Gone::Closed,
+            Err(gone) => return gone,
+        };
+        deaf.store(true, Ordering::Relaxed);
+        let passed_on = match S::input(message) {
+            Said::Input(bytes) => input.write(bytes).await,
+            Said::Resize(size) => input.resize(size).await,
+        };
+        deaf.store(false, Ordering::Relaxed);
+        if passed_on.is_err() {
+            // The other direction knows why.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Resolves when the client is gone without having said so.
+async fn lost(pulse: &Pulse, deaf: &AtomicBool) -> Gone {
+    loop {
+        match pulse.lost().await {
+            Gone::Silent if deaf.load(Ordering::Relaxed) => {}
+            gone => return gone,
+        }
+    }
+}
+
+/// Tells the client why it ended, as far as a close code can.
+pub(in crate::http) async fn close(sender: Sender, receiver: Receiver, end: End) {
+    let (code, reason) = match end {
+        End::Exit(_) => (NORMAL, ""),
+        End::Taken => (CLOSE_TAKEN, "another client has attached"),
+        End::Lost(error) => {
+            tracing::debug!(error = chain(&error), "a session was lost");
+            (FAILED, "the sandbox cannot be reached")
+        }
+        End::Stopping => (GOING_AWAY, "the daemon stops"),
+        End::Refused => (FAILED, ""),
+        End::Gone(why) => {
+            return tracing::debug!(why = chain(&why), "a session's client has left");
+        }
+    };
+    sender.close(receiver, code, reason).await;
+}
+
+/// The guest, awake. The error is for the client, in the contract's words.
+pub(in crate::http) async fn lease(api: &Api, row: &SandboxRow) -> Result<Lease, String> {
+    let error = match api.sandboxes.lease_of(row).await {
+        Ok(lease) => return Ok(lease),
+        Err(error) => ApiError::from(error),
+    };
+    // No request is left to be logged with its failure.
+    tracing::warn!(sandbox = %row.id, error = chain(&error), "a session's sandbox did not wake");
+    let text = error.public().unwrap_or_else(|| "internal error".to_owned());
+    Err(format!("wake sandbox: {}", text.strip_prefix("wake sandbox: ").unwrap_or(&text)))
+}
+
+/// A message that is one JSON value.
+pub(in crate::http) fn json<T: Serialize>(value: &T) -> Message {
+    Message::text(bhatti_api::to_json(value).trim_end().to_owned())
+}
+
+/// What the guest says is wrong with a session, in the contract's words.
+pub(in crate::http) fn agent_says(error: &GuestError) -> String {
+    match error {
+        GuestError::NotFound(text)
+        | GuestError::NotExecutable(text)
+        | GuestError::Invalid(text)
+        | GuestError::NoSpace(text)
+        | GuestError::Unsupported(text)
+        | GuestError::Failed(text) => format!("agent: {text}"),
+        other => other.to_string(),
+    }
+}
