@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bhatti_engine::{
-    Below, BootSpec, Engine, EngineError, EngineInfo, Private, RestoreSpec, RootDisk, Vm, VmRecord,
+    Below, BootSpec, DiskFormat, Engine, EngineError, EngineInfo, EngineName, Private, RestoreSpec,
+    RootDisk, Vm, VmRecord,
 };
 use bhatti_types::{EngineId, Mib};
 use bhatti_vmm::{blocking, file_error};
@@ -30,6 +31,7 @@ use bhatti_vmm::fingerprint::{self, Host};
 use bhatti_vmm::jail::{FIRMWARE, Jail};
 use bhatti_vmm::kvm::Facts;
 use bhatti_vmm::machine_dir::MachineDir;
+use bhatti_vmm::manifest::Manifest;
 use bhatti_vmm::memory::Templates;
 use bhatti_vmm::process::{self, Process};
 use bhatti_vmm::vmm_log::VmmLog;
@@ -127,7 +129,7 @@ impl QemuEngine {
         let accel = acceleration.accel();
         let name = format!("qemu {} microvm", fingerprint::series(&version));
         let host = Arc::new(Host::observe(&name, accel, acceleration.tsc_khz()));
-        let info = EngineInfo { name: "qemu", version, accel, why, warnings };
+        let info = EngineInfo { name: EngineName::Qemu, version, accel, why, warnings };
         let templates = Templates::new(IDLE_TEMPLATES, IDLE_TEMPLATE_BYTES);
         let inner =
             Inner { info, program, jail, acceleration, cgroups, host_boot_id, host, templates };
@@ -161,8 +163,17 @@ impl Engine for QemuEngine {
         .await
     }
 
+    fn disk_format(&self) -> DiskFormat {
+        DiskFormat::Qcow2
+    }
+
     fn fingerprint(&self) -> &str {
         &self.inner.host.fingerprint
+    }
+
+    async fn recognise(&self, snapshot: &Utf8Path) -> Result<(), EngineError> {
+        let (host, snapshot) = (Arc::clone(&self.inner.host), snapshot.to_owned());
+        blocking(move || Manifest::read(&snapshot)?.is_of(&host)).await
     }
 
     async fn restore(&self, spec: RestoreSpec) -> Result<Arc<dyn Vm>, EngineError> {
@@ -191,6 +202,8 @@ impl Inner {
             self.remove_traces(record).await?;
             return Ok(None);
         };
+        // It lives, and could not be spoken to.
+        record.is_of(self.info.name)?;
         let dir = MachineDir::open(&record.dir);
         let qmp = match &dir {
             Ok(dir) => greeted_soon(dir, &process).await,
