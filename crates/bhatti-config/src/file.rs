@@ -14,7 +14,7 @@ use crate::server::{self, EngineChoice, OnShutdown, Thermal};
 const MAX_BYTES: u64 = 1 << 20;
 
 /// Keys that do something.
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 16] = [
     "api_url",
     "auth_token",
     "boot_timeout_sec",
@@ -22,6 +22,8 @@ const KEYS: [&str; 14] = [
     "default_image",
     "dns_upstreams",
     "engine",
+    "firecracker_bin",
+    "firecracker_seccomp_filter",
     "initramfs",
     "jail_uid_base",
     "kernel",
@@ -36,10 +38,9 @@ const SECTIONS: [(&str, &[&str]); 2] =
     [("goldens", &["max_count", "max_mb"]), ("thermal", &["cold_after", "warm_after"])];
 
 /// Keys an existing installation's file has and this version does nothing with.
-const UNUSED: [&str; 9] = [
+const UNUSED: [&str; 8] = [
     "backup",
     "domain",
-    "firecracker_bin",
     "firecracker_jailer",
     "firecracker_kernel",
     "firecracker_rootfs",
@@ -59,6 +60,8 @@ pub(crate) struct FileSettings {
     pub(crate) kernel: Option<Utf8PathBuf>,
     pub(crate) initramfs: Option<Utf8PathBuf>,
     pub(crate) qemu_bin: Option<Utf8PathBuf>,
+    pub(crate) firecracker_bin: Option<Utf8PathBuf>,
+    pub(crate) firecracker_seccomp_filter: Option<Utf8PathBuf>,
     pub(crate) default_image: Option<String>,
     pub(crate) dns_upstreams: Option<Vec<IpAddr>>,
     pub(crate) network_prefix: Option<String>,
@@ -216,6 +219,10 @@ impl Reader<'_> {
             "kernel" => settings.kernel = Some(absolute(key, value, home)?),
             "initramfs" => settings.initramfs = Some(absolute(key, value, home)?),
             "qemu_bin" => settings.qemu_bin = Some(absolute(key, value, home)?),
+            "firecracker_bin" => settings.firecracker_bin = Some(absolute(key, value, home)?),
+            "firecracker_seccomp_filter" => {
+                settings.firecracker_seccomp_filter = Some(absolute(key, value, home)?);
+            }
             "default_image" => settings.default_image = Some(image(key, value)?),
             "dns_upstreams" => settings.dns_upstreams = Some(addresses(key, value)?),
             "network_prefix" => settings.network_prefix = Some(prefix(key, value)?),

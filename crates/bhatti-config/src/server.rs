@@ -86,6 +86,11 @@ pub struct ServerConfig {
     pub initramfs: Utf8PathBuf,
     /// `qemu_bin`; `None`: looked up in the usual places.
     pub qemu_bin: Option<Utf8PathBuf>,
+    /// `firecracker_bin`; `None`: looked up on `PATH`.
+    pub firecracker_bin: Option<Utf8PathBuf>,
+    /// `firecracker_seccomp_filter`: a compiled system call filter in place of the one that is
+    /// built into Firecracker; a build without one needs it.
+    pub firecracker_seccomp_filter: Option<Utf8PathBuf>,
     /// `default_image`: what a create without an image gets.
     pub default_image: String,
     /// `dns_upstreams`; empty: the host's.
@@ -135,6 +140,8 @@ impl ServerConfig {
             kernel: below(&file.kernel, "vmlinux"),
             initramfs: below(&file.initramfs, "initramfs.cpio"),
             qemu_bin: file.qemu_bin.clone(),
+            firecracker_bin: file.firecracker_bin.clone(),
+            firecracker_seccomp_filter: file.firecracker_seccomp_filter.clone(),
             default_image: file.default_image.clone().unwrap_or_else(|| "minimal".to_owned()),
             dns_upstreams: file.dns_upstreams.clone().unwrap_or_default(),
             jail_uid_base: file.jail_uid_base.unwrap_or_else(|| uid_base(&network_prefix)),

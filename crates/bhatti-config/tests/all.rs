@@ -280,16 +280,12 @@ fn a_file_of_the_existing_service_is_accepted_with_warnings() {
          domain:\n  api_host: a.b\nbackup:\n  schedule:\n    - volume: v\n",
     );
     let config = loaded.unwrap();
-    assert_eq!(config.server(None).engine, EngineChoice::Firecracker);
+    let server = config.server(None);
+    assert_eq!(server.engine, EngineChoice::Firecracker);
+    assert_eq!(server.firecracker_bin.as_deref(), Some("/usr/local/bin/firecracker".into()));
     let file = scratch.places.system.as_str();
-    let wanted = [
-        (4, "firecracker_bin"),
-        (5, "firecracker_jailer"),
-        (6, "jail_uid"),
-        (7, "domain"),
-        (9, "backup"),
-    ]
-    .map(|(line, key)| format!("{file}:{line}: \"{key}\" is not used by this version"));
+    let wanted = [(5, "firecracker_jailer"), (6, "jail_uid"), (7, "domain"), (9, "backup")]
+        .map(|(line, key)| format!("{file}:{line}: \"{key}\" is not used by this version"));
     assert_eq!(config.warnings, wanted);
     assert!(load_endpoint(&scratch.places).1.is_empty(), "a client need not hear of them");
 }

@@ -3,9 +3,10 @@
 //! [`App::build`] opens everything and binds the port; nothing is spawned for clients yet, so a
 //! failure there leaves nothing behind. [`App::run`] serves until it is told to stop.
 //!
-//! Only [`app`] names a concrete engine.
+//! Only [`engine`] names concrete engines.
 
 mod app;
+mod engine;
 mod http;
 mod telemetry;
 

@@ -2,21 +2,25 @@
 //!
 //! Firecracker knows no layers. So what is a layer elsewhere is a whole copy here: blocks are
 //! shared where the file system can (a reflink), and copied without their holes where it cannot.
-//! A disk's own file stands for everything below it, which is why merging layers is nothing to do.
+//! A disk's own file stands for everything below it, which is why merging layers is nothing to do,
+//! and why a new disk needs the topmost of the layers it was made from only.
+//!
+//! Layers of an engine that has real ones are written into one file ([`qcow2`]).
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 
-use bhatti_engine::{Below, EngineError, Private, RootDisk};
+use bhatti_engine::{Below, DiskFormat, EngineError, Private, RootDisk};
 use bhatti_types::Mib;
 use bhatti_vmm::file_error;
 use bhatti_vmm::machine_dir::MachineDir;
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use nix::unistd::Whence;
 
 use crate::config::ROOT_DISK;
+use crate::qcow2;
 
 const SECTOR: u64 = 512;
 /// No file system fits into less, so what is shorter is no disk.
@@ -31,10 +35,28 @@ pub(crate) fn create(
     size: Option<Mib>,
     owner: Private,
 ) -> Result<RootDisk, EngineError> {
-    let Below { base, layers } = below;
-    let source = layers.last().unwrap_or(&base);
-    let from = File::open(source).map_err(file_error("open", source))?;
-    let had = check(&from).map_err(file_error("use", source))?;
+    let Below { base, layers, format, bytes: recorded } = below;
+    let (source, layers, over) = match (format, layers.last()) {
+        (DiskFormat::Raw, Some(whole)) => (whole.clone(), vec![whole.clone()], Vec::new()),
+        (DiskFormat::Raw, None) => (base.clone(), Vec::new(), Vec::new()),
+        (DiskFormat::Qcow2, _) => (base.clone(), Vec::new(), open_layers(&layers)?),
+    };
+    let from = File::open(&source).map_err(file_error("open", &source))?;
+    let whole = check(&from).map_err(file_error("use", &source))?;
+    let refuse = |why: String| {
+        let refused = io::Error::new(io::ErrorKind::InvalidData, why);
+        file_error("make a disk on", &source)(refused)
+    };
+    let had = over.last().map_or(whole, qcow2::Layer::bytes);
+    // It was made that way; and a machine gets the size that was bought, whatever a layer says.
+    if !over.is_sorted_by_key(qcow2::Layer::bytes)
+        || over.first().is_some_and(|o| o.bytes() < whole)
+    {
+        return Err(refuse("a layer is smaller than what it lies on".to_owned()));
+    }
+    if let Some(recorded) = recorded.filter(|recorded| *recorded != had) {
+        return Err(refuse(format!("it has {had} bytes and was made with {recorded}")));
+    }
     let bytes = match size {
         Some(asked) if asked.bytes() < had => {
             let (asked_mib, image_mib) = (u64::from(asked.0), had.div_ceil(1 << 20));
@@ -48,15 +70,28 @@ pub(crate) fn create(
     let make = || {
         copy(&from, &to)?;
         to.set_len(bytes)?;
+        qcow2::flatten(&over, &to)?;
         fchown(&to, Some(owner.uid), Some(owner.gid))
     };
     match make() {
-        Ok(()) => Ok(RootDisk { file, base: Some(base), layers, bytes: Some(bytes) }),
+        Ok(()) => {
+            let (base, bytes) = (Some(base), Some(bytes));
+            Ok(RootDisk { file, base, layers, bytes, format: DiskFormat::Raw })
+        }
         Err(source) => {
             std::fs::remove_file(&file).ok();
             Err(EngineError::File { action: "make a disk", path: file, source })
         }
     }
+}
+
+/// Opens layers that are overlays, the lowest first.
+fn open_layers(layers: &[Utf8PathBuf]) -> Result<Vec<qcow2::Layer>, EngineError> {
+    let open = |path: &Utf8PathBuf| {
+        let opened = File::options().read(true).custom_flags(libc::O_NOFOLLOW).open(path);
+        opened.and_then(qcow2::Layer::open).map_err(file_error("use disk layer", path))
+    };
+    layers.iter().map(open).collect()
 }
 
 /// Whether this can be a disk, and how large it is.
@@ -191,7 +226,7 @@ mod tests {
         let (_keep, dir) = scratch();
         let base = dir.join("base");
         image(&base);
-        let below = Below { base: base.clone(), layers: Vec::new() };
+        let below = Below::image(base.clone());
         let disk = create(below.clone(), &dir, Some(Mib(16)), OWNER).unwrap();
         assert_eq!(disk.bytes, Some(16 << 20));
         let (was, is) = (std::fs::read(&base).unwrap(), std::fs::read(&disk.file).unwrap());
@@ -211,7 +246,7 @@ mod tests {
         let (_keep, dir) = scratch();
         let base = dir.join("base");
         image(&base);
-        let disk = create(Below { base, layers: Vec::new() }, &dir, None, OWNER).unwrap();
+        let disk = create(Below::image(base), &dir, None, OWNER).unwrap();
         let machine = MachineDir::open(&dir).unwrap();
         for round in 0..2 {
             let sealed = seal(&disk, &machine, &dir.join("layer")).unwrap();
@@ -224,16 +259,50 @@ mod tests {
         }
         // A disk can be made from it.
         let (_keep, other) = scratch();
-        let below = Below { base: dir.join("base"), layers: vec![dir.join("layer")] };
+        let (layers, format) = (vec![dir.join("older"), dir.join("layer")], DiskFormat::Raw);
+        let below = Below { layers, format, ..Below::image(dir.join("base")) };
         let heir = create(below, &other, None, OWNER).unwrap();
+        assert_eq!(heir.layers, [dir.join("layer")], "the older one need not even exist");
         assert_eq!(std::fs::read(heir.file).unwrap(), std::fs::read(&disk.file).unwrap());
+    }
+
+    /// A disk that came from an engine with layers: the chain is checked as a whole.
+    #[test]
+    fn overlays_become_one_file() {
+        let (_keep, dir) = scratch();
+        let (base, layer) = (dir.join("base"), dir.join("layer"));
+        image(&base);
+        let make = |bytes: &str| {
+            let made = std::process::Command::new("qemu-img")
+                .args(["create", "-q", "-f", "qcow2", layer.as_str(), bytes])
+                .status();
+            assert!(made.expect("qemu-img is installed (Debian: qemu-utils)").success());
+        };
+        make("16M");
+        let below = Below { layers: vec![layer.clone()], ..Below::image(base.clone()) };
+        let other = Below { bytes: Some(8 << 20), ..below.clone() };
+        assert!(create(other, &dir, None, OWNER).is_err(), "another size than is recorded");
+        assert!(!dir.join(ROOT_DISK).exists());
+        let disk = create(below.clone(), &dir, None, OWNER).unwrap();
+        assert_eq!(
+            (disk.layers.len(), disk.bytes, disk.format),
+            (0, Some(16 << 20), DiskFormat::Raw)
+        );
+        let (was, is) = (std::fs::read(&base).unwrap(), std::fs::read(&disk.file).unwrap());
+        assert!(is.starts_with(&was) && is.len() == 16 << 20);
+        std::fs::remove_file(&disk.file).unwrap();
+        make("4M");
+        assert!(create(below, &dir, None, OWNER).is_err(), "smaller than the image");
+        assert!(!dir.join(ROOT_DISK).exists());
     }
 
     #[test]
     fn what_is_no_disk_is_refused() {
         let (_keep, dir) = scratch();
         let file = dir.join(ROOT_DISK);
-        let disk = RootDisk { file: file.clone(), base: None, layers: Vec::new(), bytes: None };
+        let format = DiskFormat::Raw;
+        let disk =
+            RootDisk { file: file.clone(), base: None, layers: Vec::new(), bytes: None, format };
         let machine = MachineDir::open(&dir).unwrap();
         assert!(open_own(&disk, &machine).is_err(), "there is none");
         std::fs::write(&file, "this is no disk image").unwrap();

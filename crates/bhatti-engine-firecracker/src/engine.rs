@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bhatti_engine::{
-    Accel, Below, BootSpec, Engine, EngineError, EngineInfo, Private, RestoreSpec, RootDisk, Vm,
-    VmRecord,
+    Accel, Below, BootSpec, DiskFormat, Engine, EngineError, EngineInfo, EngineName, Private,
+    RestoreSpec, RootDisk, Vm, VmRecord,
 };
 use bhatti_types::{EngineId, Mib};
 use bhatti_vmm::cgroup::{Cgroups, Claim, Cleared};
@@ -19,6 +19,7 @@ use bhatti_vmm::fingerprint::{Host, series};
 use bhatti_vmm::jail::Jail;
 use bhatti_vmm::kvm::Facts;
 use bhatti_vmm::machine_dir::MachineDir;
+use bhatti_vmm::manifest::Manifest;
 use bhatti_vmm::memory::{self, Templates};
 use bhatti_vmm::process::{self, Process};
 use bhatti_vmm::vmm_log::VmmLog;
@@ -97,8 +98,8 @@ impl FirecrackerEngine {
 
     fn start_blocking(config: &FirecrackerConfig) -> Result<Self, EngineError> {
         memory::check_host()?;
-        let program = probe::find_program(config.program.as_deref())?;
         let why = probe::hardware(Facts::observe())?;
+        let program = probe::find_program(config.program.as_deref())?;
         let filter = config.seccomp_filter.as_deref();
         let shared: Vec<_> = filter.iter().map(|path| (*path, SECCOMP_FILTER)).collect();
         let jail = Jail::of(&program.path, &shared).map_err(|source| EngineError::Confine {
@@ -115,7 +116,8 @@ impl FirecrackerEngine {
         let version = program.version.clone();
         let name = format!("firecracker {}", series(&version));
         let host = Arc::new(Host::observe(&name, Accel::Kvm, None));
-        let info = EngineInfo { name: "firecracker", version, accel: Accel::Kvm, why, warnings };
+        let info =
+            EngineInfo { name: EngineName::Firecracker, version, accel: Accel::Kvm, why, warnings };
         let templates = Templates::new(IDLE_TEMPLATES, IDLE_TEMPLATE_BYTES);
         let has_own_filter = filter.is_some();
         let inner =
@@ -153,8 +155,17 @@ impl Engine for FirecrackerEngine {
         .await
     }
 
+    fn disk_format(&self) -> DiskFormat {
+        DiskFormat::Raw
+    }
+
     fn fingerprint(&self) -> &str {
         &self.inner.host.fingerprint
+    }
+
+    async fn recognise(&self, snapshot: &Utf8Path) -> Result<(), EngineError> {
+        let (host, snapshot) = (Arc::clone(&self.inner.host), snapshot.to_owned());
+        blocking(move || Manifest::read(&snapshot)?.is_of(&host)).await
     }
 
     async fn restore(&self, spec: RestoreSpec) -> Result<Arc<dyn Vm>, EngineError> {
@@ -183,6 +194,8 @@ impl Inner {
             self.remove_traces(record).await?;
             return Ok(None);
         };
+        // It lives, and could not be spoken to.
+        record.is_of(self.info.name)?;
         let dir = MachineDir::open(&record.dir).map_err(file_error("open", &record.dir));
         let api = dir.and_then(|dir| {
             let owner = dir.owner().map_err(file_error("read", &record.dir))?;

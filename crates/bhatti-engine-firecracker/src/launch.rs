@@ -11,7 +11,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bhatti_engine::{Accel, BootSpec, EngineError, Nic, Private, Shape, VmRecord};
+use bhatti_engine::{Accel, BootSpec, EngineError, EngineName, Nic, Private, Shape, VmRecord};
 use bhatti_types::Mib;
 use bhatti_vmm::cgroup::{Group, Limits};
 use bhatti_vmm::confine::{self, Confinement};
@@ -120,6 +120,7 @@ impl Inner {
             Ok(process) => {
                 let record = VmRecord {
                     id,
+                    engine: EngineName::Firecracker,
                     dir: dir.path().to_owned(),
                     pid,
                     start_ticks: process.start_ticks(),

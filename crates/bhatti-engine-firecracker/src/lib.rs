@@ -31,6 +31,7 @@ mod hold;
 mod launch;
 mod link;
 mod probe;
+mod qcow2;
 mod restore;
 mod saving;
 mod tap;

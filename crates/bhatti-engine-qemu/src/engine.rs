@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bhatti_engine::{
-    Below, BootSpec, Engine, EngineError, EngineInfo, Private, RestoreSpec, RootDisk, Vm, VmRecord,
+    Below, BootSpec, DiskFormat, Engine, EngineError, EngineInfo, EngineName, Private, RestoreSpec,
+    RootDisk, Vm, VmRecord,
 };
 use bhatti_types::{EngineId, Mib};
 use bhatti_vmm::{blocking, file_error};
@@ -31,6 +32,7 @@ use bhatti_vmm::fingerprint::{self, Host};
 use bhatti_vmm::jail::{FIRMWARE, Jail};
 use bhatti_vmm::kvm::Facts;
 use bhatti_vmm::machine_dir::MachineDir;
+use bhatti_vmm::manifest::Manifest;
 use bhatti_vmm::memory::{self, Templates};
 use bhatti_vmm::process::{self, Process};
 use bhatti_vmm::vmm_log::VmmLog;
@@ -137,7 +139,7 @@ impl QemuEngine {
         let accel = acceleration.accel();
         let name = format!("qemu {} {}", fingerprint::series(&version), arch.machine_type());
         let host = Arc::new(Host::observe(&name, accel, acceleration.tsc_khz()));
-        let info = EngineInfo { name: "qemu", version, accel, why, warnings };
+        let info = EngineInfo { name: EngineName::Qemu, version, accel, why, warnings };
         let templates = Templates::new(IDLE_TEMPLATES, IDLE_TEMPLATE_BYTES);
         let inner = Inner {
             info,
@@ -180,8 +182,17 @@ impl Engine for QemuEngine {
         .await
     }
 
+    fn disk_format(&self) -> DiskFormat {
+        DiskFormat::Qcow2
+    }
+
     fn fingerprint(&self) -> &str {
         &self.inner.host.fingerprint
+    }
+
+    async fn recognise(&self, snapshot: &Utf8Path) -> Result<(), EngineError> {
+        let (host, snapshot) = (Arc::clone(&self.inner.host), snapshot.to_owned());
+        blocking(move || Manifest::read(&snapshot)?.is_of(&host)).await
     }
 
     async fn restore(&self, spec: RestoreSpec) -> Result<Arc<dyn Vm>, EngineError> {
@@ -210,6 +221,8 @@ impl Inner {
             self.remove_traces(record).await?;
             return Ok(None);
         };
+        // It lives, and could not be spoken to.
+        record.is_of(self.info.name)?;
         let dir = MachineDir::open(&record.dir);
         let qmp = match &dir {
             Ok(dir) => greeted_soon(dir, &process).await,

@@ -11,7 +11,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bhatti_engine::{BootSpec, EngineError, Private, RootDisk, VmRecord};
+use bhatti_engine::{BootSpec, EngineError, EngineName, Private, RootDisk, VmRecord};
 use bhatti_types::Mib;
 use camino::Utf8Path;
 
@@ -92,6 +92,7 @@ impl Inner {
             Ok((process, qmp)) => {
                 let record = VmRecord {
                     id,
+                    engine: EngineName::Qemu,
                     dir: dir.path().to_owned(),
                     pid,
                     start_ticks: process.start_ticks(),

@@ -98,9 +98,9 @@ pub(crate) async fn merge(
         let path = &disk.file;
         let file = machine.dir.open_file(&top.file()).map_err(file_error("open", path))?;
         disk::check_overlay(&file, disk.bytes).map_err(file_error("use", path))?;
-        let RootDisk { file, base, mut layers, bytes } = disk;
+        let RootDisk { file, base, mut layers, bytes, format } = disk;
         layers.truncate(keep);
-        Ok(RootDisk { file, base, layers, bytes })
+        Ok(RootDisk { file, base, layers, bytes, format })
     })
     .await
 }

@@ -143,10 +143,10 @@ impl Sealing {
         if let Err(error) = machine.dir.remove(&old.file()) {
             tracing::warn!(%error, dir = %machine.dir.path(), "a sealed layer keeps its old name");
         }
-        let RootDisk { base, mut layers, .. } = disk;
+        let RootDisk { base, mut layers, format, .. } = disk;
         layers.push(sealed);
         let file = machine.dir.path().join(new.file());
-        Ok(RootDisk { file, base, layers, bytes: Some(bytes) })
+        Ok(RootDisk { file, base, layers, bytes: Some(bytes), format })
     }
 }
 

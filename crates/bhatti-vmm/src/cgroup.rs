@@ -471,6 +471,7 @@ mod tests {
         let id = EngineId::random();
         let recorded = |paths: &[String]| {
             let record = VmRecord {
+                engine: bhatti_engine::EngineName::Qemu,
                 id: id.clone(),
                 dir: "/v".into(),
                 pid: 1,

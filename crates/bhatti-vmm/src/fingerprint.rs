@@ -60,18 +60,35 @@ impl Host {
         Self { fingerprint, tsc_khz }
     }
 
-    /// Whether what was saved on `self` can run on `here`; if not, one clause says why.
+    /// Whether what was saved on `self` can run on `here`; if not, a sentence says whose it is and
+    /// what to do.
     pub fn admits(&self, here: &Self) -> Result<(), String> {
+        let engine = |host: &Self| host.fingerprint.split(' ').next().unwrap_or("?").to_owned();
+        if engine(self) != engine(here) {
+            let (saved_by, engine_here) = (engine(self), engine(here));
+            let (there, here) = (&self.fingerprint, &here.fingerprint);
+            return Err(format!(
+                "its memory was saved by the {saved_by} engine, and this daemon runs \
+                 {engine_here}: set \"engine: {saved_by}\" to continue it (saved on {there}, here \
+                 is {here})"
+            ));
+        }
         if self.fingerprint != here.fingerprint {
             let (there, here) = (&self.fingerprint, &here.fingerprint);
-            return Err(format!("it was saved by another VMM or CPU ({there}, here {here})"));
+            return Err(format!(
+                "its memory was saved by another version of the VMM or on another CPU, where it \
+                 can be continued (saved on {there}, here is {here})"
+            ));
         }
         match (self.tsc_khz, here.tsc_khz) {
             (Some(there), Some(here))
                 if u128::from(there.abs_diff(here)) * 1_000_000
                     > u128::from(here) * u128::from(TOLERANCE_PPM) =>
             {
-                Err(format!("its time stamp counter ran at {there} kHz, here it is {here}"))
+                Err(format!(
+                    "its memory was saved on a host whose time stamp counter ran at {there} kHz, \
+                     here it is {here}: it can be continued there"
+                ))
             }
             _ => Ok(()),
         }
@@ -147,6 +164,11 @@ mod tests {
         let kvm = |cpuinfo| of("7.2", Accel::Kvm, None, cpuinfo);
         kvm(CPUINFO).admits(&kvm(CPUINFO)).unwrap();
         let why = at(1).admits(&kvm(CPUINFO)).unwrap_err();
-        assert!(why.contains("another VMM or CPU"), "{why}");
+        assert!(why.contains("another version of the VMM"), "{why}");
+        let firecracker = Host::of("firecracker 1.15", Accel::Kvm, None, CPUINFO);
+        let why = at(1).admits(&firecracker).unwrap_err();
+        assert!(why.contains("by the qemu engine") && why.contains("engine: qemu"), "{why}");
+        let why = firecracker.admits(&at(1)).unwrap_err();
+        assert!(why.contains("engine: firecracker"), "{why}");
     }
 }

@@ -138,9 +138,14 @@ impl Manifest {
         Ok(state)
     }
 
+    /// Whether it was saved by this engine on such a host.
+    pub fn is_of(&self, host: &Host) -> Result<(), EngineError> {
+        self.host.admits(host).map_err(|why| EngineError::Foreign { why })
+    }
+
     /// Whether a machine like this can wake from it here.
     pub fn admits(&self, host: &Host, wanted: Wanted<'_>) -> Result<(), EngineError> {
-        self.host.admits(host).map_err(unusable)?;
+        self.is_of(host)?;
         let Wanted { vcpus, memory, disk_bytes, base } = wanted;
         let Self { vcpus: had, memory: remembered, .. } = self;
         if *had != vcpus {

@@ -51,7 +51,7 @@ impl FirecrackerHarness {
     }
 
     /// The machine's directories in every hierarchy.
-    fn groups(&self, id: &str) -> Vec<std::path::PathBuf> {
+    pub(crate) fn groups(&self, id: &str) -> Vec<std::path::PathBuf> {
         let place = |h: &&str| Path::new("/sys/fs/cgroup").join(h).join(&self.cgroup).join(id);
         HIERARCHIES.iter().map(place).filter(|path| path.exists()).collect()
     }
@@ -183,8 +183,8 @@ impl Harness for FirecrackerHarness {
         std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o700)).unwrap();
         std::os::unix::fs::chown(&dir, Some(OWNER.uid), Some(OWNER.gid)).unwrap();
         let base = self.guest.join("rootfs-minimal-amd64.ext4");
-        let below = Below { base, layers: Vec::new() };
         let engine = self.firecracker().await;
+        let below = Below::image(base);
         let root = engine.create_root(below, &dir, None, OWNER).await.unwrap();
         BootSpec {
             id,

@@ -4,19 +4,20 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use bhatti_engine::conformance::Harness;
-use bhatti_engine::{Below, Engine, Nic, RestoreSpec, Save};
+use bhatti_engine::{Engine, Nic};
 use nix::sched::{CloneFlags, setns, unshare};
 
+use crate::golden::Golden;
 use crate::harness::{FirecrackerHarness, ask};
 
 const MAC: &str = "02:00:00:00:00:07";
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
 
 /// A network of its own.
-struct Network(File);
+pub(crate) struct Network(File);
 
 impl Network {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let make = || {
             unshare(CloneFlags::CLONE_NEWNET).unwrap();
             File::open("/proc/thread-self/ns/net").unwrap()
@@ -34,7 +35,7 @@ impl Network {
     }
 
     /// As the daemon makes them.
-    fn tap(&self, name: &str) -> Nic {
+    pub(crate) fn tap(&self, name: &str) -> Nic {
         let tap = self.inside(|| {
             let device = File::options().read(true).write(true).open("/dev/net/tun").unwrap();
             // SAFETY: all zero is a valid value of this plain structure.
@@ -53,14 +54,14 @@ impl Network {
     }
 
     /// The interfaces in there, but for `lo`.
-    fn interfaces(&self) -> Vec<String> {
+    pub(crate) fn interfaces(&self) -> Vec<String> {
         let text = self.inside(|| std::fs::read_to_string("/proc/thread-self/net/dev").unwrap());
         let names = text.lines().skip(2).filter_map(|line| line.split_once(':'));
         names.map(|(name, _)| name.trim().to_owned()).filter(|name| name != "lo").collect()
     }
 
     /// Waits until nothing is in there: a device goes a moment after its last descriptor.
-    fn empty(&self) {
+    pub(crate) fn empty(&self) {
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
         while !self.interfaces().is_empty() {
             assert!(std::time::Instant::now() < deadline, "{:?} is left", self.interfaces());
@@ -76,28 +77,22 @@ async fn a_tap_is_handed_over_and_goes_with_its_machine() {
     let engine = harness.firecracker().await;
     let (first, second) = (Network::new(), Network::new());
     let mut spec = harness.spec().await;
-    let disk = spec.root.clone();
     spec.nic = Some(first.tap("tap7"));
     let vm = engine.boot(spec).await.unwrap();
     harness.booted();
     assert_eq!(first.interfaces(), ["tap7"]);
     assert_eq!(ask(&*vm, "cat /sys/class/net/eth0/address").await, MAC);
-    vm.pause().await.unwrap();
-    let snapshot = harness.shelf();
-    vm.save(Save { into: snapshot.clone(), since: None, base: None }).await.unwrap();
-    let disk = vm.seal_disk(&disk, &harness.shelf().join("layer")).await.unwrap();
     vm.kill().await.unwrap();
     first.empty();
 
     // A clone has another, of another name, in another network.
-    let mut machine = harness.spec().await;
-    std::fs::remove_file(&machine.root.file).unwrap();
-    let below = Below { base: disk.base.unwrap(), layers: disk.layers };
-    machine.root = engine.create_root(below, &machine.dir, None, machine.owner).await.unwrap();
+    let mut spec = harness.spec().await;
+    spec.nic = Some(first.tap("tap8"));
+    let golden = Golden::of(&harness, &engine, spec).await;
+    first.empty();
+    let mut machine = golden.machine(&harness, &engine).await;
     machine.nic = Some(second.tap("other"));
-    let base = Some(snapshot.clone());
-    let clone = engine.restore(RestoreSpec { machine, snapshot, base }).await.unwrap();
-    harness.booted();
+    let clone = golden.restore(&harness, &engine, machine).await;
     assert_eq!(second.interfaces(), ["other"]);
     clone.resume().await.unwrap();
     assert_eq!(ask(&*clone, "cat /sys/class/net/eth0/address").await, MAC);
@@ -109,7 +104,7 @@ async fn a_tap_is_handed_over_and_goes_with_its_machine() {
 
     // A start that fails leaves none.
     let mut spec = harness.spec().await;
-    spec.nic = Some(first.tap("tap8"));
+    spec.nic = Some(first.tap("tap9"));
     spec.initramfs = "/nonexistent/initramfs".into();
     engine.boot(spec).await.err().expect("it cannot boot");
     first.empty();

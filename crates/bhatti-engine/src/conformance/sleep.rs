@@ -65,7 +65,8 @@ async fn heir(harness: &dyn Harness, engine: &dyn Engine, disk: &RootDisk) -> Bo
     let mut spec = harness.spec().await;
     std::fs::remove_file(&spec.root.file).expect("the disk it would have had");
     let base = disk.base.clone().expect("a disk on an image");
-    let below = Below { base, layers: disk.layers.clone() };
+    let (layers, format, bytes) = (disk.layers.clone(), disk.format, disk.bytes);
+    let below = Below { base, layers, format, bytes };
     let root = engine.create_root(below, &spec.dir, None, spec.owner);
     spec.root = within("make a disk", root).await.expect("a disk can lie on layers");
     spec
@@ -361,6 +362,7 @@ async fn unusable(
     change(&mut machine);
     let record = VmRecord {
         id: machine.id.clone(),
+        engine: engine.info().name,
         dir: machine.dir.clone(),
         pid: 0,
         start_ticks: 0,
@@ -372,7 +374,8 @@ async fn unusable(
     let (snapshot, base) = (kept.snapshot.clone(), base.map(Utf8Path::to_owned));
     let result = engine.restore(RestoreSpec { machine, snapshot, base });
     match within("refuse", result).await {
-        Err(EngineError::Unusable { why }) => {
+        // Damage may look like another host's mark.
+        Err(EngineError::Unusable { why } | EngineError::Foreign { why }) => {
             assert!(!why.is_empty() && why.len() < 4096, "{why}");
         }
         Err(other) => panic!("not unusable, but {other:?}"),
