@@ -10,6 +10,8 @@ mod confinement;
 mod conformance;
 #[path = "all/endurance.rs"]
 mod endurance;
+#[path = "all/golden.rs"]
+mod golden;
 #[path = "all/harness.rs"]
 mod harness;
 #[path = "all/network.rs"]
