@@ -1,6 +1,6 @@
 //! The HTTP API: routes and the order in which a request is examined.
 //!
-//! version header → `/health` → bearer token → rate limit → request id → path cleaning →
+//! version header → `/health`, `/_shell` → bearer token → rate limit → request id → path cleaning →
 //! handler → log line. Handlers only translate; decisions are in `bhatti-lifecycle`.
 
 mod body;
@@ -9,8 +9,10 @@ mod error;
 mod gate;
 mod limits;
 mod sandbox;
+mod shell_token;
 mod snapshot;
 mod socket;
+mod web_shell;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -26,6 +28,7 @@ use error::ApiError;
 pub(crate) use limits::Limits;
 pub(crate) use sandbox::Room;
 pub(crate) use socket::Sockets;
+pub(crate) use web_shell::WebShells;
 
 /// What handlers see of the daemon.
 pub(crate) struct Api {
@@ -34,6 +37,7 @@ pub(crate) struct Api {
     pub(crate) limits: Limits,
     pub(crate) sockets: Sockets,
     pub(crate) room: Room,
+    pub(crate) web_shells: Arc<WebShells>,
     pub(crate) engine: EngineInfo,
     pub(crate) started: Instant,
 }
@@ -63,9 +67,19 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
                 .put(sandbox::write_file)
                 .fallback(not_allowed),
         )
+        .route(
+            "/sandboxes/{sandbox}/archive",
+            get(sandbox::pack).head(not_allowed).put(sandbox::unpack).fallback(not_allowed),
+        )
+        .route("/sandboxes/{sandbox}/ports", get(sandbox::ports).fallback(not_allowed))
+        .route("/ports", get(sandbox::all_ports).fallback(not_allowed))
         .route("/sandboxes/{sandbox}/stop", post(sandbox::stop).fallback(not_allowed))
         .route("/sandboxes/{sandbox}/start", post(sandbox::start).fallback(not_allowed))
         .route("/sandboxes/{sandbox}/checkpoint", post(sandbox::checkpoint).fallback(not_allowed))
+        .route(
+            "/sandboxes/{sandbox}/shell-token",
+            post(shell_token::share).delete(shell_token::revoke).fallback(not_allowed),
+        )
         .route("/sandboxes/{sandbox}/{*rest}", any(|| async { ApiError::UnknownPath }))
         .route("/snapshots", get(snapshot::list).fallback(not_allowed))
         .route("/snapshots/", any(|| async { ApiError::Missing("snapshot name") }))
@@ -73,6 +87,7 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .route("/snapshots/{snapshot}/", snapshot())
         .route("/snapshots/{snapshot}/resume", post(snapshot::resume).fallback(not_allowed))
         .route("/snapshots/{snapshot}/{*rest}", snapshot())
+        .merge(web_shell::routes())
         .fallback(gate::page_not_found)
         .layer(axum::middleware::from_fn_with_state(api.clone(), gate::gate))
         .with_state(api)

@@ -147,6 +147,11 @@ impl Actor {
                 // What is owed to the record is paid behind the answer.
                 drop(reply.send(self.make_usable(false).await));
             }
+            Command::Peek { reply } => {
+                let up = self.machine.as_ref().filter(|machine| !machine.stands);
+                let guest = up.filter(|_| self.phase() == Phase::Hot).and_then(Machine::link);
+                drop(reply.send(Ok(guest)));
+            }
             Command::Start { force, reply } => {
                 let started = self.make_usable(force).await.map(drop);
                 self.catch_up().await;

@@ -113,6 +113,11 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
+    /// The guest, if there is a link to it.
+    pub(crate) fn link(&self) -> Option<Guest> {
+        self.guest.clone().filter(|guest| !guest.is_gone())
+    }
+
     /// A guest that answers: over the standing link or a new one, and with the right time. A
     /// machine that stands goes on.
     pub(crate) async fn guest(&mut self, world: &World) -> Result<Guest, WakeError> {

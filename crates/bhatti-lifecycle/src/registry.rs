@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bhatti_engine::Engine;
+use bhatti_guest_client::Guest;
 use bhatti_storage::Layout;
 use bhatti_store::{Db, PatchRow, Reserved, SandboxRow, StoreError, Unreadable, UserRow};
 use bhatti_types::{EngineId, Phase, SandboxId};
@@ -405,6 +406,18 @@ impl Sandboxes {
     /// The same for a sandbox that was just looked up.
     pub async fn lease_of(&self, row: &SandboxRow) -> Result<Lease, ServiceError> {
         self.handle(row)?.lease().await.map_err(|error| wake_error(row, error))
+    }
+
+    /// Its guest, if it is awake, without keeping it so: it may fall asleep while it is asked
+    /// something, and then does not answer. `None` also if its actor is busy.
+    pub async fn guest_if_hot(&self, row: &SandboxRow) -> Option<Guest> {
+        /// Whoever looks at all sandboxes does not wait for one of them.
+        const PATIENCE: Duration = Duration::from_secs(2);
+        let handle = self.handle(row).ok()?;
+        if handle.standing().phase != Phase::Hot {
+            return None;
+        }
+        tokio::time::timeout(PATIENCE, handle.peek()).await.ok()?.ok()?
     }
 
     /// What the sandbox has lost since `row` was looked up, if it has lost something: one that

@@ -18,6 +18,15 @@
 
 #![forbid(unsafe_code)]
 
+mod pack;
+mod place;
+mod problem;
 mod staged;
+mod tally;
+mod unpack;
 
+pub use pack::{Source, root_name};
+pub use problem::Problems;
 pub use staged::Staged;
+pub use tally::Tally;
+pub use unpack::{Links, Renamed, Unpack, UnpackError};

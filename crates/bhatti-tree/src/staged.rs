@@ -90,7 +90,7 @@ impl Drop for Staged {
 const PRIVATE: Mode = Mode::S_IRUSR.union(Mode::S_IWUSR);
 
 /// A name nobody can have prepared for.
-fn unguessable() -> io::Result<OsString> {
+pub(crate) fn unguessable() -> io::Result<OsString> {
     let mut random = [0; 8];
     getrandom::fill(&mut random).map_err(io::Error::other)?;
     Ok(format!(".bhatti-tmp-{:016x}", u64::from_ne_bytes(random)).into())

@@ -6,7 +6,8 @@ use camino::Utf8PathBuf;
 use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 
 use crate::command::{
-    completion, create, destroy, edit, exec, inspect, list, snapshot, start, stop, user,
+    completion, create, destroy, edit, exec, file, inspect, list, ps, share, shell, snapshot,
+    start, stop, user,
 };
 
 /// Everything on one command line.
@@ -55,14 +56,19 @@ pub(crate) enum Command {
     Destroy(destroy::DestroyArgs),
     Edit(edit::EditArgs),
     Exec(exec::ExecArgs),
+    File(file::FileArgs),
     #[command(visible_alias = "info")]
     Inspect(inspect::InspectArgs),
     #[command(visible_alias = "ls")]
     List(list::ListArgs),
+    Ps(ps::PsArgs),
     /// Start the bhatti daemon
     Serve,
     /// Configure CLI endpoint and API key
     Setup,
+    Share(share::ShareArgs),
+    #[command(visible_alias = "sh")]
+    Shell(shell::ShellArgs),
     Snapshot(snapshot::SnapshotArgs),
     Start(start::StartArgs),
     Stop(stop::StopArgs),
@@ -74,7 +80,13 @@ pub(crate) enum Command {
 
 /// Which commands stand under which heading of `bhatti --help`.
 const SECTIONS: [(&str, &[&str]); 4] = [
-    ("Core", &["create", "destroy", "edit", "exec", "list", "start", "stop"]),
+    (
+        "Core",
+        &[
+            "create", "destroy", "edit", "exec", "file", "list", "ps", "share", "shell", "start",
+            "stop",
+        ],
+    ),
     ("Resources", &["snapshot"]),
     ("Setup & Admin", &["serve", "setup", "user"]),
     ("Additional Commands", &["completion", "help", "inspect", "version"]),

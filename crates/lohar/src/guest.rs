@@ -12,9 +12,9 @@ use crate::process::Reaper;
 use crate::replace::read_config;
 use crate::serve::activity::Counters;
 use crate::serve::exec::Killable;
-use crate::serve::file;
 use crate::serve::hold::Hold;
 use crate::serve::session::Sessions;
+use crate::serve::{archive, file};
 
 /// Who every command runs as.
 pub const UID: u32 = 1000;
@@ -63,6 +63,8 @@ pub struct Guest {
     pub counters: Mutex<Counters>,
     /// One permit per operation on files.
     pub files: Arc<Semaphore>,
+    /// One permit per archive.
+    pub archives: Arc<Semaphore>,
     /// The one permit to write all disks out.
     pub quiesce: Arc<Semaphore>,
     /// Whether anything but the agent may run.
@@ -96,6 +98,7 @@ impl Guest {
             power_off: Notify::new(),
             counters: Mutex::default(),
             files: Arc::new(Semaphore::new(file::MAX_OPERATIONS)),
+            archives: Arc::new(Semaphore::new(archive::MAX_ARCHIVES)),
             quiesce: Arc::new(Semaphore::new(1)),
             hold: Hold::default(),
             settings: Mutex::default(),

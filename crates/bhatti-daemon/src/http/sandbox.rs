@@ -1,5 +1,6 @@
 //! `/sandboxes`: one file an operation.
 
+mod archive;
 mod checkpoint;
 mod create;
 mod destroy;
@@ -9,12 +10,14 @@ mod get;
 mod list;
 mod patch;
 mod piped;
+mod ports;
 pub(super) mod relay;
 mod sessions;
 pub(super) mod shell;
 mod start;
 mod stop;
 
+pub(super) use archive::{pack, unpack};
 pub(super) use checkpoint::checkpoint;
 pub(super) use create::{create, sandbox_name};
 pub(super) use destroy::destroy;
@@ -25,6 +28,7 @@ pub(super) use get::get;
 pub(super) use list::list;
 pub(super) use patch::patch;
 pub(super) use piped::piped;
+pub(super) use ports::{all_ports, ports};
 pub(super) use sessions::sessions;
 pub(super) use shell::shell;
 pub(super) use start::start;

@@ -1,7 +1,7 @@
 //! Being made: from an image, by way of a golden snapshot if there is one, or from a named one.
 
 use bhatti_engine::{Below, EngineError, RootDisk, Shape};
-use bhatti_guest_client::{ExecSpec, Guest};
+use bhatti_guest_client::Guest;
 use bhatti_store::{Change, Generation, GoldenRow, SandboxRow, SnapshotRow};
 use bhatti_types::Phase;
 use camino::Utf8PathBuf;
@@ -207,18 +207,15 @@ fn top_of(disk: &RootDisk) -> RootDisk {
     }
 }
 
-/// Where the init script's output goes, in the guest.
+/// What the session of the init script is called.
+const INIT: &str = "init";
+
+/// Where the end of the init script's output goes when it has ended, in the guest.
 const INIT_LOG: &str = "/var/log/lohar/init.log";
 
 pub(super) async fn start_init(guest: &Guest, script: &str) -> Result<(), WakeError> {
-    if script.is_empty() {
-        return Ok(());
+    if !script.is_empty() {
+        guest.start_script(INIT, script, INIT_LOG).await?;
     }
-    let spec = ExecSpec {
-        argv: vec!["/bin/sh".to_owned(), "-c".to_owned(), script.to_owned()],
-        cwd: "/workspace".to_owned(),
-        ..ExecSpec::default()
-    };
-    guest.exec_detached(spec, INIT_LOG).await?;
     Ok(())
 }

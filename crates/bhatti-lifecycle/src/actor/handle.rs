@@ -39,6 +39,10 @@ pub(crate) enum Command {
     Use {
         reply: Reply<Lease>,
     },
+    /// Neither wakes it nor keeps it awake.
+    Peek {
+        reply: Reply<Option<Guest>>,
+    },
     /// `force`: lose what must be lost, rather than not start.
     Start {
         force: bool,
@@ -104,6 +108,11 @@ impl Handle {
     /// A guest that answers. Safe to drop at any point: the actor finishes, the answer is lost.
     pub(crate) async fn lease(&self) -> Result<Lease, WakeError> {
         self.ask(|reply| Command::Use { reply }).await
+    }
+
+    /// The guest, if it is up. It may be put to sleep at any moment, and then does not answer.
+    pub(crate) async fn peek(&self) -> Result<Option<Guest>, WakeError> {
+        self.ask(|reply| Command::Peek { reply }).await
     }
 
     /// Makes it hot. Safe to drop: the actor finishes.

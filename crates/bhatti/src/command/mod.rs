@@ -5,13 +5,17 @@ pub(crate) mod create;
 pub(crate) mod destroy;
 pub(crate) mod edit;
 pub(crate) mod exec;
+pub(crate) mod file;
 pub(crate) mod inspect;
 mod interrupt;
 pub(crate) mod list;
 pub(crate) mod names;
 mod pairs;
+pub(crate) mod ps;
 mod serve;
 mod setup;
+pub(crate) mod share;
+pub(crate) mod shell;
 pub(crate) mod snapshot;
 mod spinner;
 pub(crate) mod start;
@@ -33,10 +37,14 @@ pub(crate) fn run(context: &Context, command: Command) -> Result<ExitCode, Failu
         Command::Destroy(args) => destroy::run(context, &args),
         Command::Edit(args) => edit::run(context, &args),
         Command::Exec(args) => exec::run(context, args),
+        Command::File(args) => file::run(context, args),
         Command::Inspect(args) => inspect::run(context, &args),
         Command::List(args) => list::run(context, &args),
+        Command::Ps(args) => ps::run(context, &args),
         Command::Serve => serve::run(context),
         Command::Setup => setup::run(context),
+        Command::Share(args) => share::run(context, &args),
+        Command::Shell(args) => shell::run(context, &args),
         Command::Snapshot(args) => snapshot::run(context, args),
         Command::Start(args) => start::run(context, &args),
         Command::Stop(args) => stop::run(context, &args),

@@ -1,12 +1,16 @@
 //! What people see: pure functions from values to text. The formats are the contract's.
 
+mod file;
 mod sandbox;
+mod session;
 mod snapshot;
 mod timing;
 mod user;
 mod version;
 
+pub(crate) use file::{FileRow, files, on_one_line};
 pub(crate) use sandbox::{DiskUse, ListRow, created, detached, edited, inspected, list, list_wide};
+pub(crate) use session::{SessionRow, sessions};
 pub(crate) use snapshot::{
     CreatedSnapshot, ResumedSnapshot, SnapshotListRow, snapshot_created, snapshot_list,
     snapshot_resumed,

@@ -40,6 +40,8 @@ pub enum FileError {
     Relative { path: String },
     #[error("path {path:?} does not name a file")]
     NoName { path: String },
+    #[error("file not found")]
+    Missing,
     #[error("{path} is a directory")]
     IsDirectory { path: String },
     #[error("{path} is not a directory")]
@@ -64,13 +66,17 @@ pub enum FileError {
 }
 
 impl FileError {
-    /// For `map_err`: what was being done, and to what.
+    /// For `map_err`: what was being done, and to what. What is not there is [`Self::Missing`]
+    /// whatever was being done.
     pub(super) fn io(
         action: &'static str,
         path: impl Into<PathBuf>,
     ) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
-        move |source| Self::Io { action, path, source }
+        move |source| match source.kind() {
+            io::ErrorKind::NotFound => Self::Missing,
+            _ => Self::Io { action, path, source },
+        }
     }
 
     /// As the host sees it.
@@ -81,6 +87,7 @@ impl FileError {
             | Self::IsDirectory { .. }
             | Self::NotDirectory { .. }
             | Self::NotRegular { .. } => ErrorKind::Invalid,
+            Self::Missing => ErrorKind::NotFound,
             Self::TooLarge { .. } => ErrorKind::TooLarge,
             Self::Short { .. } | Self::Ending | Self::Thread(_) => ErrorKind::Other,
             Self::Io { source, .. } => kind_of(source),

@@ -37,6 +37,9 @@ const FEATURES: &[&str] = &[
     "activity",
     "quiesce",
     "hold",
+    "files",
+    "archive",
+    "ports",
     "sessions",
     "kill-exec",
 ];

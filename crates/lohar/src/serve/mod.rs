@@ -7,12 +7,14 @@
 //! ```
 
 pub mod activity;
+pub mod archive;
 pub mod carrier;
 pub mod configure;
 pub mod exec;
 pub mod file;
 pub mod hello;
 pub mod hold;
+pub mod ports;
 pub mod power;
 pub mod quiesce;
 pub mod session;
@@ -198,10 +200,16 @@ where
         Some(Operation::ListDirectory(request)) => {
             return file::list(guest, request, &mut stream).await;
         }
-        Some(
-            Operation::ListeningPorts(_) | Operation::ReadArchive(_) | Operation::WriteArchive(_),
-        )
-        | None => reply(Err(Failure {
+        Some(Operation::ListeningPorts(_)) => {
+            return send_last(&mut stream, &ports::ports().await).await;
+        }
+        Some(Operation::ReadArchive(request)) => {
+            return archive::read(guest, request, &mut stream).await;
+        }
+        Some(Operation::WriteArchive(request)) => {
+            return archive::write(guest, request, &mut stream).await;
+        }
+        None => reply(Err(Failure {
             kind: ErrorKind::Unsupported.into(),
             message: format!("agent {} does not know this operation", env!("CARGO_PKG_VERSION")),
         })),

@@ -118,7 +118,7 @@ async fn what_is_no_regular_file_is_not_opened() {
         ("/dev/zero".into(), ErrorKind::Invalid, "is not a regular file"),
         (dir.path().to_owned(), ErrorKind::Invalid, "is a directory"),
         (at("loop"), ErrorKind::Invalid, "symbolic links"),
-        (at("none"), ErrorKind::NotFound, "none"),
+        (at("none"), ErrorKind::NotFound, "file not found"),
         (at("file/below"), ErrorKind::Invalid, "ot a directory"),
         ("relative".into(), ErrorKind::Invalid, "is not absolute"),
         (at("nul\0"), ErrorKind::Invalid, "does not name a file"),
