@@ -16,6 +16,12 @@ mod recovery_sleep;
 mod refusals;
 #[path = "all/session.rs"]
 mod session;
+#[path = "all/sessions.rs"]
+mod sessions;
+#[path = "all/shell.rs"]
+mod shell;
+#[path = "all/shell_screen.rs"]
+mod shell_screen;
 #[path = "all/sleep.rs"]
 mod sleep;
 #[path = "all/snapshots.rs"]

@@ -16,6 +16,8 @@ import type { ServerMessage } from "./protocol.ts";
 export type End =
   /** The shell has exited. */
   | "exited"
+  /** Another window goes on with the shell. */
+  | "taken"
   /** The token opens nothing, or no longer. */
   | "unauthorized"
   /** Others use the sandbox's web shells already, as many as may. */
@@ -85,8 +87,9 @@ export type Effect =
 /** How long to wait before each new try, in seconds. */
 const DELAYS = [1, 2, 4];
 
-/** What a WebSocket closes with when all is said. */
+/** What a WebSocket closes with when all is said, and when another client took the shell. */
 const NORMAL = 1000;
+const TAKEN = 4001;
 
 /** The page before anything happened. */
 export const initial: Model = {
@@ -163,6 +166,7 @@ function closed(model: Model, code: number): Step {
       return [model, []];
     case "connected":
       if (code === NORMAL) return ended({ ...model, session: "" }, "exited");
+      if (code === TAKEN) return ended(model, "taken");
       break;
     case "connecting":
     case "starting":

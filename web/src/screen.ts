@@ -38,6 +38,8 @@ export class Screen {
       scrollback: 5000,
       cursorBlink: true,
       macOptionIsMeta: true,
+      // Programs choose their colours for a background they do not know.
+      minimumContrastRatio: 4.5,
       theme: theme(light.matches),
     });
     this.#terminal = terminal;

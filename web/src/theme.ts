@@ -1,5 +1,4 @@
-// The terminal's colours, in the light and in the dark. Each text colour has a contrast of at
-// least 4.5 to 1 on its background, the black of the dark and the white of the light one apart.
+// The terminal's colours, in the light and in the dark.
 
 import type { ITheme } from "@xterm/xterm";
 

@@ -66,14 +66,21 @@ function ending(why: End, name: string): Words {
     case "exited":
       return over("calm", "Shell ended", {
         title: "The shell has ended",
-        text: `${capital(name)} is still there.`,
+        text: `${capital(name)} and its files are still there.`,
         asks: false,
         button: { label: "Start a new shell", event: { type: "fresh" } },
+      });
+    case "taken":
+      return over("calm", "Open elsewhere", {
+        title: "The shell was opened elsewhere",
+        text: "Another window has it now. What runs in it goes on.",
+        asks: false,
+        button: { label: "Take it back", event: { type: "retry" } },
       });
     case "unauthorized":
       return over("bad", "No access", {
         title: "This link does not work",
-        text: "It was revoked or replaced, or it is not complete. With a new token you can go on here.",
+        text: "It was revoked or replaced, or a part of it is missing. A new token works here too.",
         asks: true,
         button: null,
       });

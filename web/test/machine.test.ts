@@ -106,6 +106,14 @@ test("a shell that exits is over, and the next is a new one", () => {
   assert.equal(next.model.state.at, "connecting");
 });
 
+test("a shell that another window took can be taken back", () => {
+  const { model, done } = after([...start, { type: "closed", code: 4001 }]);
+  assert.deepEqual(model.state, { at: "over", why: "taken" });
+  assert.deepEqual(done.at(-1), ["close", "keep"]);
+  const back = after([{ type: "retry" }, opened, welcome("running"), session("s1")], model);
+  assert.deepEqual(back.done.at(-1), ["clear", "begin", "keep"], "the same shell");
+});
+
 test("a clean end before there was a shell is none", () => {
   assert.equal(after([token, opened, exited]).model.state.at, "waiting");
 });

@@ -93,7 +93,7 @@ test("a tab keeps its token, for one sandbox, until it is forgotten", () => {
 });
 
 test("every state says something, and those that are over say what to do", () => {
-  const ends = ["exited", "unauthorized", "crowded", "unavailable", "no-shell", "lost", "failed"];
+  const ends = ["exited", "taken", "unauthorized", "crowded", "unavailable", "no-shell", "lost", "failed"];
   const states: State[] = [
     { at: "asking" },
     { at: "connecting" },

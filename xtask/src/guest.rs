@@ -1,10 +1,10 @@
 //! `cargo xtask guest`: everything a machine boots from, out of the host's own package sources.
 //!
 //! ```text
-//!   apt ──► kernel package ──► vmlinux
+//!   apt ──► kernel package ──► vmlinux          (on arm64 what is called Image elsewhere)
 //!                          └─► modules ─┐
 //!   cargo ──► lohar (static) ───────────┴► initramfs.cpio
-//!   mmdebstrap ──► tree ──► mke2fs ──► rootfs-minimal-amd64.ext4
+//!   mmdebstrap ──► tree ──► mke2fs ──► rootfs-minimal-ARCH.ext4
 //! ```
 //!
 //! Each result is built beside its final name and renamed, so an interrupted build leaves the old
@@ -12,6 +12,7 @@
 
 mod agent;
 pub(crate) mod apt;
+pub(crate) mod arch;
 mod bzimage;
 pub(crate) mod cpio;
 pub(crate) mod image;
@@ -26,13 +27,15 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 
 use crate::workspace;
+use arch::Arch;
 
 /// What the caller of `cargo xtask guest` asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Options {
+    arch: Arch,
     artefacts: Artefacts,
     cache: Cache,
 }
@@ -53,16 +56,24 @@ pub(crate) enum Cache {
 
 impl Options {
     /// What a test needs: everything, from the cache where that is up to date.
-    pub(crate) const ALL: Self = Self { artefacts: Artefacts::All, cache: Cache::Use };
+    pub(crate) const ALL: Self =
+        Self { arch: Arch::HOST, artefacts: Artefacts::All, cache: Cache::Use };
 
     /// Reads the words behind `cargo xtask guest`.
     pub(crate) fn parse(words: &[&str]) -> Result<Self> {
-        let mut options = Self { artefacts: Artefacts::All, cache: Cache::Use };
-        for word in words {
+        let mut options = Self::ALL;
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
             match *word {
+                "--arch" => {
+                    let name = words.next().context("--arch wants a name behind it")?;
+                    options.arch = Arch::parse(name)?;
+                }
                 "--boot-only" => options.artefacts = Artefacts::BootOnly,
                 "--refresh" => options.cache = Cache::Ignore,
-                other => bail!("unknown option {other}; there are --boot-only and --refresh"),
+                other => {
+                    bail!("unknown option {other}; there are --arch, --boot-only and --refresh")
+                }
             }
         }
         Ok(options)
@@ -71,28 +82,26 @@ impl Options {
 
 /// Builds what is missing or out of date, says where it is, and gives the directory.
 pub(crate) fn build(options: &Options) -> Result<PathBuf> {
-    ensure!(
-        std::env::consts::ARCH == "x86_64",
-        "guests are built on x86_64 only, this is {}",
-        std::env::consts::ARCH
-    );
+    let arch = options.arch;
     let target = workspace::target_dir()?;
     let dir =
         std::env::var_os("BHATTI_GUEST_DIR").map_or_else(|| target.join("guest"), PathBuf::from);
+    let dir = arch.directory(&dir);
     std::fs::create_dir_all(&dir).with_context(|| format!("failed to create {}", dir.display()))?;
     let dir = dir.canonicalize().with_context(|| format!("failed to open {}", dir.display()))?;
     let _lock = lock(&dir)?;
     stamp::sweep(&dir)?;
 
     let mut progress = Progress { started: Instant::now() };
-    let kernel = kernel::build(&dir, options.cache, &mut progress)?;
+    // First, because it is what may not be had.
+    let agent = agent::build(arch, &target, &mut progress)?;
+    let kernel = kernel::build(arch, &dir, options.cache, &mut progress)?;
     let image = match options.artefacts {
-        Artefacts::All => Some(image::build(&dir, options.cache, &mut progress)?),
+        Artefacts::All => Some(image::build(arch, &dir, options.cache, &mut progress)?),
         Artefacts::BootOnly => None,
     };
-    let agent = agent::build(&target, &mut progress)?;
     let initramfs = initramfs::build(&dir, &kernel, &agent, &mut progress)?;
-    manifest::write(&dir, &kernel, &agent, &initramfs, image.as_ref())?;
+    manifest::write(arch, &dir, &kernel, &agent, &initramfs, image.as_ref())?;
     progress.say(&format!("ready in {}", dir.display()));
     Ok(dir)
 }
@@ -125,10 +134,11 @@ mod tests {
 
     #[test]
     fn options_are_read_and_typos_refused() {
-        let parsed = Options::parse(&["--boot-only", "--refresh"]).expect("both exist");
-        assert_eq!(parsed, Options { artefacts: Artefacts::BootOnly, cache: Cache::Ignore });
-        let plain = Options::parse(&[]).expect("no options are fine");
-        assert_eq!(plain, Options { artefacts: Artefacts::All, cache: Cache::Use });
+        let parsed = Options::parse(&["--boot-only", "--refresh", "--arch", "arm64"]);
+        let (arch, artefacts, cache) = (Arch::Arm64, Artefacts::BootOnly, Cache::Ignore);
+        assert_eq!(parsed.expect("all exist"), Options { arch, artefacts, cache });
+        assert_eq!(Options::parse(&[]).expect("no options are fine"), Options::ALL);
+        assert!(Options::parse(&["--arch"]).is_err());
         assert!(Options::parse(&["--bootonly"]).is_err());
     }
 

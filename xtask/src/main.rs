@@ -17,8 +17,10 @@ use std::process::ExitCode;
 const HELP: &str = "\
 usage: cargo xtask COMMAND
 
-  guest [--boot-only] [--refresh]   build kernel, initramfs and image into target/guest
-                                    (--boot-only leaves the image out, --refresh ignores the cache)
+  guest [--arch ARCH] [--boot-only] [--refresh]
+                                    build kernel, initramfs and image into target/guest, those of
+                                    another architecture into target/guest-ARCH (--boot-only
+                                    leaves the image out, --refresh ignores the cache)
   kvm-box [--suite NAME]... [--shell] [-- FILTER...]
                                     run test suites in a machine that has KVM, emulated: real
                                     hardware virtualisation is not needed (--shell looks around)

@@ -12,6 +12,7 @@ mod ports;
 pub mod route;
 mod sandbox;
 mod session;
+mod share;
 mod snapshot;
 
 pub use body::{Health, StatusBody};
@@ -28,4 +29,5 @@ pub use session::{
     CLOSE_TAKEN, DEFAULT_IDLE_SEC, MAX_TERMINAL_CHUNK, PipedRequest, Session, SessionKind,
     SessionNotice, TerminalCommand,
 };
+pub use share::{ShellToken, WebShellHello, WebShellNotice};
 pub use snapshot::{Checkpoint, ResumeSnapshot, Snapshot};

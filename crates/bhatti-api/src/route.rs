@@ -10,6 +10,9 @@ pub const SNAPSHOTS: &str = "/snapshots";
 /// `GET`: what listens in all sandboxes that are awake.
 pub const PORTS: &str = "/ports";
 
+/// The pages of web shells. No authentication: the token is said in the socket.
+pub const WEB_SHELL: &str = "/_shell";
+
 /// On every API response: the daemon's version.
 pub const VERSION_HEADER: &str = "x-bhatti-version";
 /// On a create that found an identical sandbox.
@@ -92,6 +95,16 @@ pub enum Terminal<'a> {
 /// `/sandboxes/:sandbox/sessions`, escaped.
 pub fn sessions(sandbox: &str) -> String {
     format!("{SANDBOXES}/{}/sessions", escape(sandbox))
+}
+
+/// `/sandboxes/:sandbox/shell-token`, escaped.
+pub fn shell_token(sandbox: &str) -> String {
+    format!("{SANDBOXES}/{}/shell-token", escape(sandbox))
+}
+
+/// `/_shell/:id`, escaped.
+pub fn web_shell(id: &str) -> String {
+    format!("{WEB_SHELL}/{}", escape(id))
 }
 
 /// `/sandboxes/:sandbox/stop`, escaped.

@@ -154,7 +154,10 @@ impl Client {
         }
         match (success, body) {
             (true, body) => {
-                let value = serde_json::from_slice(&body?).map_err(|error| {
+                let body = body?;
+                // So that an answer without content can be read as nothing.
+                let body: &[u8] = if body.is_empty() { b"null" } else { &body };
+                let value = serde_json::from_slice(body).map_err(|error| {
                     ClientError::caused("the server's answer is not what was expected", error)
                 })?;
                 Ok((value, parts.headers))

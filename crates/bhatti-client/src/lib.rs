@@ -18,6 +18,7 @@
 //! Not here: the terminal, flags, files. This library prints nothing.
 #![forbid(unsafe_code)]
 
+mod archive;
 mod client;
 mod connect;
 mod endpoint;
@@ -25,8 +26,10 @@ mod error;
 mod exec;
 mod exec_socket;
 mod file;
+mod ports;
 mod sandbox;
 mod session;
+mod share;
 mod snapshot;
 mod socket;
 mod timing;

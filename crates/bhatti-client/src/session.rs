@@ -29,11 +29,7 @@ impl Client {
     }
 
     /// Attaches to a terminal.
-    pub async fn terminal(
-        &self,
-        sandbox: &str,
-        which: Which<'_>,
-    ) -> Result<Terminal, ClientError> {
+    pub async fn terminal(&self, sandbox: &str, which: Which<'_>) -> Result<Terminal, ClientError> {
         let socket = self.socket(&route::terminal(sandbox, which), None, OPEN).await?;
         let Socket { sender, mut receiver, stopwatch } = socket;
         let late = |_| ClientError::Timeout { seconds: OPEN.as_secs() };
@@ -106,6 +102,11 @@ impl TerminalInput {
     /// Sends keystrokes, waiting while the server does not take them.
     pub async fn write(&self, bytes: Bytes) -> Result<(), ClientError> {
         self.sender.binary(bytes).await
+    }
+
+    /// Detaches; what was written before still arrives.
+    pub async fn close(&self) -> Result<(), ClientError> {
+        self.sender.close().await
     }
 
     /// Says how large our terminal is.

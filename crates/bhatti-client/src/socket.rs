@@ -165,6 +165,11 @@ impl SocketSender {
         self.send(Message::binary(bytes)).await
     }
 
+    /// Says that this is the end. What was sent before arrives.
+    pub(crate) async fn close(&self) -> Result<(), ClientError> {
+        self.sink.lock().await.close().await.map_err(broken)
+    }
+
     async fn send(&self, message: Message) -> Result<(), ClientError> {
         self.sink.lock().await.send(message).await.map_err(broken)
     }

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::VERSION;
 use crate::engine::{self, Bound, Chosen};
-use crate::http::{self, Api, Limits, Room, Sockets};
+use crate::http::{self, Api, Limits, Room, Sockets, WebShells};
 
 /// Why the daemon did not start. Each is one sentence with what to do.
 #[derive(Debug, thiserror::Error)]
@@ -111,6 +111,7 @@ impl App {
             limits: Limits::default(),
             sockets: Sockets::new(connections.clone()),
             room: Room::default(),
+            web_shells: Arc::new(WebShells::default()),
             engine: info,
             started: Instant::now(),
         });

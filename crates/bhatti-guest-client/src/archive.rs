@@ -27,9 +27,11 @@ pub struct Unpacked {
 }
 
 impl Guest {
-    /// Begins to read a file or a tree as an archive. Its info is that of the path itself.
-    pub async fn read_archive(&self, path: &str) -> Result<FileContent, GuestError> {
-        self.open_content(Operation::ReadArchive(ReadArchive { path: path.to_owned() })).await
+    /// Begins to read a file or a tree as an archive. `name`: what it is called in there; empty:
+    /// as in the guest. The info is that of the path itself.
+    pub async fn read_archive(&self, path: &str, name: &str) -> Result<FileContent, GuestError> {
+        let (path, name) = (path.to_owned(), name.to_owned());
+        self.open_content(Operation::ReadArchive(ReadArchive { path, name })).await
     }
 
     /// Begins to unpack an archive beneath a directory that is there.

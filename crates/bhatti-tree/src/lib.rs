@@ -19,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 mod pack;
+pub mod pipe;
 mod place;
 mod problem;
 mod staged;
@@ -29,4 +30,4 @@ pub use pack::{Source, root_name};
 pub use problem::Problems;
 pub use staged::Staged;
 pub use tally::Tally;
-pub use unpack::{Links, Renamed, Unpack, UnpackError};
+pub use unpack::{Links, Unpack, UnpackError};

@@ -35,22 +35,14 @@ pub enum Links {
     Inside,
 }
 
-/// The archive has one root, which gets another name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Renamed {
-    /// What it has to be called in the archive. Everything else was not asked for.
-    pub from: OsString,
-    /// What it is called on the disk.
-    pub to: OsString,
-}
-
 /// How to unpack.
 #[derive(Debug)]
 pub struct Unpack {
     /// The directory beneath which everything is made.
     pub into: OwnedFd,
-    /// `None`: names are as they are in the archive.
-    pub renamed: Option<Renamed>,
+    /// The one name in that directory beneath which everything has to be; what is not was not
+    /// asked for. `None`: any.
+    pub root: Option<OsString>,
     /// Whose everything becomes; `None`: the caller's.
     pub owner: Option<(u32, u32)>,
     pub links: Links,
@@ -79,11 +71,11 @@ impl Unpack {
     ///
     /// What was made before an error stays, each file whole. Nothing is synced.
     pub fn run<R: Read>(self, archive: R, tally: &Tally) -> Result<Problems, UnpackError> {
-        let Self { into, renamed, owner, links } = self;
+        let Self { into, root, owner, links } = self;
         let mut archive = Archive::new(archive);
         let mut unpacking = Unpacking {
             place: Place::new(into, owner),
-            renamed,
+            root,
             links,
             tally,
             problems: Problems::default(),
@@ -105,7 +97,7 @@ impl Unpack {
 
 struct Unpacking<'a> {
     place: Place,
-    renamed: Option<Renamed>,
+    root: Option<OsString>,
     links: Links,
     tally: &'a Tally,
     problems: Problems,
@@ -170,7 +162,11 @@ impl Unpacking<'_> {
                 return Ok(());
             }
         };
-        let names = self.rename(names, shown)?;
+        if let Some(root) = &self.root
+            && names.first() != Some(root)
+        {
+            return Err(UnpackError::Foreign(shown.to_owned()));
+        }
         // The directory that was given stays as it is.
         let Some((last, parents)) = names.split_last() else { return Ok(()) };
         let made = self.make(kind, name, (parents, last), target, entry);
@@ -189,15 +185,6 @@ impl Unpacking<'_> {
             }
             Err(Refused::Archive(source)) => Err(UnpackError::Archive(source)),
         }
-    }
-
-    fn rename(&self, mut names: Vec<OsString>, shown: &Path) -> Result<Vec<OsString>, UnpackError> {
-        let Some(renamed) = &self.renamed else { return Ok(names) };
-        match names.first_mut() {
-            Some(first) if *first == renamed.from => first.clone_from(&renamed.to),
-            _ => return Err(UnpackError::Foreign(shown.to_owned())),
-        }
-        Ok(names)
     }
 
     fn make<R: Read>(
@@ -230,7 +217,7 @@ impl Unpacking<'_> {
                 if target.is_empty() || target.len() >= MAX_PATH || target.contains(&0) {
                     return Err(Refused::Problem("a link that leads nowhere"));
                 }
-                let level = parents.len().checked_sub(usize::from(self.renamed.is_some()));
+                let level = parents.len().checked_sub(usize::from(self.root.is_some()));
                 let inside = level.is_some_and(|level| stays_inside(&target, level));
                 if self.links == Links::Inside && !inside {
                     let why = "a link that leads out of what was copied";

@@ -6,8 +6,8 @@ use camino::Utf8PathBuf;
 use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 
 use crate::command::{
-    completion, create, destroy, edit, exec, file, inspect, list, ps, share, shell, snapshot,
-    start, stop, user,
+    completion, cp, create, destroy, edit, exec, file, inspect, list, ports, ps, share, shell,
+    snapshot, start, stop, user,
 };
 
 /// Everything on one command line.
@@ -51,6 +51,7 @@ pub(crate) struct Globals {
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
     Completion(completion::CompletionArgs),
+    Cp(cp::CpArgs),
     Create(create::CreateArgs),
     #[command(visible_alias = "rm")]
     Destroy(destroy::DestroyArgs),
@@ -62,6 +63,7 @@ pub(crate) enum Command {
     #[command(visible_alias = "ls")]
     List(list::ListArgs),
     Ps(ps::PsArgs),
+    Ports(ports::PortsArgs),
     /// Start the bhatti daemon
     Serve,
     /// Configure CLI endpoint and API key
@@ -83,8 +85,8 @@ const SECTIONS: [(&str, &[&str]); 4] = [
     (
         "Core",
         &[
-            "create", "destroy", "edit", "exec", "file", "list", "ps", "share", "shell", "start",
-            "stop",
+            "cp", "create", "destroy", "edit", "exec", "file", "list", "ports", "ps", "share",
+            "shell", "start", "stop",
         ],
     ),
     ("Resources", &["snapshot"]),

@@ -4,8 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
+use super::arch::Arch;
 use super::{Progress, stamp};
 use crate::{process, workspace};
 
@@ -16,26 +17,26 @@ const MAX_BYTES: u64 = 2 << 20;
 pub(crate) struct Agent {
     pub(crate) path: PathBuf,
     /// The target it was built for.
-    pub(crate) target: &'static str,
+    pub(crate) target: String,
     pub sha256: String,
     pub(crate) bytes: u64,
 }
 
 /// Lets cargo bring the agent up to date and checks what came out.
-pub(crate) fn build(target_dir: &Path, progress: &mut Progress) -> Result<Agent> {
-    let target = target()?;
+pub(crate) fn build(arch: Arch, target_dir: &Path, progress: &mut Progress) -> Result<Agent> {
+    let target = target(arch)?;
     progress.say(&format!("agent: building for {target}"));
     let flags = format!("CARGO_TARGET_{}_RUSTFLAGS", target.replace('-', "_").to_uppercase());
     process::run(
         workspace::cargo()
             .args(["build", "--quiet", "--package", "lohar", "--profile", "agent"])
-            .args(["--target", target])
-            .env(flags, "-C target-feature=+crt-static")
+            .args(["--target", &target])
+            .env(flags, flags_for(arch))
             // It would take precedence over ours.
             .env_remove("RUSTFLAGS")
             .env_remove("CARGO_ENCODED_RUSTFLAGS"),
     )?;
-    let path = target_dir.join(target).join("agent/lohar");
+    let path = target_dir.join(&target).join("agent/lohar");
     let elf = fs::read(&path).with_context(|| format!("failed to read {}", path.display()))?;
     let bytes = elf.len() as u64;
     ensure!(is_static(&elf)?, "{} wants a dynamic loader, the guest has none", path.display());
@@ -43,12 +44,26 @@ pub(crate) fn build(target_dir: &Path, progress: &mut Progress) -> Result<Agent>
     Ok(Agent { sha256: stamp::file_hash(&path)?, path, target, bytes })
 }
 
-/// musl where its target is installed: smaller, and free of glibc's loader tricks.
-fn target() -> Result<&'static str> {
+/// musl where its target is installed: smaller, and free of glibc's loader tricks. For another
+/// architecture it is the only one, because it needs nothing of a distribution.
+fn target(arch: Arch) -> Result<String> {
     let sysroot = process::output(Command::new("rustc").args(["--print", "sysroot"]))?;
-    let musl = "x86_64-unknown-linux-musl";
-    let installed = Path::new(sysroot.trim()).join("lib/rustlib").join(musl).join("lib").is_dir();
-    Ok(if installed { musl } else { "x86_64-unknown-linux-gnu" })
+    let musl = arch.musl();
+    let libraries = Path::new(sysroot.trim()).join("lib/rustlib").join(&musl).join("lib");
+    match (libraries.is_dir(), arch == Arch::HOST) {
+        (true, _) => Ok(musl),
+        (false, true) => Ok(arch.gnu()),
+        (false, false) => bail!("Rust's {musl} is not installed; rustup target add {musl}"),
+    }
+}
+
+/// Static in any case; for another architecture with the linker that comes with the compiler.
+fn flags_for(arch: Arch) -> &'static str {
+    if arch == Arch::HOST {
+        "-C target-feature=+crt-static"
+    } else {
+        "-C target-feature=+crt-static -C linker=rust-lld"
+    }
 }
 
 /// Whether a 64-bit little-endian ELF file starts without an interpreter.

@@ -8,6 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use super::arch::Arch;
 use crate::process;
 
 /// The key every Debian archive is signed with, from the package `debian-archive-keyring`.
@@ -46,46 +47,95 @@ impl Sources {
     }
 }
 
-/// Runs a query; if apt has nothing to say yet, lets it fetch its lists once and asks again.
-pub(crate) fn fresh_enough<T>(query: impl Fn() -> Result<T>) -> Result<T> {
-    match query() {
-        Ok(answer) => Ok(answer),
-        Err(first) => {
-            eprintln!("guest: {first:#}; fetching the package lists");
-            process::run_quiet(Command::new("apt-get").args(["update", "-q"]))?;
-            query()
+/// An apt: the host's own, or one for another architecture with lists of its own.
+pub(crate) struct Apt {
+    /// What every one of its commands is told.
+    options: Vec<String>,
+}
+
+impl Apt {
+    /// The host's.
+    pub(crate) fn host() -> Self {
+        Self { options: Vec::new() }
+    }
+
+    /// The one for `arch`. If that is not the host's, it knows the same Debian sources, and keeps
+    /// everything in `dir`: the host need not be told of another architecture.
+    pub(crate) fn of(arch: Arch, dir: &Path) -> Result<Self> {
+        if arch == Arch::HOST {
+            return Ok(Self::host());
+        }
+        let state = dir.join("apt");
+        for name in ["lists/partial", "archives/partial"] {
+            let path = state.join(name);
+            std::fs::create_dir_all(&path)
+                .with_context(|| format!("failed to create {}", path.display()))?;
+        }
+        let (list, status) = (state.join("sources.list"), state.join("status"));
+        let lines = Self::host().fresh_enough(sources)?.lines.join("\n") + "\n";
+        for (path, content) in [(&list, lines.as_str()), (&status, "")] {
+            std::fs::write(path, content)
+                .with_context(|| format!("failed to write {}", path.display()))?;
+        }
+        let options = [
+            format!("APT::Architecture={}", arch.debian()),
+            format!("APT::Architectures={}", arch.debian()),
+            format!("Dir::State={}", state.display()),
+            format!("Dir::State::status={}", status.display()),
+            format!("Dir::Cache={}", state.display()),
+            format!("Dir::Etc::SourceList={}", list.display()),
+            "Dir::Etc::SourceParts=-".to_owned(),
+        ];
+        Ok(Self { options: options.into() })
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        // `_apt` may not write to our directories; as root there is nothing it would protect.
+        command.args(["-o", "APT::Sandbox::User=root"]);
+        command.args(self.options.iter().flat_map(|option| ["-o", option]));
+        command
+    }
+
+    /// Runs a query; if apt has nothing to say yet, lets it fetch its lists once and asks again.
+    pub(crate) fn fresh_enough<T>(&self, query: impl Fn() -> Result<T>) -> Result<T> {
+        match query() {
+            Ok(answer) => Ok(answer),
+            Err(first) => {
+                eprintln!("guest: {first:#}; fetching the package lists");
+                process::run_quiet(self.command("apt-get").args(["update", "-q"]))?;
+                query()
+            }
         }
     }
-}
 
-/// The package a meta package stands for: its first dependency with the given prefix.
-pub(crate) fn resolve(meta: &str, prefix: &str) -> Result<Package> {
-    let shown =
-        process::output(Command::new("apt-cache").args(["show", "--no-all-versions", meta]))?;
-    let name = dependency(&shown, prefix)
-        .with_context(|| format!("apt offers no {meta} with a dependency {prefix}*"))?;
-    let shown =
-        process::output(Command::new("apt-cache").args(["show", "--no-all-versions", name]))?;
-    let version =
-        field(&shown, "Version").with_context(|| format!("apt knows no version of {name}"))?;
-    Ok(Package { name: name.to_owned(), version: version.to_owned() })
-}
+    /// The package a meta package stands for: its first dependency with the given prefix.
+    pub(crate) fn resolve(&self, meta: &str, prefix: &str) -> Result<Package> {
+        let show = |package: &str| {
+            let mut command = self.command("apt-cache");
+            process::output(command.args(["show", "--no-all-versions", package]))
+        };
+        let shown = show(meta)?;
+        let name = dependency(&shown, prefix)
+            .with_context(|| format!("apt offers no {meta} with a dependency {prefix}*"))?;
+        let shown = show(name)?;
+        let version =
+            field(&shown, "Version").with_context(|| format!("apt knows no version of {name}"))?;
+        Ok(Package { name: name.to_owned(), version: version.to_owned() })
+    }
 
-/// Downloads exactly this version and returns where it lies.
-pub(crate) fn download(package: &Package, into: &Path) -> Result<PathBuf> {
-    let wanted = format!("{}={}", package.name, package.version);
-    process::run_quiet(
-        // `_apt` may not write to our directory; as root there is nothing it would protect.
-        Command::new("apt-get")
-            .args(["download", "-q", "-o", "APT::Sandbox::User=root", &wanted])
-            .current_dir(into),
-    )?;
-    let mut found = std::fs::read_dir(into)
-        .with_context(|| format!("failed to list {}", into.display()))?
-        .filter_map(Result::ok)
-        .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|e| e == "deb"));
-    found.next().with_context(|| format!("apt-get downloaded {wanted} to nowhere"))
+    /// Downloads exactly this version and returns where it lies.
+    pub(crate) fn download(&self, package: &Package, into: &Path) -> Result<PathBuf> {
+        let wanted = format!("{}={}", package.name, package.version);
+        let mut command = self.command("apt-get");
+        process::run_quiet(command.args(["download", "-q", &wanted]).current_dir(into))?;
+        let mut found = std::fs::read_dir(into)
+            .with_context(|| format!("failed to list {}", into.display()))?
+            .filter_map(Result::ok)
+            .map(|entry| entry.path())
+            .filter(|path| path.extension().is_some_and(|e| e == "deb"));
+        found.next().with_context(|| format!("apt-get downloaded {wanted} to nowhere"))
+    }
 }
 
 /// The Debian sources among those this host has.
@@ -100,7 +150,7 @@ pub(crate) fn sources() -> Result<Sources> {
         "$(ORIGIN)|$(LABEL)|$(CODENAME)|$(ARCHITECTURE)|$(REPO_URI)|$(RELEASE)|$(COMPONENT)",
         "Created-By: Packages",
     ]))?;
-    choose(&listing, &host_codename()?)
+    choose(&listing, Arch::HOST, &host_codename()?)
 }
 
 /// `Acquire` settings of the host that decide how packages are reached, for another apt.
@@ -137,7 +187,7 @@ fn host_codename() -> Result<String> {
 }
 
 /// Keeps Debian's own entries of one release, security and point updates included.
-fn choose(listing: &str, codename: &str) -> Result<Sources> {
+fn choose(listing: &str, host: Arch, codename: &str) -> Result<Sources> {
     let suites =
         [codename.to_owned(), format!("{codename}-updates"), format!("{codename}-security")];
     let mut lines: Vec<String> = Vec::new();
@@ -148,7 +198,7 @@ fn choose(listing: &str, codename: &str) -> Result<Sources> {
         };
         let ours = origin == "Debian"
             && matches!(label, "Debian" | "Debian-Security")
-            && architecture == "amd64"
+            && architecture == host.debian()
             && suites.iter().any(|s| s == suite);
         if ours {
             lines.push(format!("deb [signed-by={KEYRING}] {uri} {release} {component}"));
@@ -190,7 +240,7 @@ nonsense";
 
     #[test]
     fn only_debian_of_this_release_gets_into_the_guest() {
-        let sources = choose(LISTING, "bookworm").expect("three are right");
+        let sources = choose(LISTING, Arch::Amd64, "bookworm").expect("three are right");
         assert_eq!(sources.lines.len(), 3, "{:?}", sources.lines);
         assert!(sources.lines.iter().all(|line| line.contains("mirror.example")));
         assert!(!sources.lines.iter().any(|line| line.contains("backports")));
@@ -202,8 +252,8 @@ nonsense";
 
     #[test]
     fn no_debian_source_is_an_error() {
-        assert!(choose(LISTING, "trixie").is_err());
-        assert!(choose("", "bookworm").is_err());
+        assert!(choose(LISTING, Arch::Amd64, "trixie").is_err());
+        assert!(choose("", Arch::Amd64, "bookworm").is_err());
     }
 
     #[test]

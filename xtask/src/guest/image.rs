@@ -2,6 +2,9 @@
 //!
 //! Promises: the same packages give the same bytes; nothing is mounted on the host; what the host
 //! is called, how it resolves names and who it is are not in the image.
+//!
+//! For another architecture than the host's the packages are unpacked and no more: to configure
+//! them is to run their programs. Such an image does for tests; one for use is built where it is used.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,12 +13,17 @@ use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::apt::{self, Apt};
+use super::arch::Arch;
 use super::stamp::{self, Stamp};
-use super::{Cache, Progress, apt, tree};
+use super::{Cache, Progress, tree};
 use crate::process;
 
 /// The finished image.
-pub(crate) const IMAGE: &str = "rootfs-minimal-amd64.ext4";
+pub(crate) fn name(arch: Arch) -> String {
+    format!("rootfs-minimal-{}.ext4", arch.debian())
+}
+
 /// Raise this when the image is made in another way.
 const RECIPE: &str = "1";
 
@@ -59,14 +67,20 @@ const MKE2FS_CONFIG: &str = "[defaults]\n\tbase_features = none\n\
                              [fs_types]\n\text4 = {\n\t\tinode_size = 256\n\t}\n";
 
 /// Builds the image if there is none of this recipe yet.
-pub(crate) fn build(dir: &Path, cache: Cache, progress: &mut Progress) -> Result<Stamp> {
-    let sources = apt::fresh_enough(apt::sources)?;
+pub(crate) fn build(
+    arch: Arch,
+    dir: &Path,
+    cache: Cache,
+    progress: &mut Progress,
+) -> Result<Stamp> {
+    let name = name(arch);
+    let sources = Apt::host().fresh_enough(apt::sources)?;
     let ingredients = [RECIPE, SIZE, FEATURES].into_iter();
     let ingredients = ingredients.chain(PACKAGES.iter().copied());
     let ingredients = ingredients.chain(EXCLUDED.iter().chain(INCLUDED).copied());
     let key = stamp::key(ingredients.chain(sources.lines.iter().map(String::as_str)));
     if cache == Cache::Use
-        && let Some(stamp) = stamp::finished(dir, IMAGE, &key)
+        && let Some(stamp) = stamp::finished(dir, &name, &key)
     {
         progress.say("image is there");
         return Ok(stamp);
@@ -77,16 +91,24 @@ pub(crate) fn build(dir: &Path, cache: Cache, progress: &mut Progress) -> Result
     let root = scratch.path().join("root");
     progress.say(&format!("image: installing Debian {} (one to three minutes)", sources.codename));
     let begun = SystemTime::now();
-    install(&sources, PACKAGES, scratch.path(), &root)?;
+    let packages = if arch == Arch::HOST {
+        install(&sources, PACKAGES, scratch.path(), &root)?;
+        tree::add_user(&root)?;
+        tree::installed_packages(&root)?
+    } else {
+        progress.say("image: of another architecture, so its packages are not configured");
+        unpack_foreign(arch, &sources, PACKAGES, scratch.path(), &root)?;
+        tree::stand_in_for_configuration(&root)?;
+        PACKAGES.iter().map(|&package| package.to_owned()).collect()
+    };
     progress.say("image: tidying");
-    let packages = tree::installed_packages(&root)?;
     tree::settle(&root, begun, EPOCH)?;
     progress.say("image: writing the file system");
-    let built = scratch.path().join(IMAGE);
+    let built = scratch.path().join(&name);
     make_filesystem(&root, SIZE, scratch.path(), &built)?;
     progress.say("image: checking");
     process::run_quiet(Command::new("e2fsck").arg("-fn").arg(&built))?;
-    stamp::finish(dir, IMAGE, &built, &key, packages)
+    stamp::finish(dir, &name, &built, &key, packages)
 }
 
 /// Installs Debian into a directory.
@@ -96,7 +118,7 @@ pub(crate) fn install(
     scratch: &Path,
     root: &Path,
 ) -> Result<()> {
-    let mut command = mmdebstrap(sources, scratch)?;
+    let mut command = mmdebstrap(Arch::HOST, sources, scratch)?;
     command.arg("--variant=minbase").arg(format!("--include={}", packages.join(",")));
     process::run_quiet(command.arg(&sources.codename).arg(root).arg(list_in(scratch)))
 }
@@ -109,9 +131,24 @@ pub(crate) fn unpack(
     scratch: &Path,
     root: &Path,
 ) -> Result<()> {
-    let mut command = mmdebstrap(&sources.with_backports()?, scratch)?;
+    let mut command = mmdebstrap(Arch::HOST, &sources.with_backports()?, scratch)?;
     command.arg("--variant=extract").arg(format!("--include={package}"));
     command.arg(format!("--aptopt=APT::Default-Release \"{}\"", sources.backports()));
+    process::run_quiet(command.arg(&sources.codename).arg(root).arg(list_in(scratch)))
+}
+
+/// Unpacks packages of another architecture, what they depend on and what every Debian has, into a
+/// directory. Nothing of them can be run here.
+fn unpack_foreign(
+    arch: Arch,
+    sources: &apt::Sources,
+    packages: &[&str],
+    scratch: &Path,
+    root: &Path,
+) -> Result<()> {
+    let mut command = mmdebstrap(arch, sources, scratch)?;
+    command.args(["--variant=extract", "--include=?essential"]);
+    command.arg(format!("--include={}", packages.join(",")));
     process::run_quiet(command.arg(&sources.codename).arg(root).arg(list_in(scratch)))
 }
 
@@ -121,7 +158,7 @@ fn list_in(scratch: &Path) -> PathBuf {
 
 /// With what all uses have in common. It gets a mount namespace of its own, so that an interrupted
 /// run leaves no mount of the host's `/dev` below a directory we then delete.
-fn mmdebstrap(sources: &apt::Sources, scratch: &Path) -> Result<Command> {
+fn mmdebstrap(arch: Arch, sources: &apt::Sources, scratch: &Path) -> Result<Command> {
     let list = list_in(scratch);
     fs::write(&list, sources.lines.join("\n") + "\n")
         .with_context(|| format!("failed to write {}", list.display()))?;
@@ -129,7 +166,8 @@ fn mmdebstrap(sources: &apt::Sources, scratch: &Path) -> Result<Command> {
     command
         .args(["--mount", "--propagation", "private", "--"])
         .args(["mmdebstrap", "--quiet", "--mode=root"])
-        .args(["--format=directory", "--architectures=amd64"])
+        .arg("--format=directory")
+        .arg(format!("--architectures={}", arch.debian()))
         .arg("--aptopt=APT::Install-Recommends \"false\"")
         .args(EXCLUDED.iter().map(|path| format!("--dpkgopt=path-exclude={path}")))
         .args(INCLUDED.iter().map(|path| format!("--dpkgopt=path-include={path}")));

@@ -1,19 +1,22 @@
 //! The guest's kernel and the modules it needs, out of Debian's cloud kernel package.
+//!
+//! The kernel is unpacked, so that no boot pays for that: on amd64 it is an ELF file with PVH entry,
+//! on arm64 what the kernel's own makefiles call `Image`. It goes by one name on both.
 
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
+use super::apt::{self, Apt};
+use super::arch::Arch;
 use super::stamp::{self, Stamp};
-use super::{Cache, Progress, apt, bzimage, cpio, modules};
+use super::{Cache, Progress, bzimage, cpio, modules};
 
-/// The meta package that always stands for the newest cloud kernel of the release.
-pub(crate) const META_PACKAGE: &str = "linux-image-cloud-amd64";
 /// Raise this when the way kernel or modules are made changes.
 const RECIPE: &str = "1";
 
-/// The kernel as an uncompressed PVH ELF file.
+/// The kernel, uncompressed.
 pub(crate) const VMLINUX: &str = "vmlinux";
 /// The modules as the part of the initramfs that does not change with the agent.
 pub(crate) const MODULES: &str = "modules.cpio";
@@ -26,8 +29,14 @@ pub(crate) struct Kernel {
 }
 
 /// Builds `vmlinux` and the module archive if they are not those of the newest package.
-pub(crate) fn build(dir: &Path, cache: Cache, progress: &mut Progress) -> Result<Kernel> {
-    let package = apt::fresh_enough(|| apt::resolve(META_PACKAGE, "linux-image-"))?;
+pub(crate) fn build(
+    arch: Arch,
+    dir: &Path,
+    cache: Cache,
+    progress: &mut Progress,
+) -> Result<Kernel> {
+    let apt = Apt::of(arch, dir)?;
+    let package = apt.fresh_enough(|| apt.resolve(&arch.kernel_package(), "linux-image-"))?;
     let wanted =
         [modules::WANTED, modules::WANTED_FOR_VSOCK].map(|names| names.join(" ")).join("; ");
     let key = stamp::key([RECIPE, &package.name, &package.version, &wanted]);
@@ -41,7 +50,7 @@ pub(crate) fn build(dir: &Path, cache: Cache, progress: &mut Progress) -> Result
 
     progress.say(&format!("kernel: downloading {} {}", package.name, package.version));
     let scratch = stamp::scratch(dir)?;
-    let deb = apt::fresh_enough(|| apt::download(&package, scratch.path()))?;
+    let deb = apt.fresh_enough(|| apt.download(&package, scratch.path()))?;
     progress.say("kernel: unpacking");
     let unpacked = scratch.path().join("unpacked");
     crate::process::run_quiet(
@@ -52,12 +61,19 @@ pub(crate) fn build(dir: &Path, cache: Cache, progress: &mut Progress) -> Result
     let vmlinuz = unpacked.join(format!("boot/vmlinuz-{release}"));
     let image = fs::read(&vmlinuz)
         .with_context(|| format!("failed to read the kernel of {}", package.name))?;
-    let elf = bzimage::extract_elf(&image)?;
+    let kernel = match arch {
+        Arch::Amd64 => bzimage::extract_elf(&image)?,
+        Arch::Arm64 => checked_arm64(image)?,
+    };
     let built = scratch.path().join(VMLINUX);
-    fs::write(&built, elf).with_context(|| format!("failed to write {}", built.display()))?;
+    fs::write(&built, kernel).with_context(|| format!("failed to write {}", built.display()))?;
 
     progress.say("kernel: modules");
-    let tree = modules::collect(&unpacked.join("lib/modules").join(release), scratch.path())?;
+    // Debian 13 has them below `usr`.
+    let places = ["lib/modules", "usr/lib/modules"].map(|at| unpacked.join(at).join(release));
+    let place = places.iter().find(|place| place.is_dir());
+    let place = place.with_context(|| format!("{} has no modules of {release}", package.name))?;
+    let tree = modules::collect(place, scratch.path())?;
     let names = tree.keys().cloned().collect();
     let archive = scratch.path().join(MODULES);
     fs::write(&archive, cpio::archive(&tree))
@@ -68,8 +84,35 @@ pub(crate) fn build(dir: &Path, cache: Cache, progress: &mut Progress) -> Result
     Ok(Kernel { package, vmlinux, modules })
 }
 
+/// An arm64 kernel, if it is one that a VMM can start without unpacking it.
+fn checked_arm64(image: Vec<u8>) -> Result<Vec<u8>> {
+    // The magic number of the boot protocol's header.
+    ensure!(
+        image.get(56..60) == Some(b"ARM\x64"),
+        "the kernel is packed in a way we cannot open (it starts with {:02x?}); an arm64 Image is \
+         expected",
+        &image[..image.len().min(4)]
+    );
+    Ok(image)
+}
+
 impl std::fmt::Display for apt::Package {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}={}", self.name, self.version)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packed_arm64_kernel_is_refused() {
+        let mut image = vec![0; 64];
+        image[56..60].copy_from_slice(b"ARMd");
+        assert_eq!(checked_arm64(image.clone()).expect("plain"), image);
+        for packed in [Vec::new(), b"\x1f\x8b\x08\x00".to_vec(), vec![0; 64]] {
+            assert!(checked_arm64(packed).is_err());
+        }
     }
 }

@@ -7,6 +7,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::agent::Agent;
+use super::arch::Arch;
 use super::kernel::{Kernel, VMLINUX};
 use super::stamp::{self, Stamp};
 use super::{image, initramfs};
@@ -48,17 +49,19 @@ struct AgentEntry<'a> {
 
 /// Writes `manifest.json` for what was just built or found finished.
 pub(crate) fn write(
+    arch: Arch,
     dir: &Path,
     kernel: &Kernel,
     agent: &Agent,
     initramfs: &Stamp,
     image: Option<&Stamp>,
 ) -> Result<()> {
+    let image_name = image::name(arch);
     let mut files = BTreeMap::new();
     for (name, stamp) in [
         (VMLINUX, Some(&kernel.vmlinux)),
         (initramfs::INITRAMFS, Some(initramfs)),
-        (image::IMAGE, image),
+        (image_name.as_str(), image),
     ] {
         if let Some(stamp) = stamp {
             files.insert(name, FileEntry { sha256: &stamp.sha256, bytes: stamp.bytes });
@@ -69,7 +72,7 @@ pub(crate) fn write(
         format: 1,
         files,
         kernel: KernelEntry { package: &kernel.package.name, version: &kernel.package.version },
-        agent: AgentEntry { target: agent.target, sha256: &agent.sha256, bytes: agent.bytes },
+        agent: AgentEntry { target: &agent.target, sha256: &agent.sha256, bytes: agent.bytes },
         modules: modules.filter_map(|name| name.strip_prefix("modules/")).collect(),
         image_packages: image.map(|stamp| stamp.packages.as_slice()),
     };

@@ -2,6 +2,9 @@
 //!
 //! The agent has no `modprobe`: it loads what lies in `/modules` by name. So each file is called
 //! `NN-name.ko`, and whatever a module needs has a smaller number.
+//!
+//! Their signatures are left out: the kernel would check them at every boot, and who could change
+//! the modules could change the agent that loads them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -50,7 +53,7 @@ pub(crate) fn collect(release_dir: &Path, scratch: &Path) -> Result<Tree> {
     ]);
     for (number, name) in order.iter().enumerate() {
         let content = contents.remove(name).context("every module in the order was read")?;
-        let entry = Entry::File { mode: 0o644, content: strip(&content, scratch)? };
+        let entry = Entry::File { mode: 0o644, content: without_signature(content) };
         let dir = if Some(number) > common { "modules/vsock" } else { "modules" };
         tree.insert(format!("{dir}/{number:02}-{name}.ko"), entry);
     }
@@ -149,12 +152,18 @@ fn read(path: &Path, scratch: &Path) -> Result<Vec<u8>> {
     fs::read(&plain).with_context(|| format!("failed to read {}", plain.display()))
 }
 
-/// Debug sections are most of a module and never reach the guest's memory.
-fn strip(module: &[u8], scratch: &Path) -> Result<Vec<u8>> {
-    let path = scratch.join("strip.ko");
-    fs::write(&path, module).with_context(|| format!("failed to write {}", path.display()))?;
-    process::run_quiet(Command::new("strip").args(["--strip-debug", "-D"]).arg(&path))?;
-    fs::read(&path).with_context(|| format!("failed to read {}", path.display()))
+/// The module without what the kernel's build appends: the signature, what describes it, a mark.
+fn without_signature(mut module: Vec<u8>) -> Vec<u8> {
+    const MARK: &[u8] = b"~Module signature appended~\n";
+    /// The length of the signature is the last of the description's fields.
+    const DESCRIPTION: usize = 12;
+    let Some(described) = module.strip_suffix(MARK) else { return module };
+    let Some((_, length)) = described.split_last_chunk::<4>() else { return module };
+    let signature = u32::from_be_bytes(*length) as usize;
+    if let Some(end) = described.len().checked_sub(DESCRIPTION + signature) {
+        module.truncate(end);
+    }
+    module
 }
 
 #[cfg(test)]
@@ -199,5 +208,20 @@ mod tests {
     fn file_names_become_module_names() {
         assert_eq!(canonical(Path::new("kernel/x/virtio-rng.ko")), "virtio_rng");
         assert_eq!(canonical(Path::new("virtio_net.ko.xz")), "virtio_net");
+    }
+
+    #[test]
+    fn a_signature_is_cut_off_and_nothing_else() {
+        let signed = |length: u32| {
+            let mut module = b"\x7fELFcodeSIGNATURE12345678".to_vec();
+            module.extend_from_slice(&length.to_be_bytes());
+            module.extend_from_slice(b"~Module signature appended~\n");
+            module
+        };
+        assert_eq!(without_signature(signed(9)), b"\x7fELFcode");
+        assert_eq!(without_signature(b"\x7fELFcode".to_vec()), b"\x7fELFcode");
+        for wrong in [100, u32::MAX] {
+            assert_eq!(without_signature(signed(wrong)), signed(wrong), "{wrong}");
+        }
     }
 }

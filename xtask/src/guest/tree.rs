@@ -46,9 +46,47 @@ pub(crate) fn installed_packages(root: &Path) -> Result<Vec<String>> {
     Ok(packages)
 }
 
+/// Adds the user, by the tree's own programs.
+pub(crate) fn add_user(root: &Path) -> Result<()> {
+    let id = USER_ID.to_string();
+    process::run_quiet(
+        Command::new("chroot")
+            .arg(root)
+            .args(["/usr/sbin/useradd", "--uid", &id, "--user-group", "--create-home"])
+            .args(["--groups", "sudo", "--shell", "/bin/bash", USER]),
+    )
+}
+
+/// Does by hand what packages do when they are configured, as far as a shell and the agent need it,
+/// and adds the user: for a tree whose programs do not run here.
+pub(crate) fn stand_in_for_configuration(root: &Path) -> Result<()> {
+    let master = |name: &str| {
+        let path = root.join(format!("usr/share/base-passwd/{name}.master"));
+        fs::read_to_string(&path).with_context(|| format!("failed to read {}", path.display()))
+    };
+    let mut accounts = master("passwd")?;
+    accounts += &format!("{USER}:x:{USER_ID}:{USER_ID}::/home/{USER}:/bin/bash\n");
+    let names = accounts.lines().filter_map(|line| line.split(':').next());
+    let shadow: String = names.map(|name| format!("{name}:*:0:0:99999:7:::\n")).collect();
+    let in_sudo = format!("\nsudo:*:27:{USER}\n");
+    let mut groups = master("group")?.replace("\nsudo:*:27:\n", &in_sudo);
+    groups += &format!("{USER}:x:{USER_ID}:\n");
+    write(root, "etc/passwd", 0o644, &accounts)?;
+    write(root, "etc/group", 0o644, &groups)?;
+    write(root, "etc/shadow", 0o640, &shadow)?;
+    directory_of_user(&root.join("home").join(USER))?;
+    for (link, target) in [("bin/sh", "dash"), ("usr/bin/awk", "mawk")] {
+        remove(&root.join(link))?;
+        std::os::unix::fs::symlink(target, root.join(link))
+            .with_context(|| format!("failed to link {link} to {target}"))?;
+    }
+    Ok(())
+}
+
 /// Does everything between the installation, which began at `begun`, and the file system.
 pub(crate) fn settle(root: &Path, begun: SystemTime, epoch: i64) -> Result<()> {
-    add_user(root)?;
+    write(root, "etc/sudoers.d/lohar", 0o440, "lohar ALL=(ALL) NOPASSWD: ALL\n")?;
+    directory_of_user(&root.join("workspace"))?;
     clean(root)?;
     write(root, "etc/hostname", 0o644, "sandbox\n")?;
     write(root, "etc/hosts", 0o644, "127.0.0.1 localhost\n::1 localhost\n")?;
@@ -59,19 +97,10 @@ pub(crate) fn settle(root: &Path, begun: SystemTime, epoch: i64) -> Result<()> {
     settle_times(root, begun, epoch)
 }
 
-fn add_user(root: &Path) -> Result<()> {
-    let id = USER_ID.to_string();
-    process::run_quiet(
-        Command::new("chroot")
-            .arg(root)
-            .args(["/usr/sbin/useradd", "--uid", &id, "--user-group", "--create-home"])
-            .args(["--groups", "sudo", "--shell", "/bin/bash", USER]),
-    )?;
-    write(root, "etc/sudoers.d/lohar", 0o440, "lohar ALL=(ALL) NOPASSWD: ALL\n")?;
-    let workspace = root.join("workspace");
-    fs::create_dir_all(&workspace)
-        .and_then(|()| chown(&workspace, Some(USER_ID), Some(USER_ID)))
-        .with_context(|| format!("failed to create {}", workspace.display()))
+fn directory_of_user(path: &Path) -> Result<()> {
+    fs::create_dir_all(path)
+        .and_then(|()| chown(path, Some(USER_ID), Some(USER_ID)))
+        .with_context(|| format!("failed to create {}", path.display()))
 }
 
 fn clean(root: &Path) -> Result<()> {

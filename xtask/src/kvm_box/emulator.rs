@@ -11,7 +11,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::guest::{apt, image, stamp};
+use crate::guest::apt::{self, Apt};
+use crate::guest::{image, stamp};
 use crate::process;
 
 const PROGRAM: &str = "qemu-system-x86_64";
@@ -81,7 +82,7 @@ fn unpacked_emulator(root: &Path) -> Emulator {
 
 /// The directory with Debian's backported QEMU and all it is linked with.
 fn backport(dir: &Path) -> Result<PathBuf> {
-    let sources = apt::fresh_enough(apt::sources)?;
+    let sources = Apt::host().fresh_enough(apt::sources)?;
     let lines = sources.lines.iter().map(String::as_str);
     let key = stamp::key([RECIPE, PROGRAM].into_iter().chain(lines));
     let finished = dir.join(format!("{PREFIX}{}", &key[..12]));

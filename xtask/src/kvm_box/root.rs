@@ -7,7 +7,9 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::guest::{apt, image, kernel, stamp};
+use crate::guest::apt::{self, Apt};
+use crate::guest::arch::Arch;
+use crate::guest::{image, stamp};
 use crate::process;
 
 /// The finished file system. It is only ever read.
@@ -37,8 +39,9 @@ const MOUNT_POINTS: [&str; 1] = ["box"];
 
 /// Builds it if there is none of this recipe and kernel yet.
 pub(super) fn build(dir: &Path) -> Result<PathBuf> {
-    let sources = apt::fresh_enough(apt::sources)?;
-    let package = apt::fresh_enough(|| apt::resolve(kernel::META_PACKAGE, "linux-image-"))?;
+    let sources = Apt::host().fresh_enough(apt::sources)?;
+    let (apt, meta) = (Apt::host(), Arch::HOST.kernel_package());
+    let package = apt.fresh_enough(|| apt.resolve(&meta, "linux-image-"))?;
     let ingredients = [RECIPE, SIZE, &package.name, &package.version].into_iter();
     let ingredients = ingredients.chain(PACKAGES.iter().chain(&MOUNT_POINTS).copied());
     let key = stamp::key(ingredients.chain(sources.lines.iter().map(String::as_str)));
@@ -73,7 +76,8 @@ pub(super) fn build(dir: &Path) -> Result<PathBuf> {
 
 /// All of them: in there the kernel loads by itself what an operation turns out to need.
 fn add_modules(package: &apt::Package, scratch: &Path, root: &Path) -> Result<()> {
-    let deb = apt::fresh_enough(|| apt::download(package, scratch))?;
+    let apt = Apt::host();
+    let deb = apt.fresh_enough(|| apt.download(package, scratch))?;
     let unpacked = scratch.join("kernel");
     process::run_quiet(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&unpacked))?;
     let from = unpacked.join("lib/modules");

@@ -21,7 +21,7 @@ const SQL: &str = "rusqlite";
 const RULES: &[Rule] = &[
     Rule { name: "bhatti-types", ours: &[], never: &["tokio", SQL] },
     Rule { name: "bhatti-wire", ours: &["bhatti-types"], never: &["tokio"] },
-    Rule { name: "bhatti-tree", ours: &[], never: &["tokio", SQL] },
+    Rule { name: "bhatti-tree", ours: &[], never: &["axum", SQL] },
     Rule { name: "bhatti-link", ours: &["bhatti-wire"], never: &[SQL, "axum"] },
     Rule { name: "bhatti-api", ours: &["bhatti-types"], never: &["axum", SQL] },
     Rule { name: "bhatti-config", ours: &["bhatti-types"], never: &["tokio", SQL, "clap"] },

@@ -1,15 +1,19 @@
 //! Accepting connections: HTTP/1.1, with a deadline for headers and a drain at the end.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::Request;
 use bhatti_lifecycle::Tasks;
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
 
 /// A client must send its request head within this, counted from the end of the request before:
 /// so it is also how long an idle connection is kept. `bhatti-client` gives up its own earlier.
@@ -19,6 +23,10 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(20);
 const MAX_CONNECTIONS: usize = 1024;
 /// How long a failed accept waits: the reason is usually too many open files, and that passes.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Who is at the other end of the connection a request came on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer(pub(super) IpAddr);
 
 /// Accepts until `stop` fires. Connections are tasks of `tasks`, which waits for them.
 pub(crate) async fn serve(
@@ -37,10 +45,11 @@ pub(crate) async fn serve(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _peer)) => {
+            Ok((stream, peer)) => {
                 let router = router.clone();
+                let peer = Peer(peer.ip());
                 tasks.spawn("connection", |stop| async move {
-                    converse(stream, router, stop).await;
+                    converse(stream, peer, router, stop).await;
                     drop(place);
                 });
             }
@@ -53,15 +62,19 @@ pub(crate) async fn serve(
 }
 
 /// One connection. When the client hangs up, the handler's future is dropped with it.
-async fn converse(stream: TcpStream, router: Router, stop: CancellationToken) {
+async fn converse(stream: TcpStream, peer: Peer, router: Router, stop: CancellationToken) {
     // Small answers must not wait for the peer's acknowledgement of earlier ones.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "failed to set TCP_NODELAY");
     }
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    let service = router.map_request(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(peer);
+        request
+    });
     let connection =
-        builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
     let mut connection = std::pin::pin!(connection.with_upgrades());
     let result = tokio::select! {
         result = connection.as_mut() => result,

@@ -5,6 +5,7 @@ use axum::response::{IntoResponse, Response};
 use bhatti_api::ErrorBody;
 use bhatti_guest_client::GuestError;
 use bhatti_lifecycle::{ServiceError, chain};
+use bhatti_store::StoreError;
 
 use super::body::Written;
 
@@ -33,6 +34,14 @@ pub(super) enum ApiError {
     /// A WebSocket was expected.
     #[error("Bad Request")]
     NotAnUpgrade,
+    #[error("too many requests")]
+    TooManyKnocks,
+    #[error("failed to {doing} shell token")]
+    ShellToken {
+        doing: &'static str,
+        #[source]
+        cause: StoreError,
+    },
     #[error("too many open WebSockets: close some, or try again later")]
     TooManySockets,
     /// Asked for something this version does not do.
@@ -76,7 +85,8 @@ impl ApiError {
             Self::UnknownPath | Self::NotFound(_) => S::NOT_FOUND,
             Self::MethodNotAllowed => S::METHOD_NOT_ALLOWED,
             Self::NoToken | Self::BadToken => S::UNAUTHORIZED,
-            Self::RateLimited | Self::TooManySockets => S::TOO_MANY_REQUESTS,
+            Self::RateLimited | Self::TooManySockets | Self::TooManyKnocks => S::TOO_MANY_REQUESTS,
+            Self::ShellToken { .. } => S::INTERNAL_SERVER_ERROR,
             Self::Unsupported(_) => S::NOT_IMPLEMENTED,
             Self::Files(error) => match error {
                 GuestError::NotFound(_) => S::NOT_FOUND,

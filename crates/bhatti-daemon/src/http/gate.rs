@@ -15,7 +15,7 @@ use futures_util::FutureExt;
 use super::body::Written;
 use super::error::Internal;
 use super::limits::Class;
-use super::{Api, ApiError};
+use super::{Api, ApiError, web_shell};
 use crate::VERSION;
 
 /// The authenticated account, as handlers receive it.
@@ -30,6 +30,13 @@ pub(super) async fn gate(
     let clean = clean_path(request.uri().path());
     let mut response = if clean == route::HEALTH {
         health(&api)
+    } else if web_shell::is_below(&clean) {
+        // Whoever has the link may have the page; the token is said in the socket.
+        if clean == request.uri().path() {
+            next.run(request).await
+        } else {
+            moved(&clean, request.uri().query())
+        }
     } else {
         let key = bearer(request.headers());
         let class = Class::of(request.method(), request.uri().path());

@@ -21,7 +21,7 @@ use camino::Utf8PathBuf;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-use super::{Api, Limits, Room, Sockets, router};
+use super::{Api, Limits, Room, Sockets, WebShells, router};
 
 struct NoNetwork;
 
@@ -79,8 +79,9 @@ async fn world() -> World {
     let sandboxes = Sandboxes::recover(deps).await.expect("recovers");
     let limits = Limits::default();
     let (sockets, room) = (Sockets::new(Tasks::default()), Room::default());
+    let web_shells = Arc::new(WebShells::default());
     let started = Instant::now();
-    let api = Api { sandboxes, db, limits, sockets, room, engine: info, started };
+    let api = Api { sandboxes, db, limits, sockets, room, web_shells, engine: info, started };
     World { _scratch: scratch, router: router(Arc::new(api)), key, sandbox }
 }
 

@@ -1,7 +1,7 @@
 //! How machines end by themselves, with a guest that ends at once: a kernel without a usable
 //! initramfs panics, which resets the machine.
 
-use bhatti_engine::conformance::Harness;
+use bhatti_engine::conformance::{Harness, patience};
 use bhatti_engine::{Engine, Exit};
 
 use crate::harness::QemuHarness;
@@ -21,7 +21,7 @@ async fn a_panic_is_the_guests_end_and_its_text_is_kept() {
     let harness = QemuHarness::new();
     let vm = harness.qemu().await.boot(doomed(&harness).await).await.unwrap();
     harness.booted();
-    let exit = tokio::time::timeout(std::time::Duration::from_secs(90), vm.exited()).await;
+    let exit = tokio::time::timeout(patience(), vm.exited()).await;
     let said = String::from_utf8_lossy(&vm.console().await).into_owned();
     assert_eq!(exit.ok(), Some(Exit::Guest), "the guest said: {said}");
     let console = String::from_utf8_lossy(&vm.console().await).into_owned();
@@ -43,7 +43,7 @@ async fn an_end_nobody_watched_is_told_to_the_next_daemon() {
     wait_until_stopped(&record.dir).await;
 
     let vm = harness.qemu().await.adopt(&record).await.unwrap().expect("the VMM waits");
-    let exit = tokio::time::timeout(std::time::Duration::from_secs(30), vm.exited()).await;
+    let exit = tokio::time::timeout(patience(), vm.exited()).await;
     assert_eq!(exit.unwrap(), Exit::Guest);
     let console = String::from_utf8_lossy(&vm.console().await).into_owned();
     assert!(console.contains("Kernel panic"), "{console}");
@@ -63,7 +63,7 @@ async fn wait_until_stopped(dir: &camino::Utf8Path) {
             assert!(socket.read_line(&mut line).await.unwrap() > 0, "QEMU hung up");
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(90), wait).await.unwrap();
+    tokio::time::timeout(patience(), wait).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -76,7 +76,7 @@ async fn being_asked_to_quit_from_outside_is_not_the_guests_end() {
     vm.console().await;
     let pid = nix::unistd::Pid::from_raw(vm.record().pid);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
-    let exit = tokio::time::timeout(std::time::Duration::from_secs(30), vm.exited()).await;
+    let exit = tokio::time::timeout(patience(), vm.exited()).await;
     assert!(matches!(exit.unwrap(), Exit::Died { .. }));
 }
 
@@ -103,7 +103,7 @@ async fn an_end_after_a_late_answer_is_the_guests() {
     // Comes back when the command was given up, and with it the connection.
     vm.console().await;
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap();
-    let exit = tokio::time::timeout(std::time::Duration::from_secs(90), vm.exited()).await;
+    let exit = tokio::time::timeout(patience(), vm.exited()).await;
     assert_eq!(exit.unwrap(), Exit::Guest);
     let console = String::from_utf8_lossy(&vm.console().await).into_owned();
     assert!(console.contains("Kernel panic"), "{console}");

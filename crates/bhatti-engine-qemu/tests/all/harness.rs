@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use bhatti_engine::conformance::{Harness, patience};
 use bhatti_engine::{Accel, Below, BootSpec, Carrier, Engine, Private, Shape, Vm, VmRecord};
-use bhatti_engine_qemu::{AccelChoice, QemuConfig, QemuEngine};
+use bhatti_engine_qemu::{AccelChoice, Arch, QemuConfig, QemuEngine};
 use bhatti_link::{Link, read_message, write_message};
 use bhatti_types::{EngineId, Mib};
 use bhatti_wire::message::{
@@ -59,7 +59,7 @@ impl QemuHarness {
 
     /// The engine of a daemon that was told another group.
     pub(crate) async fn qemu_configured(&self, cgroup: String) -> QemuEngine {
-        let config = QemuConfig { accel: accel().1, cgroup, ..QemuConfig::default() };
+        let config = QemuConfig { arch: arch(), accel: accel().1, cgroup, ..QemuConfig::default() };
         let engine = QemuEngine::start(config).await.unwrap();
         assert_eq!(engine.info().accel, accel().0, "{}", engine.info().why);
         engine
@@ -98,13 +98,39 @@ pub(crate) fn accel() -> (Accel, AccelChoice) {
     }
 }
 
+/// What these machines are. The host's own, unless `BHATTI_TEST_ARCH` names another.
+pub(crate) fn arch() -> Arch {
+    match std::env::var("BHATTI_TEST_ARCH").as_deref() {
+        Ok("amd64") => Arch::X86_64,
+        Ok("arm64") => Arch::Aarch64,
+        Err(_) => Arch::HOST,
+        Ok(other) => panic!("BHATTI_TEST_ARCH is {other}; there are amd64 and arm64"),
+    }
+}
+
+/// As Debian says it.
+fn debian() -> &'static str {
+    match arch() {
+        Arch::X86_64 => "amd64",
+        Arch::Aarch64 => "arm64",
+    }
+}
+
+fn image() -> String {
+    format!("rootfs-minimal-{}.ext4", debian())
+}
+
+/// Where `cargo xtask guest` puts the files of that architecture.
 fn guest_dir() -> Utf8PathBuf {
-    let dir = match std::env::var("BHATTI_GUEST_DIR") {
+    let own = match std::env::var("BHATTI_GUEST_DIR") {
         Ok(dir) => Utf8PathBuf::from(dir),
         Err(_) => Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest"),
     };
-    for file in ["vmlinux", "initramfs.cpio", "rootfs-minimal-amd64.ext4"] {
-        assert!(dir.join(file).exists(), "there is no {dir}/{file}; run: cargo xtask guest");
+    let native = arch() == Arch::HOST;
+    let dir = if native { own } else { Utf8PathBuf::from(format!("{own}-{}", debian())) };
+    for file in ["vmlinux", "initramfs.cpio", &image()] {
+        let command = format!("cargo xtask guest --arch {}", debian());
+        assert!(dir.join(file).exists(), "there is no {dir}/{file}; run: {command}");
     }
     dir
 }
@@ -191,7 +217,7 @@ impl Harness for QemuHarness {
         std::fs::create_dir(&dir).unwrap();
         std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o700)).unwrap();
         std::os::unix::fs::chown(&dir, Some(OWNER.uid), Some(OWNER.gid)).unwrap();
-        let base = self.guest.join("rootfs-minimal-amd64.ext4");
+        let base = self.guest.join(image());
         let engine = self.qemu().await;
         let below = Below::image(base);
         let root = engine.create_root(below, &dir, None, OWNER).await.unwrap();
@@ -252,6 +278,10 @@ impl Harness for QemuHarness {
 
     async fn recall(&self, vm: &dyn Vm) -> String {
         ask(vm, "cat /dev/shm/remembered").await
+    }
+
+    async fn print(&self, vm: &dyn Vm) {
+        ask(vm, "echo here I am > /dev/console").await;
     }
 
     fn shelf(&self) -> Utf8PathBuf {

@@ -1,7 +1,7 @@
 //! A daemon that starts again meets what it may: another configuration, a VMM that does not
 //! co-operate, names that are taken. Nothing of that hides a living machine from it.
 
-use bhatti_engine::conformance::Harness;
+use bhatti_engine::conformance::{Harness, patience};
 use bhatti_engine::{Engine, Exit, Vm, VmRecord};
 use nix::sys::signal::{Signal, kill};
 
@@ -87,7 +87,7 @@ async fn a_vmm_that_lies_on_its_control_socket_is_adopted() {
     });
     let vm = adopted(&harness, &record).await;
     signal(&record, Signal::SIGKILL);
-    let exit = tokio::time::timeout(std::time::Duration::from_secs(30), vm.exited()).await;
+    let exit = tokio::time::timeout(patience(), vm.exited()).await;
     assert!(matches!(exit.unwrap(), Exit::Died { .. }), "its end is seen without control");
     lies.abort();
     assert!(harness.traces(&record).await.is_empty());
@@ -124,7 +124,7 @@ async fn a_vmm_that_was_silent_for_a_while_is_whole_again() {
     let vm = adopted(&harness, &record).await;
     signal(&record, Signal::SIGCONT);
     harness.ping(vm.open_link().await.unwrap()).await.unwrap();
-    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(60);
+    let deadline = tokio::time::Instant::now() + patience();
     // Only the control socket can give what the guest printed.
     while vm.console().await.is_empty() {
         assert!(tokio::time::Instant::now() < deadline, "control did not come back");

@@ -5,14 +5,16 @@ use super::Failure;
 /// Reads a file or a tree as a tar archive. The path itself is followed if it is a symlink, those
 /// beneath it are in the archive. Feature `archive`.
 ///
-/// The first component of every name in the archive is the last one of the path, or `.` if that
-/// has no name (`/`, `a/.`). What could not be read is told in the archive, see
-/// `bhatti_tree::pack`.
+/// What could not be read is told in the archive, see `bhatti_tree`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ReadArchive {
     /// Absolute path in the guest.
     #[prost(string, tag = "1")]
     pub path: String,
+    /// What the path is called in the archive: the first component of every name. Empty: as the
+    /// last component of the path, or `.` if that has no name (`/`, `a/.`).
+    #[prost(string, tag = "2")]
+    pub name: String,
 }
 
 /// Unpacks the tar archive that follows, up to the half-close, beneath a directory that is there.

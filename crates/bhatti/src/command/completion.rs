@@ -93,7 +93,18 @@ mod tests {
             let script = script(shell);
             assert!(script.contains("__complete-names -- "), "{shell}");
         }
-        // destroy, edit, exec, inspect, start, stop, snapshot create, and the aliases of two.
-        assert_eq!(script(Shell::Zsh).matches("sandbox:_bhatti_sandboxes'").count(), 9);
+        // Each of their positions has its function, once for every name of the command.
+        let wanted = positions(&command_tree());
+        assert_eq!(script(Shell::Zsh).matches("sandbox:_bhatti_sandboxes'").count(), wanted);
+        assert!(wanted > 10, "{wanted}");
+    }
+
+    /// How many positions below `command` are a sandbox.
+    fn positions(command: &clap::Command) -> usize {
+        let below = |below: &clap::Command| {
+            let own = below.get_positionals().filter(|arg| arg.get_id() == "sandbox").count();
+            own * (1 + below.get_visible_aliases().count()) + positions(below)
+        };
+        command.get_subcommands().map(below).sum()
     }
 }

@@ -1,6 +1,7 @@
 //! One file per command.
 
 pub(crate) mod completion;
+pub(crate) mod cp;
 pub(crate) mod create;
 pub(crate) mod destroy;
 pub(crate) mod edit;
@@ -11,6 +12,7 @@ mod interrupt;
 pub(crate) mod list;
 pub(crate) mod names;
 mod pairs;
+pub(crate) mod ports;
 pub(crate) mod ps;
 mod serve;
 mod setup;
@@ -33,6 +35,7 @@ use crate::failure::Failure;
 pub(crate) fn run(context: &Context, command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Completion(args) => completion::run(context, &args),
+        Command::Cp(args) => cp::run(context, args),
         Command::Create(args) => create::run(context, &args),
         Command::Destroy(args) => destroy::run(context, &args),
         Command::Edit(args) => edit::run(context, &args),
@@ -41,6 +44,7 @@ pub(crate) fn run(context: &Context, command: Command) -> Result<ExitCode, Failu
         Command::Inspect(args) => inspect::run(context, &args),
         Command::List(args) => list::run(context, &args),
         Command::Ps(args) => ps::run(context, &args),
+        Command::Ports(args) => ports::run(context, &args),
         Command::Serve => serve::run(context),
         Command::Setup => setup::run(context),
         Command::Share(args) => share::run(context, &args),

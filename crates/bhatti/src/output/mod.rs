@@ -8,7 +8,7 @@ mod timing;
 mod user;
 mod version;
 
-pub(crate) use file::{FileRow, files, on_one_line};
+pub(crate) use file::{FileRow, PortRow, files, on_one_line, ports};
 pub(crate) use sandbox::{DiskUse, ListRow, created, detached, edited, inspected, list, list_wide};
 pub(crate) use session::{SessionRow, sessions};
 pub(crate) use snapshot::{

@@ -5,33 +5,32 @@
 //!   stream ◀─ task ◀─ channel ◀─ thread: pack  ◀─ disk
 //! ```
 //!
-//! A thread an archive, because reading and writing tar blocks. The channel holds one chunk, so
-//! neither side gets ahead of the other; when the task goes the channel goes, and then the thread.
+//! A thread an archive, because reading and writing tar blocks. When the task goes the channel
+//! goes, and with it the thread.
 
-use std::io::{self, Read, Write};
+use std::ffi::OsString;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bhatti_link::write_message;
+use bhatti_tree::pipe::{self, CHUNK, Piece, PieceReader};
 use bhatti_tree::{Links, Problems, Source, Tally, Unpack, UnpackError, root_name};
 use bhatti_wire::message::{
     ArchiveReply, ErrorKind, Failure, FileReply, ReadArchive, WriteArchive,
 };
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 
-use super::file::{CHUNK, FileError, Turn, absolute, blocking, info, kind_of};
+use super::file::{FileError, Turn, absolute, blocking, info, kind_of};
 use crate::console::Chain;
 use crate::guest::Guest;
 
 /// Most archives at one time; more wait their turn.
 pub const MAX_ARCHIVES: usize = 4;
-
-/// Chunks between a task and its thread.
-const AHEAD: usize = 1;
 
 async fn turn(guest: &Guest) -> Result<Turn, FileError> {
     Arc::clone(&guest.archives).acquire_owned().await.map_err(|_| FileError::Ending)
@@ -47,16 +46,16 @@ where
         blocking(move || {
             let path = absolute(request.path)?;
             let source = Source::open(&path).map_err(FileError::io("open", &path))?;
-            Ok((source, path, turn))
+            Ok((source, name(request.name, &path)?, turn))
         })
         .await
     };
     match opening.await {
-        Ok((source, path, turn)) => {
+        Ok((source, name, turn)) => {
             let info = Some(info(String::new(), source.metadata()));
             let reply = FileReply { info, ..FileReply::default() };
             if write_message(&mut *stream, &reply).await.is_ok()
-                && send(source, path, turn, stream).await
+                && send(source, name, turn, stream).await
             {
                 stream.shutdown().await.ok();
             }
@@ -68,46 +67,35 @@ where
     }
 }
 
+/// What the path is called in the archive: what the host says, or its own name.
+fn name(wanted: String, path: &Path) -> Result<OsString, FileError> {
+    match wanted.as_str() {
+        "" => Ok(root_name(path).to_owned()),
+        ".." => Err(FileError::NoName { path: wanted }),
+        name if name.contains(['/', '\0']) => Err(FileError::NoName { path: wanted }),
+        _ => Ok(wanted.into()),
+    }
+}
+
 /// Whether all of it was sent.
-async fn send<S>(source: Source, path: PathBuf, turn: Turn, stream: &mut S) -> bool
+async fn send<S>(source: Source, name: OsString, turn: Turn, stream: &mut S) -> bool
 where
     S: AsyncWrite + Unpin,
 {
-    let (chunks, mut ready) = mpsc::channel(AHEAD);
-    let packing = tokio::task::spawn_blocking(move || {
-        let mut out = ChunkWriter { chunks, chunk: BytesMut::with_capacity(CHUNK) };
-        let packed = source.pack(root_name(&path), &mut out, &Tally::default());
+    let (mut out, mut pieces) = pipe::from_thread();
+    // Ends with the archive or with its listener; the outcome comes through the pipe.
+    drop(tokio::task::spawn_blocking(move || {
+        let packed = source.pack(&name, &mut out, &Tally::default());
+        out.finish(packed);
         drop(turn);
-        packed.and_then(|()| out.flush())
-    });
-    while let Some(chunk) = ready.recv().await {
-        if stream.write_all(&chunk).await.is_err() {
+    }));
+    while let Some(piece) = pieces.recv().await {
+        let Ok(piece) = piece else { return false };
+        if stream.write_all(&piece).await.is_err() {
             return false;
         }
     }
-    matches!(packing.await, Ok(Ok(())))
-}
-
-/// Collects what is written into chunks for the task.
-struct ChunkWriter {
-    chunks: mpsc::Sender<Bytes>,
-    chunk: BytesMut,
-}
-
-impl Write for ChunkWriter {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.chunk.len() == CHUNK {
-            self.flush()?;
-        }
-        let n = bytes.len().min(CHUNK - self.chunk.len());
-        self.chunk.extend_from_slice(&bytes[..n]);
-        Ok(n)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        let full = std::mem::replace(&mut self.chunk, BytesMut::with_capacity(CHUNK));
-        self.chunks.blocking_send(full.freeze()).map_err(|_| io::ErrorKind::BrokenPipe.into())
-    }
+    true
 }
 
 /// Unpacks what the stream brings, and says what became of it.
@@ -144,13 +132,13 @@ where
     let turn = turn(guest).await.map_err(|error| error.failure())?;
     let opening = blocking(move || directory(request.directory));
     let into = opening.await.map_err(|error| error.failure())?;
-    let (chunks, arriving) = mpsc::channel(AHEAD);
+    let (pieces, archive) = pipe::to_thread();
     let unpacking = tokio::task::spawn_blocking(move || {
-        let problems = unpack(into, owner, ChunkReader { arriving, chunk: Bytes::new() }, &tally);
+        let problems = unpack(into, owner, archive, &tally);
         drop(turn);
         problems
     });
-    forward(stream, chunks).await;
+    forward(stream, pieces).await;
     match unpacking.await {
         Ok(outcome) => outcome.map_err(|error| failure(&error)),
         Err(error) => Err(FileError::Thread(error).failure()),
@@ -158,20 +146,20 @@ where
 }
 
 /// Passes on what the stream brings, until that or the thread ends.
-async fn forward<S>(stream: &mut S, chunks: mpsc::Sender<io::Result<Bytes>>)
+async fn forward<S>(stream: &mut S, pieces: mpsc::Sender<Piece>)
 where
     S: AsyncRead + Unpin,
 {
     let mut buffer = BytesMut::new();
     loop {
         buffer.reserve(CHUNK);
-        let chunk = match stream.read_buf(&mut buffer).await {
+        let piece = match stream.read_buf(&mut buffer).await {
             Ok(0) => return,
             Ok(_) => Ok(buffer.split().freeze()),
             Err(error) => Err(error),
         };
-        let broken = chunk.is_err();
-        if chunks.send(chunk).await.is_err() || broken {
+        let broken = piece.is_err();
+        if pieces.send(piece).await.is_err() || broken {
             return;
         }
     }
@@ -195,7 +183,7 @@ fn directory(path: String) -> Result<OwnedFd, FileError> {
 fn unpack(
     into: OwnedFd,
     owner: (u32, u32),
-    archive: ChunkReader,
+    archive: PieceReader,
     tally: &Tally,
 ) -> Result<Problems, UnpackError> {
     let failed = |source: nix::Error| {
@@ -203,7 +191,7 @@ fn unpack(
         UnpackError::Disk { path, source: source.into() }
     };
     let disk = into.try_clone().map_err(UnpackError::Archive)?;
-    let unpack = Unpack { into, renamed: None, owner: Some(owner), links: Links::Any };
+    let unpack = Unpack { into, root: None, owner: Some(owner), links: Links::Any };
     let problems = unpack.run(archive, tally)?;
     // What is answered for survives a power cut.
     nix::unistd::syncfs(disk).map_err(failed)?;
@@ -217,24 +205,4 @@ fn failure(error: &UnpackError) -> Failure {
         UnpackError::Disk { source, .. } => kind_of(source),
     };
     Failure { kind: kind.into(), message: Chain(error).to_string() }
-}
-
-/// What the task passes on, to be read.
-struct ChunkReader {
-    arriving: mpsc::Receiver<io::Result<Bytes>>,
-    chunk: Bytes,
-}
-
-impl Read for ChunkReader {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        while self.chunk.is_empty() {
-            match self.arriving.blocking_recv() {
-                Some(chunk) => self.chunk = chunk?,
-                None => return Ok(0),
-            }
-        }
-        let n = into.len().min(self.chunk.len());
-        self.chunk.copy_to_slice(&mut into[..n]);
-        Ok(n)
-    }
 }

@@ -13,7 +13,7 @@ use crate::http::body::{Named, Written};
 use crate::http::gate::Caller;
 use crate::http::{Api, ApiError};
 
-/// `GET`: the file or tree at the path.
+/// `GET`: the file or tree at the path. `name`: what it is called in the archive.
 pub(in crate::http) async fn pack(
     State(api): State<Arc<Api>>,
     Extension(Caller(caller)): Extension<Caller>,
@@ -22,7 +22,8 @@ pub(in crate::http) async fn pack(
 ) -> Result<Response, ApiError> {
     let (row, path) = find(&api, &caller, &sandbox, &query).await?;
     let used = Use::of(&api, &row).await?;
-    let opened = used.lease.guest().read_archive(&path).await.map_err(failed);
+    let name = query.get("name").map_or("", String::as_str);
+    let opened = used.lease.guest().read_archive(&path, name).await.map_err(failed);
     let answered = opened.map(|archive| {
         let headers = [(header::CONTENT_TYPE, route::TAR)];
         (headers, outgoing(archive.content, used.lease.clone())).into_response()

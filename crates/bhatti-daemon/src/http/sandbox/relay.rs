@@ -75,7 +75,11 @@ pub(in crate::http) struct Line<'a> {
 }
 
 /// Relays until one of the two ends. Afterwards nobody is attached.
-pub(in crate::http) async fn relay<S: Speech>(line: Line<'_>, attached: Attached, speech: &mut S) -> End {
+pub(in crate::http) async fn relay<S: Speech>(
+    line: Line<'_>,
+    attached: Attached,
+    speech: &mut S,
+) -> End {
     let Line { sender, receiver, pulse, stopping } = line;
     let Attached { mut input, mut output, .. } = attached;
     let deaf = AtomicBool::new(false);

@@ -40,7 +40,7 @@ pub(crate) fn run(context: &Context, args: FileArgs) -> Result<ExitCode, Failure
 
 /// A server that says only "file not found" knows no more than the request; here it is known what
 /// was asked for.
-pub(super) fn named(path: &str, error: ClientError) -> ClientError {
+pub(crate) fn named(path: &str, error: ClientError) -> ClientError {
     match error {
         ClientError::Api { status: StatusCode::NOT_FOUND, message, request_id }
             if message == "file not found" =>
