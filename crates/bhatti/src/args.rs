@@ -6,7 +6,7 @@ use camino::Utf8PathBuf;
 use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 
 use crate::command::{
-    completion, create, destroy, edit, exec, inspect, list, snapshot, start, stop, user,
+    completion, create, destroy, edit, exec, inspect, list, serve, snapshot, start, stop, user,
 };
 
 /// Everything on one command line.
@@ -59,8 +59,7 @@ pub(crate) enum Command {
     Inspect(inspect::InspectArgs),
     #[command(visible_alias = "ls")]
     List(list::ListArgs),
-    /// Start the bhatti daemon
-    Serve,
+    Serve(serve::ServeArgs),
     /// Configure CLI endpoint and API key
     Setup,
     Snapshot(snapshot::SnapshotArgs),

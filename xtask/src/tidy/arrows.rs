@@ -69,6 +69,7 @@ const RULES: &[Rule] = &[
             "bhatti-storage",
             "bhatti-store",
             "bhatti-types",
+            "bhatti-vmm",
         ],
         never: &["clap"],
     },

@@ -10,7 +10,7 @@ mod interrupt;
 pub(crate) mod list;
 pub(crate) mod names;
 mod pairs;
-mod serve;
+pub(crate) mod serve;
 mod setup;
 pub(crate) mod snapshot;
 mod spinner;
@@ -35,7 +35,7 @@ pub(crate) fn run(context: &Context, command: Command) -> Result<ExitCode, Failu
         Command::Exec(args) => exec::run(context, args),
         Command::Inspect(args) => inspect::run(context, &args),
         Command::List(args) => list::run(context, &args),
-        Command::Serve => serve::run(context),
+        Command::Serve(args) => serve::run(context, &args),
         Command::Setup => setup::run(context),
         Command::Snapshot(args) => snapshot::run(context, args),
         Command::Start(args) => start::run(context, &args),

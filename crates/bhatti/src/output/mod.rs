@@ -1,11 +1,13 @@
 //! What people see: pure functions from values to text. The formats are the contract's.
 
+mod check;
 mod sandbox;
 mod snapshot;
 mod timing;
 mod user;
 mod version;
 
+pub(crate) use check::host_check;
 pub(crate) use sandbox::{DiskUse, ListRow, created, detached, edited, inspected, list, list_wide};
 pub(crate) use snapshot::{
     CreatedSnapshot, ResumedSnapshot, SnapshotListRow, snapshot_created, snapshot_list,
