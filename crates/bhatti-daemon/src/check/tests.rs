@@ -1,3 +1,5 @@
+//! Hosts on which one thing is not well, and the real one.
+
 use bhatti_config::EngineChoice;
 use bhatti_engine_firecracker::Program;
 use bhatti_engine_qemu::Found;

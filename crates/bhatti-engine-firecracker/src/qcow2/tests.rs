@@ -1,3 +1,5 @@
+//! Chains that QEMU has made, read beside QEMU itself, and layers that lie.
+
 use std::process::Command;
 
 use camino::{Utf8Path, Utf8PathBuf};

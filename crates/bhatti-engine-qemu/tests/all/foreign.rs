@@ -37,7 +37,8 @@ async fn a_whole_file_is_stood_on() {
     assert_eq!((disk.base.as_ref(), disk.layers.len()), (Some(&whole), 0));
     let vm = engine.boot(spec).await.unwrap();
     harness.booted();
-    let marks = "test -e /was-there && echo later > /workspace/later && sync && cat /workspace/later";
+    let marks =
+        "test -e /was-there && echo later > /workspace/later && sync && cat /workspace/later";
     assert_eq!(ask(&*vm, marks).await, "later");
 
     vm.pause().await.unwrap();
