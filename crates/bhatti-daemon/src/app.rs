@@ -193,7 +193,7 @@ fn settings(config: &ServerConfig) -> Settings {
 }
 
 /// How many sandboxes can have a VMM uid of their own.
-const VMM_UIDS: u32 = 65_536;
+pub(crate) const VMM_UIDS: u32 = 65_536;
 
 async fn recover(
     engine: Arc<dyn Engine>,

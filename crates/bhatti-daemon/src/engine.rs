@@ -139,7 +139,7 @@ fn cgroup(config: &ServerConfig) -> String {
     config.network_prefix.trim_end_matches('-').to_owned()
 }
 
-fn firecracker_config(config: &ServerConfig) -> FirecrackerConfig {
+pub(crate) fn firecracker_config(config: &ServerConfig) -> FirecrackerConfig {
     FirecrackerConfig {
         program: config.firecracker_bin.clone(),
         seccomp_filter: config.firecracker_seccomp_filter.clone(),
@@ -147,7 +147,7 @@ fn firecracker_config(config: &ServerConfig) -> FirecrackerConfig {
     }
 }
 
-fn qemu_config(config: &ServerConfig) -> QemuConfig {
+pub(crate) fn qemu_config(config: &ServerConfig) -> QemuConfig {
     QemuConfig { program: config.qemu_bin.clone(), cgroup: cgroup(config), ..QemuConfig::default() }
 }
 

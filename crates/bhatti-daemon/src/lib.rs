@@ -1,4 +1,4 @@
-//! The library behind `bhatti serve`: wiring, HTTP, logs.
+//! The library behind `bhatti serve`: wiring, HTTP, logs, and a look at the host ([`check`]).
 //!
 //! [`App::build`] opens everything and binds the port; nothing is spawned for clients yet, so a
 //! failure there leaves nothing behind. [`App::run`] serves until it is told to stop.
@@ -6,6 +6,7 @@
 //! Only [`engine`] names concrete engines.
 
 mod app;
+pub mod check;
 mod engine;
 mod http;
 mod telemetry;

@@ -36,8 +36,6 @@ use crate::vm::{FirecrackerVm, Parts};
 
 /// How long Firecracker may take from its start to its API; some ms on an idle machine.
 const API_DEADLINE: Duration = Duration::from_secs(20);
-/// Where Firecracker's memory is in one piece: the guest's devices are at 3 GiB.
-const MOST_MEMORY: Mib = Mib(3072);
 /// What it prints about itself: only what went wrong.
 const LOG_LEVEL: &str = "Error";
 
@@ -96,7 +94,7 @@ impl Inner {
         mut spec: BootSpec,
         origin: Origin,
     ) -> Result<Started, EngineError> {
-        check_shape(&spec)?;
+        self.info.supports(spec.shape.memory, spec.hugepages)?;
         let dir = Arc::new(MachineDir::open(&spec.dir).map_err(file_error("open", &spec.dir))?);
         let (id, owner, shape) = (spec.id.clone(), spec.owner, spec.shape);
         let nic = spec.nic.take();
@@ -303,9 +301,13 @@ impl Started {
 
     /// Ends it and removes its traces; gives the cause back, or why it ended by itself.
     pub(crate) async fn give_up(self, cause: EngineError) -> EngineError {
-        let ended = self.process.has_ended();
+        let ended = self.process.is_ending();
         let cause = match cause {
-            EngineError::Control { .. } | EngineError::File { .. } if ended => {
+            EngineError::Control { .. }
+            | EngineError::File { .. }
+            | EngineError::Confine { .. }
+                if ended =>
+            {
                 EngineError::DiedEarly { log: self.log.tail() }
             }
             other => other,
@@ -351,21 +353,6 @@ fn collect(pid: i32) {
     let pid = nix::unistd::Pid::from_raw(pid);
     // ECHILD: it was collected already.
     nix::sys::wait::waitpid(pid, None).ok();
-}
-
-/// What this engine cannot make is refused before anything is started.
-fn check_shape(spec: &BootSpec) -> Result<(), EngineError> {
-    let refuse = |message: String| {
-        Err(EngineError::Control { command: "/machine-config".to_owned(), message })
-    };
-    if spec.hugepages {
-        return refuse("this engine makes no machines on huge pages yet".to_owned());
-    }
-    if spec.shape.memory > MOST_MEMORY {
-        let Mib(most) = MOST_MEMORY;
-        return refuse(format!("this engine makes no machines of more than {most} MiB yet"));
-    }
-    Ok(())
 }
 
 /// Whether this is a file every machine may read. It is shown to the VMM under a name of its own,

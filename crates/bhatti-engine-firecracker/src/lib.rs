@@ -41,3 +41,4 @@ mod watcher;
 
 pub use bhatti_vmm::cgroup::Claim;
 pub use engine::{FirecrackerConfig, FirecrackerEngine};
+pub use probe::{Program, find};

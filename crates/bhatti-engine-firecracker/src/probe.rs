@@ -8,6 +8,8 @@ use bhatti_vmm::kvm::{Facts, KvmDevice, Virtualisation};
 use bhatti_vmm::on_path;
 use camino::{Utf8Path, Utf8PathBuf};
 
+use crate::engine::FirecrackerConfig;
+
 const NAME: &str = "firecracker";
 const HINT: &str = "install a release from its project's page, or let `make up` do it";
 /// The release series this engine has been tested with.
@@ -18,9 +20,15 @@ const KNOWN_BAD: &[((u32, u32, u32), &str)] = &[
     ((1, 16, 1), "after a pause it accepts no new connection to its guest"),
 ];
 
+/// Which Firecracker an engine with that configuration would run, whether or not there is KVM.
+/// Starts nothing that stays.
+pub fn find(config: &FirecrackerConfig) -> Result<Program, EngineError> {
+    find_program(config.program.as_deref())
+}
+
 /// The Firecracker to use.
 #[derive(Clone, Debug)]
-pub(crate) struct Program {
+pub struct Program {
     pub path: Utf8PathBuf,
     pub version: String,
     /// Why it may not do, if it may not.

@@ -151,7 +151,7 @@ impl Shared {
             match result {
                 // A request to somebody who is dying breaks a moment before he is dead.
                 Err(EngineError::Control { .. } | EngineError::File { .. })
-                    if this.process.has_ended() =>
+                    if this.process.is_ending() =>
                 {
                     Err(EngineError::Gone)
                 }

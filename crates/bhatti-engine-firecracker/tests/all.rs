@@ -8,6 +8,8 @@
 mod confinement;
 #[path = "all/conformance.rs"]
 mod conformance;
+#[path = "all/deaths.rs"]
+mod deaths;
 #[path = "all/endurance.rs"]
 mod endurance;
 #[path = "all/golden.rs"]

@@ -44,4 +44,4 @@ mod watcher;
 pub use arch::Arch;
 pub use bhatti_vmm::cgroup::Claim;
 pub use engine::{QemuConfig, QemuEngine};
-pub use probe::AccelChoice;
+pub use probe::{AccelChoice, Found, find};

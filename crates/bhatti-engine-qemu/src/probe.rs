@@ -13,6 +13,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::arch::Arch;
 use crate::cmdline::{Acceleration, Seccomp};
+use crate::engine::QemuConfig;
 use bhatti_vmm::kvm::{Facts, KvmDevice, Virtualisation};
 use bhatti_vmm::on_path;
 
@@ -73,6 +74,23 @@ pub(crate) fn choose(
             (Chosen::Kvm, "/dev/kvm works and the CPU has svm".to_owned())
         }
     }
+}
+
+/// What [`find`] found.
+#[derive(Clone, Debug)]
+pub struct Found {
+    pub program: Utf8PathBuf,
+    pub version: String,
+    /// It can be run under a system call filter.
+    pub filtered: bool,
+}
+
+/// Which QEMU an engine with that configuration would run. Starts nothing that stays.
+pub fn find(config: &QemuConfig) -> Result<Found, EngineError> {
+    let (chosen, _) = choose(config.accel, Facts::observe());
+    let Program { path, version, seccomp } = find_program(config.program.as_deref(), chosen)?;
+    find_firmware(config.firmware.as_deref())?;
+    Ok(Found { program: path, version, filtered: seccomp == Seccomp::On })
 }
 
 /// The QEMU to use.

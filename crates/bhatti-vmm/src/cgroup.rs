@@ -112,8 +112,8 @@ impl Cgroups {
         }
     }
 
-    /// Finds the hierarchies and prepares `parent` in each.
-    pub fn prepare(parent: &str) -> Result<Self, EngineError> {
+    /// Finds the hierarchies. Makes nothing.
+    pub fn find(parent: &str) -> Result<Self, EngineError> {
         let mounts = fs::read_to_string("/proc/self/mounts").map_err(confine("read the mounts"))?;
         let cgroups = choose(&mounts, parent, |mount| {
             fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default()
@@ -121,10 +121,21 @@ impl Cgroups {
         if cgroups.hierarchies.is_empty() {
             return Err(confine("find a control group hierarchy")(io::ErrorKind::NotFound.into()));
         }
+        Ok(cgroups)
+    }
+
+    /// Finds the hierarchies and prepares `parent` in each.
+    pub fn prepare(parent: &str) -> Result<Self, EngineError> {
+        let cgroups = Self::find(parent)?;
         for hierarchy in &cgroups.hierarchies {
             hierarchy.prepare(parent).map_err(confine("prepare the control groups"))?;
         }
         Ok(cgroups)
+    }
+
+    /// Whether all of it is in version 2.
+    pub fn is_unified(&self) -> bool {
+        self.hierarchies.iter().all(|hierarchy| hierarchy.version == Version::Two)
     }
 
     /// What this host cannot bound.

@@ -104,8 +104,9 @@ impl Process {
             || self.is_ending() && timeout(most, self.ended()).await.is_ok()
     }
 
-    /// Whether it was killed or exits: it will never run again, whatever it still holds.
-    fn is_ending(&self) -> bool {
+    /// Whether it was killed or exits: it will never run again, whatever it still holds. Of one whose
+    /// connections broke because it dies, this is true by then.
+    pub fn is_ending(&self) -> bool {
         // What is read belongs to somebody else only if this one has ended.
         self.has_ended()
             || stat(self.pid)

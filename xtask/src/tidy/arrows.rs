@@ -70,6 +70,7 @@ const RULES: &[Rule] = &[
             "bhatti-storage",
             "bhatti-store",
             "bhatti-types",
+            "bhatti-vmm",
         ],
         never: &["clap"],
     },

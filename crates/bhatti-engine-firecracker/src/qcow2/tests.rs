@@ -1,4 +1,4 @@
-//! Against QEMU itself: what it writes is read as it reads it, and what lies is refused.
+//! Chains that QEMU has made, read beside QEMU itself, and layers that lie.
 
 use std::process::Command;
 

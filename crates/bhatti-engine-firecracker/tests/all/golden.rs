@@ -9,8 +9,9 @@ use camino::Utf8PathBuf;
 
 use crate::harness::{FirecrackerHarness, OWNER, ask};
 
+#[derive(Clone, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Golden {
-    snapshot: Utf8PathBuf,
+    pub(crate) snapshot: Utf8PathBuf,
     disk: RootDisk,
 }
 

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
-use bhatti_engine::conformance::Harness;
-use bhatti_engine::{Below, BootSpec, Carrier, Engine, Private, Shape, Vm, VmRecord};
+use bhatti_engine::conformance::{Harness, patience};
+use bhatti_engine::{Below, BootSpec, Carrier, Engine, Private, RootDisk, Shape, Vm, VmRecord};
 use bhatti_engine_firecracker::{FirecrackerConfig, FirecrackerEngine};
 use bhatti_link::{Link, read_message, write_message};
 use bhatti_types::{EngineId, Mib};
@@ -18,9 +18,6 @@ use bhatti_wire::message::{
 };
 use camino::{Utf8Path, Utf8PathBuf};
 
-/// How long a guest may take to answer. Emulation on a busy machine is slow.
-pub(crate) const PATIENCE: std::time::Duration = std::time::Duration::from_secs(90);
-
 /// Nobody has this uid.
 pub(crate) const OWNER: Private = Private { uid: 64123, gid: 64124 };
 
@@ -28,7 +25,9 @@ pub(crate) const OWNER: Private = Private { uid: 64123, gid: 64124 };
 pub(crate) const HIERARCHIES: [&str; 6] = ["cpu", "cpu,cpuacct", "memory", "pids", "unified", "."];
 
 pub(crate) struct FirecrackerHarness {
-    scratch: tempfile::TempDir,
+    /// Gone with the harness, if it is its own.
+    scratch: Option<tempfile::TempDir>,
+    path: Utf8PathBuf,
     pub(crate) cgroup: String,
     guest: Utf8PathBuf,
     pinged: AtomicBool,
@@ -43,11 +42,35 @@ impl FirecrackerHarness {
         std::fs::set_permissions(scratch.path(), PermissionsExt::from_mode(0o711)).unwrap();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let cgroup = format!("bhatti-test-{}-{number}", std::process::id());
-        Self { scratch, cgroup, guest: guest_dir(), pinged: AtomicBool::new(false) }
+        let path = Utf8PathBuf::from_path_buf(scratch.path().to_owned()).unwrap();
+        let mut harness = Self::at(path, cgroup);
+        harness.scratch = Some(scratch);
+        harness
+    }
+
+    /// The same host for another process.
+    pub(crate) fn at(path: Utf8PathBuf, cgroup: String) -> Self {
+        let pinged = AtomicBool::new(false);
+        Self { scratch: None, path, cgroup, guest: guest_dir(), pinged }
     }
 
     pub(crate) fn path(&self) -> &Utf8Path {
-        Utf8Path::from_path(self.scratch.path()).unwrap()
+        &self.path
+    }
+
+    /// A machine in a place that is there, with a disk that is there.
+    pub(crate) fn machine(&self, id: EngineId, dir: Utf8PathBuf, root: RootDisk) -> BootSpec {
+        BootSpec {
+            id,
+            dir,
+            shape: Shape { milli_cpus: 1000, memory: Mib(256) },
+            kernel: self.guest.join("vmlinux"),
+            initramfs: self.guest.join("initramfs.cpio"),
+            root,
+            nic: None,
+            owner: OWNER,
+            hugepages: false,
+        }
     }
 
     /// The machine's directories in every hierarchy.
@@ -69,6 +92,9 @@ impl FirecrackerHarness {
 
 impl Drop for FirecrackerHarness {
     fn drop(&mut self) {
+        if self.scratch.is_none() {
+            return;
+        }
         // A failed test may leave machines; ending them here keeps the next test honest.
         for hierarchy in HIERARCHIES {
             let parent = Path::new("/sys/fs/cgroup").join(hierarchy).join(&self.cgroup);
@@ -112,7 +138,7 @@ impl Talk {
         let Carrier::Single(stream) = vm.open_link().await.unwrap();
         let nonce = EngineId::random().as_str().as_bytes().try_into().unwrap();
         let connect = bhatti_link::connect(stream, nonce, bhatti_link::Mode::Reconnect);
-        let (link, driver) = tokio::time::timeout(PATIENCE, connect).await.unwrap().unwrap();
+        let (link, driver) = tokio::time::timeout(patience(), connect).await.unwrap().unwrap();
         let driver = tokio::spawn(async move { drop(driver.await) });
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
         let hello = Hello {
@@ -127,7 +153,7 @@ impl Talk {
             .await
             .unwrap();
         let reply = read_message::<HelloReply>(&mut stream);
-        tokio::time::timeout(PATIENCE, reply).await.unwrap().unwrap().expect("a reply");
+        tokio::time::timeout(patience(), reply).await.unwrap().unwrap().expect("a reply");
         Self { link, driver }
     }
 
@@ -186,17 +212,7 @@ impl Harness for FirecrackerHarness {
         let engine = self.firecracker().await;
         let below = Below::image(base);
         let root = engine.create_root(below, &dir, None, OWNER).await.unwrap();
-        BootSpec {
-            id,
-            dir,
-            shape: Shape { milli_cpus: 1000, memory: Mib(256) },
-            kernel: self.guest.join("vmlinux"),
-            initramfs: self.guest.join("initramfs.cpio"),
-            root,
-            nic: None,
-            owner: OWNER,
-            hugepages: false,
-        }
+        self.machine(id, dir, root)
     }
 
     async fn ping(&self, carrier: Carrier) -> Result<(), String> {

@@ -14,7 +14,7 @@ pub(crate) mod names;
 mod pairs;
 pub(crate) mod ports;
 pub(crate) mod ps;
-mod serve;
+pub(crate) mod serve;
 mod setup;
 pub(crate) mod share;
 pub(crate) mod shell;
