@@ -1,7 +1,7 @@
 # What you need to run, test and remove bhatti. The work is done in scripts/ and xtask/.
 
 .DEFAULT_GOAL := help
-.PHONY: help up down clean test soak bench lint guest kvm-box
+.PHONY: help up down clean test soak bench lint web guest kvm-box
 
 help:
 	@echo 'make up      install what is missing, build, start the daemon, run a first sandbox'
@@ -12,6 +12,7 @@ help:
 	@echo 'make bench   boot, sleep, exec and memory beside the bare engine; BENCH="--only sleep"'
 	@echo 'make lint    formatting, clippy, and the rules of this repository'
 	@echo 'make kvm-box tests on a machine with KVM, emulated where there is none; BOX="--suite e2e"'
+	@echo 'make web     only the page of the web shell, into web/dist; needs Node.js, no root'
 	@echo 'make guest   only kernel, initramfs and image, into target/guest'
 	@echo
 	@echo 'up, down, clean, test, soak, bench, kvm-box and guest need root.'
@@ -30,6 +31,9 @@ test:
 
 lint:
 	@scripts/lint
+
+web:
+	@scripts/web
 
 guest:
 	@scripts/guest

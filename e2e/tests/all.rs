@@ -1,13 +1,21 @@
 //! Every end-to-end test, in one binary. They need root and boot real machines.
 
+#[path = "all/cp.rs"]
+mod cp;
 #[path = "all/create.rs"]
 mod create;
 #[path = "all/exec.rs"]
 mod exec;
+#[path = "all/exec_load.rs"]
+mod exec_load;
+#[path = "all/files.rs"]
+mod files;
 #[path = "all/golden.rs"]
 mod golden;
 #[path = "all/network.rs"]
 mod network;
+#[path = "all/ports.rs"]
+mod ports;
 #[path = "all/recovery.rs"]
 mod recovery;
 #[path = "all/recovery_sleep.rs"]
@@ -16,6 +24,8 @@ mod recovery_sleep;
 mod refusals;
 #[path = "all/session.rs"]
 mod session;
+#[path = "all/session_sockets.rs"]
+mod session_sockets;
 #[path = "all/sessions.rs"]
 mod sessions;
 #[path = "all/shell.rs"]
@@ -30,6 +40,10 @@ mod snapshots;
 mod start;
 #[path = "all/users.rs"]
 mod users;
+#[path = "all/web_shell.rs"]
+mod web_shell;
+#[path = "all/web_shell_browser.rs"]
+mod web_shell_browser;
 #[path = "all/workload.rs"]
 mod workload;
 

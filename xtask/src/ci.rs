@@ -3,6 +3,7 @@
 //! All steps run even if one fails, and the last lines name each with its result. A check that
 //! could not be made is never shown as one that passed.
 
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
@@ -18,8 +19,13 @@ enum Outcome {
 
 type Step = (&'static str, fn() -> Outcome);
 
-const STEPS: [Step; 4] =
-    [("fmt", fmt), ("clippy", clippy), ("tidy", tidy_step), ("advisories", advisories)];
+const STEPS: [Step; 5] = [
+    ("fmt", fmt),
+    ("web", web),
+    ("clippy", clippy),
+    ("tidy", tidy_step),
+    ("advisories", advisories),
+];
 
 /// Runs the checks and fails if one of them does.
 pub(crate) fn run() -> Result<()> {
@@ -46,6 +52,12 @@ pub(crate) fn run() -> Result<()> {
 
 fn fmt() -> Outcome {
     outcome(process::run(workspace::cargo().args(["fmt", "--all", "--", "--check"])))
+}
+
+/// Types and tests of the page that the daemon embeds.
+fn web() -> Outcome {
+    let mut command = Command::new(workspace::root().join("scripts/web"));
+    outcome(process::run(command.arg("--check")))
 }
 
 fn clippy() -> Outcome {

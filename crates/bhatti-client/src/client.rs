@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bhatti_api::route;
 use bytes::Bytes;
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue};
 use http::{HeaderMap, Method, Request, Response};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
@@ -249,6 +249,10 @@ impl Client {
         }
         if call.body.is_some() {
             request = request.header(CONTENT_TYPE, "application/json");
+        }
+        if let Some(content) = &call.content {
+            // Said even where there is nothing to send.
+            request = request.header(CONTENT_LENGTH, content.len());
         }
         request
             .body(body)

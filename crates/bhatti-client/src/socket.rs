@@ -7,7 +7,7 @@
 //! - A server that says nothing for ninety seconds, not even a ping, is given up: it pings
 //!   every thirty.
 //! - Only a close with code 1000 is an end; every other is an error
-//!   (`a_socket_that_ends_badly_is_an_error`).
+//!   (`a_broken_exec_stream_is_an_error`).
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -5,5 +5,6 @@
 mod all {
     mod behaved;
     mod broken;
+    mod exec_socket;
     mod server;
 }

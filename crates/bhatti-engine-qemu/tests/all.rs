@@ -1,8 +1,13 @@
 //! Real machines. Needs root, QEMU and the guest's files (`cargo xtask guest`); no network and no
 //! KVM: everything runs under emulation.
+//!
+//! `BHATTI_TEST_ARCH=arm64` makes them aarch64 machines on any host (`make test-arm64`), and
+//! `BHATTI_TEST_ACCEL=kvm` wants KVM (`make kvm-box`).
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "all/arch.rs"]
+mod arch;
 #[path = "all/confinement.rs"]
 mod confinement;
 #[path = "all/conformance.rs"]

@@ -367,6 +367,17 @@ impl TestDaemon {
         errors.filter(|line| !allowed(line)).cloned().collect()
     }
 
+    /// What the daemon's process holds, in MiB: `VmRSS` now, `VmHWM` at most.
+    #[track_caller]
+    pub fn memory_mib(&self, what: &str) -> u64 {
+        let pid = self.child.as_ref().expect("running").id();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(':'));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        let kib: u64 = kib.and_then(|kib| kib.parse().ok()).expect("a line of /proc/PID/status");
+        kib >> 10
+    }
+
     /// Pids of the machines' processes, from the control group of this daemon.
     pub fn machines(&self) -> Vec<i32> {
         self.processes_in("")

@@ -19,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 mod pack;
+mod pax;
 pub mod pipe;
 mod place;
 mod problem;

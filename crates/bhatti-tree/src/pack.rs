@@ -17,7 +17,7 @@ use nix::fcntl::{OFlag, openat, readlinkat};
 use nix::sys::stat::Mode;
 use tar::{EntryType, Header};
 
-use crate::problem::{record, sentence};
+use crate::problem;
 use crate::tally::Tally;
 
 /// How deep a tree may be: each level is an open directory.
@@ -211,8 +211,8 @@ impl<W: Write> Packer<'_, W> {
     }
 
     fn problem(&mut self, at: &At, what: impl std::fmt::Display) -> io::Result<()> {
-        let record = record(&sentence(&at.path, what));
-        self.extension(EntryType::XGlobalHeader, &record)
+        let header = problem::header(&problem::sentence(&at.path, what));
+        self.extension(EntryType::XGlobalHeader, &header)
     }
 
     fn header(

@@ -1,15 +1,16 @@
 //! What was left out of a copy. Not an error: the rest is copied.
 //!
-//! Who packs tells it in the archive, as a global header that other programs pass over:
-//! `<length> BHATTI.problem=<sentence>\n`.
+//! Who packs tells it in the archive, in a global extended header that other programs pass over.
 
 use std::path::Path;
+
+use crate::pax;
 
 /// The longest sentence that is written or believed, in bytes.
 const MAX_SENTENCE: usize = 512;
 
-/// The key of a global header.
-const KEY: &str = "BHATTI.problem=";
+/// The key of its record.
+const KEY: &str = "BHATTI.problem";
 
 /// The problems of one copy: the first few in words, and their number.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,21 +42,16 @@ fn printable(text: &str) -> String {
     text[..end].chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
-/// The record of a global header. Its length counts its own digits.
-pub(crate) fn record(sentence: &str) -> Vec<u8> {
-    let rest = format!(" {KEY}{sentence}\n");
-    let mut length = rest.len();
-    while length != rest.len() + length.to_string().len() {
-        length = rest.len() + length.to_string().len();
-    }
-    format!("{length}{rest}").into_bytes()
+/// The global header that says so.
+pub(crate) fn header(sentence: &str) -> Vec<u8> {
+    pax::record(KEY, sentence)
 }
 
-/// The sentence of a global header, if it has one.
-pub(crate) fn told(content: &[u8]) -> Option<String> {
-    let text = String::from_utf8_lossy(content);
-    let (_, rest) = text.split_once(' ')?;
-    rest.strip_prefix(KEY).map(|sentence| printable(sentence.trim_end_matches('\n')))
+/// What a global header says, if it is about that.
+pub(crate) fn told(header: &[u8]) -> Option<String> {
+    let records = pax::records(header)?;
+    let (_, sentence) = records.into_iter().find(|(key, _)| *key == KEY.as_bytes())?;
+    Some(printable(&String::from_utf8_lossy(sentence)))
 }
 
 #[cfg(test)]
@@ -63,21 +59,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sentence_travels_in_a_record_of_its_own_length() {
-        for text in ["x", &"y".repeat(80), &"é".repeat(200)] {
-            let record = record(text);
-            let digits = String::from_utf8_lossy(&record);
-            let length: usize = digits.split(' ').next().unwrap().parse().unwrap();
-            assert_eq!(length, record.len());
-            assert_eq!(told(&record).as_deref(), Some(text));
-        }
-        assert_eq!(told(b"11 mtime=1\n"), None);
-        assert_eq!(told(b""), None);
-    }
-
-    #[test]
     fn what_a_stranger_says_is_short_and_moves_no_cursor() {
-        let said = told(&record(&format!("a\u{1b}[2J\n{}", "x".repeat(5000)))).unwrap();
+        assert_eq!(told(&header("a: gone")).as_deref(), Some("a: gone"));
+        assert_eq!(told(b"11 mtime=1\n"), None);
+        assert_eq!(told(b"nonsense"), None);
+        let said = told(&header(&format!("a\u{1b}[2J\n{}", "x".repeat(5000)))).unwrap();
         assert!(said.starts_with("a?[2J?x") && said.len() <= MAX_SENTENCE, "{said}");
     }
 }

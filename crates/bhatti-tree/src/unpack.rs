@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use tar::{Archive, Entry, EntryType};
 
 use crate::pack::MAX_DEPTH;
+use crate::pax;
 use crate::place::{Attributes, Place};
 use crate::problem::{Problems, sentence, told};
 use crate::tally::Tally;
@@ -133,10 +134,10 @@ impl Unpacking<'_> {
     /// A POSIX extended header: what it says of the next entry's names counts.
     fn extended<R: Read>(&mut self, entry: &mut Entry<'_, R>) -> Result<(), UnpackError> {
         let content = bounded(entry, MAX_EXTENDED)?;
-        for extension in tar::PaxExtensions::new(&content) {
-            let extension = extension.map_err(UnpackError::Archive)?;
-            let value = extension.value_bytes();
-            match extension.key_bytes() {
+        let records =
+            pax::records(&content).ok_or(UnpackError::Format("an extended header is broken"))?;
+        for (key, value) in records {
+            match key {
                 b"path" => self.name = Some(value.to_vec()),
                 b"linkpath" => self.target = Some(value.to_vec()),
                 // It says where the next entry is, and only sizes that need no extension agree.

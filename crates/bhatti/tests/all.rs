@@ -10,6 +10,7 @@ mod all {
     mod host;
     mod sandbox;
     mod setup;
+    mod share;
     mod snapshot;
     mod world;
 }

@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// How much goes through a guest and back, in MiB. 1 GiB of it is `BHATTI_TEST_STREAM_MB=1024`.
-const STREAM_MB: usize = 48;
+const STREAM_MB: usize = 24;
 
 fn daemon_with_dev() -> TestDaemon {
     let daemon = TestDaemon::start();
@@ -27,6 +27,7 @@ fn stdin_reaches_the_command_and_ends() {
         a_command_need_not_read(&daemon);
         a_command_that_cannot_run_reads_nothing(&daemon);
         a_timeout_is_not_held_up_by_stdin(&daemon);
+        a_buffered_answer_is_capped(&daemon);
     });
 }
 
@@ -174,6 +175,14 @@ fn a_timeout_is_not_held_up_by_stdin(daemon: &TestDaemon) {
     let took = started.elapsed();
     assert!((Duration::from_secs(2)..Duration::from_secs(20)).contains(&took), "{took:?}");
     assert_gone(daemon, "sleep 63");
+}
+
+/// The cap is of `--json`, which is one object at the end; raw output has none.
+fn a_buffered_answer_is_capped(daemon: &TestDaemon) {
+    let answer = daemon.json(&["exec", "dev", "--", "sh", "-c", "yes 1234567 | head -c 11000000"]);
+    assert_eq!(answer["stdout"].as_str().map(str::len), Some(10 << 20));
+    assert_eq!(answer["stderr"], "\n[output truncated at 10MB]");
+    assert_eq!(answer["exit_code"], 0);
 }
 
 /// Fails unless nothing in the guest runs that has `words` in its command line.

@@ -1,5 +1,6 @@
 //! Sessions behind `bhatti shell`: the init script, detached commands, many of them.
 
+use bhatti_api::route::Terminal;
 use bhatti_testkit::{TestDaemon, on_fresh_host, wait_for};
 
 use crate::shell_screen::Screen;
@@ -77,5 +78,38 @@ fn detached_commands_are_listed_with_the_sessions() {
         assert_eq!(ids(&daemon, "dev"), [format!("d{pid}")]);
         daemon.cli(&["exec", "dev", "--", "kill", pid]).ok();
         wait_for("it is gone", || ids(&daemon, "dev").is_empty().then_some(()));
+    });
+}
+
+/// A client that stands still: nothing piles up for it, and in the end it is only a client.
+#[test]
+fn a_client_that_does_not_read_holds_only_its_program_up() {
+    on_fresh_host(|| {
+        let daemon = TestDaemon::start();
+        daemon.cli(&["create", "--name", "dev", "--memory", "256"]).ok();
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let client = daemon.client(daemon.admin());
+        let terminal = runtime.block_on(async {
+            let terminal = client.terminal("dev", Terminal::New).await.expect("a shell");
+            let flood = "stty -echo; yes | cat -n; echo\n";
+            terminal.input.write(flood.into()).await.expect("it is taken");
+            terminal
+        });
+        let before = daemon.memory_mib("VmRSS");
+        // Ten seconds after it has taken nothing more it is no client any more.
+        wait_for("it is dropped", || {
+            assert_eq!(daemon.sh("dev", "echo answers"), "answers\n");
+            (daemon.json(&["ps", "dev"])[0]["attached"] == false).then_some(())
+        });
+        let grown = daemon.memory_mib("VmHWM").saturating_sub(before);
+        assert!(grown < 16, "{grown} MiB more for one client");
+        // The program goes on without it, and who comes next sees where it is now.
+        let screen = Screen::shell(&daemon, "dev");
+        screen.wait_until("numbers", |s| s.visible().contains(" y\n"));
+        screen.press(&["C-c"]);
+        screen.line("echo interrupted-$?; stty echo");
+        screen.wait_for("interrupted-130");
+        drop(terminal);
     });
 }

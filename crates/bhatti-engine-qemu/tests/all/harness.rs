@@ -280,10 +280,6 @@ impl Harness for QemuHarness {
         ask(vm, "cat /dev/shm/remembered").await
     }
 
-    async fn print(&self, vm: &dyn Vm) {
-        ask(vm, "echo here I am > /dev/console").await;
-    }
-
     fn shelf(&self) -> Utf8PathBuf {
         let shelf = self.path().join(format!("shelf-{}", EngineId::random()));
         std::fs::create_dir(&shelf).unwrap();

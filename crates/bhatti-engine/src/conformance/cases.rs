@@ -267,9 +267,8 @@ pub async fn the_console_outlives_the_machine(harness: &dyn Harness) {
     let engine = harness.engine().await;
     let vm = boot(harness, &*engine).await;
     ping(harness, &*vm).await;
-    harness.print(&*vm).await;
     let alive = within("read the console", vm.console()).await;
-    assert!(!alive.is_empty(), "the guest has printed something");
+    assert!(!alive.is_empty(), "a guest that answers has printed something");
     kill(&*vm).await;
     let after = within("read the console", vm.console()).await;
     assert!(after.starts_with(&alive), "reading takes nothing away");

@@ -70,9 +70,6 @@ pub trait Harness: Send + Sync {
     /// What the guest was last told to remember, in this life or before it was saved.
     async fn recall(&self, vm: &dyn Vm) -> String;
 
-    /// Has the guest print a line on its console, unless its kernel has done so in any case.
-    async fn print(&self, _vm: &dyn Vm) {}
-
     /// A fresh, empty directory that nobody else can enter, on the file system of the machines'.
     fn shelf(&self) -> Utf8PathBuf;
 

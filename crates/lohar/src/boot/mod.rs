@@ -111,6 +111,8 @@ pub fn boot() -> Result<Machine, BootError> {
     if let Err(error) = write_timing(&timeline) {
         report(format_args!("no boot timing: {error}"));
     }
+    // The kernel is told to be quiet: without this, an empty console could mean anything.
+    report(format_args!("booted, with {loaded} kernel modules"));
     let mut guest = Guest::new(Arc::new(Reaper::default()), account, (UID, GID));
     guest.hold = Hold::new(groups);
     Ok(Machine { guest: Arc::new(guest), port })

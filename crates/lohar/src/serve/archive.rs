@@ -25,7 +25,7 @@ use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 
-use super::file::{FileError, Turn, absolute, blocking, info, kind_of};
+use super::file::{FileError, Turn, absolute, blocking, followed, info, kind_of};
 use crate::console::Chain;
 use crate::guest::Guest;
 
@@ -45,7 +45,7 @@ where
         let turn = turn(guest).await?;
         blocking(move || {
             let path = absolute(request.path)?;
-            let source = Source::open(&path).map_err(FileError::io("open", &path))?;
+            let source = followed(&path, Source::open).map_err(FileError::io("open", &path))?;
             Ok((source, name(request.name, &path)?, turn))
         })
         .await
@@ -167,10 +167,9 @@ where
 
 fn directory(path: String) -> Result<OwnedFd, FileError> {
     let absolute = absolute(path.clone())?;
-    let opened = std::fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_DIRECTORY | libc::O_NONBLOCK)
-        .open(&absolute);
+    let mut options = std::fs::OpenOptions::new();
+    options.read(true).custom_flags(libc::O_DIRECTORY | libc::O_NONBLOCK);
+    let opened = followed(&absolute, |path| options.open(path));
     match opened {
         Ok(directory) => Ok(directory.into()),
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => {

@@ -14,7 +14,7 @@ mod read;
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bhatti_wire::message::{ErrorKind, Failure, FileInfo, FileKind, FileReply, StatFile};
@@ -134,7 +134,8 @@ pub async fn stat(guest: &Guest, request: StatFile) -> FileReply {
         let turn = turn(guest).await?;
         blocking(move || {
             let path = absolute(request.path)?;
-            let meta = std::fs::metadata(&path).map_err(FileError::io("look at", path))?;
+            let meta = followed(&path, |path| std::fs::metadata(path))
+                .map_err(FileError::io("look at", path))?;
             drop(turn);
             Ok(info(String::new(), &meta))
         })
@@ -154,6 +155,19 @@ pub(super) fn absolute(path: String) -> Result<PathBuf, FileError> {
         return Err(FileError::NoName { path });
     }
     Ok(PathBuf::from(path))
+}
+
+/// Does `open` with the path, and once more with where its symlinks lead if that was not allowed.
+///
+/// In a directory that belongs to all (`/tmp`), not even root may follow the links of others: the
+/// kernel wants to keep its programs from being led astray. Here somebody asks for just that.
+pub(super) fn followed<T>(path: &Path, open: impl Fn(&Path) -> io::Result<T>) -> io::Result<T> {
+    match open(path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            open(&std::fs::canonicalize(path)?)
+        }
+        outcome => outcome,
+    }
 }
 
 /// What the host may know of a file called `name`.
@@ -177,10 +191,7 @@ fn open_regular(path: PathBuf) -> Result<(File, Metadata), FileError> {
     let shown = || path.to_string_lossy().into_owned();
     let mut options = File::options();
     options.read(true);
-    let handle = options
-        .clone()
-        .custom_flags(libc::O_PATH)
-        .open(&path)
+    let handle = followed(&path, |path| options.clone().custom_flags(libc::O_PATH).open(path))
         .map_err(FileError::io("open", &path))?;
     let meta = handle.metadata().map_err(FileError::io("look at", &path))?;
     if meta.is_dir() {

@@ -11,7 +11,7 @@ use bhatti_tree::Staged;
 use bhatti_wire::message::WriteFile;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use super::file::{CHUNK, FileError, Turn, absolute, blocking, turn};
+use super::file::{CHUNK, FileError, Turn, absolute, blocking, followed, turn};
 use crate::guest::Guest;
 
 /// The largest file this operation writes.
@@ -91,16 +91,22 @@ struct Target {
 impl Target {
     fn prepare(request: WriteFile, owner: (u32, u32), turn: Turn) -> Result<Self, FileError> {
         let path = check(&request)?;
-        let parent = path.parent().unwrap_or(Path::new("/"));
-        make_parents(parent, owner)?;
         let name = path.file_name().unwrap_or_default().to_owned();
-        let parent = File::open(parent).map_err(FileError::io("open", parent))?;
-        let staged = Staged::create(parent.as_fd())
-            .map_err(FileError::io("create a file beside", path.clone()))?;
-        let mode = match std::fs::symlink_metadata(&path) {
+        let parent = path.parent().unwrap_or(Path::new("/"));
+        let directory = followed(parent, |parent| match parent.metadata() {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(error),
+            // It may not be there yet.
+            _ => Ok(parent.to_owned()),
+        });
+        let directory = directory.map_err(FileError::io("look at", parent))?;
+        make_parents(&directory, owner)?;
+        let mode = match std::fs::symlink_metadata(directory.join(&name)) {
             Ok(meta) if request.keep_mode && meta.is_file() => meta.mode() & 0o1777,
             _ => request.mode & 0o7777,
         };
+        let parent = File::open(&directory).map_err(FileError::io("open", directory))?;
+        let staged = Staged::create(parent.as_fd())
+            .map_err(FileError::io("create a file beside", path.clone()))?;
         Ok(Self { path, name, mode, parent, staged, _turn: turn })
     }
 

@@ -4,7 +4,7 @@ use bhatti_link::write_message;
 use bhatti_wire::message::{DirectoryPart, FileInfo, ListDirectory, MAX_ENTRIES};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
-use super::{FileError, absolute, blocking, info, turn};
+use super::{FileError, absolute, blocking, followed, info, turn};
 use crate::guest::Guest;
 
 /// Entries in one message: names of 255 bytes, each of them replaced by three, still fit.
@@ -49,9 +49,11 @@ async fn send<S: AsyncWrite + Unpin>(entries: &[FileInfo], total: u64, stream: &
 fn entries(path: String) -> Result<(Vec<FileInfo>, u64), FileError> {
     let absolute = absolute(path.clone())?;
     let failed = || FileError::io("list", absolute.clone());
-    let directory = std::fs::read_dir(&absolute).map_err(|source| match source.kind() {
-        std::io::ErrorKind::NotADirectory => FileError::NotDirectory { path },
-        _ => failed()(source),
+    let directory = followed(&absolute, |path| std::fs::read_dir(path)).map_err(|source| {
+        match source.kind() {
+            std::io::ErrorKind::NotADirectory => FileError::NotDirectory { path },
+            _ => failed()(source),
+        }
     })?;
     let mut entries = Vec::new();
     let mut total = 0;

@@ -55,7 +55,7 @@ mod tests {
         scrollback.push(&vec![b'x'; SCROLLBACK - 6]);
         assert_eq!(scrollback.replay().first_chunk(), Some(b"two\nxx"), "from the line on");
         assert_eq!(scrollback.replay().len(), SCROLLBACK - 2);
-        for size in [1, 7, SCROLLBACK - 1, SCROLLBACK, SCROLLBACK + 1, 3 * SCROLLBACK] {
+        for size in [7, SCROLLBACK - 1, SCROLLBACK, SCROLLBACK + 1, 3 * SCROLLBACK] {
             scrollback.push(&vec![b'y'; size]);
             let replay = scrollback.replay();
             assert_eq!(replay.len(), SCROLLBACK);

@@ -182,8 +182,9 @@ pub(super) fn command_text(argv: &[String]) -> String {
         if !text.is_empty() {
             text.push(' ');
         }
-        // Enough of it, and not a megabyte.
-        text.extend(word.chars().take(MAX_COMMAND_TEXT));
+        // Enough of it, and not a megabyte; on one line.
+        let shown = word.chars().take(MAX_COMMAND_TEXT);
+        text.extend(shown.map(|c| if c.is_control() { ' ' } else { c }));
         if text.len() > MAX_COMMAND_TEXT {
             break;
         }
@@ -208,6 +209,7 @@ mod tests {
             command_text(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>())
         };
         assert_eq!(text(&["sh", "-c", "echo a  b"]), "sh -c echo a  b");
+        assert_eq!(text(&["sh", "-c", "a\nb\u{1b}[2J"]), "sh -c a b [2J");
         let long = text(&["x", &"é".repeat(100_000), "y"]);
         assert_eq!(long.len(), MAX_COMMAND_TEXT);
         assert_eq!(text(&["é".repeat(600).as_str()]).len(), MAX_COMMAND_TEXT);

@@ -28,11 +28,11 @@ use super::text::Utf8Stream;
 /// What every call may hold, in bytes.
 const SMALL: usize = 64 * 1024;
 
-/// How many calls at once may hold more: 160 MiB.
-const MAX_LARGE: usize = 16;
+/// How many calls at once may hold more: 240 MiB.
+const MAX_LARGE: usize = 24;
 
 /// How many of them may be one account's.
-const MAX_LARGE_PER_USER: usize = 4;
+const MAX_LARGE_PER_USER: usize = 8;
 
 /// What ends the `stderr` of a call that got no room before its command's time was up.
 const NO_ROOM: &str = "\n[output truncated: too many large answers at once; stream it instead]";

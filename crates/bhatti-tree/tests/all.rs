@@ -1,0 +1,11 @@
+//! Every test that works on files, in one binary.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+#[path = "all/copy.rs"]
+mod copy;
+#[path = "all/hostile.rs"]
+mod hostile;
+#[path = "all/staged.rs"]
+mod staged;
+#[path = "all/support.rs"]
+mod support;
