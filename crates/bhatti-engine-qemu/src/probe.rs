@@ -87,9 +87,12 @@ pub struct Found {
 
 /// Which QEMU an engine with that configuration would run. Starts nothing that stays.
 pub fn find(config: &QemuConfig) -> Result<Found, EngineError> {
-    let (chosen, _) = choose(config.accel, Facts::observe());
-    let Program { path, version, seccomp } = find_program(config.program.as_deref(), chosen)?;
-    find_firmware(config.firmware.as_deref())?;
+    let (chosen, _) = choose(config.accel, config.arch, Arch::HOST, Facts::observe());
+    let Program { path, version, seccomp } =
+        find_program(config.program.as_deref(), config.arch, chosen)?;
+    if config.arch.has_firmware() {
+        find_firmware(config.firmware.as_deref())?;
+    }
     Ok(Found { program: path, version, filtered: seccomp == Seccomp::On })
 }
 
