@@ -54,6 +54,17 @@ impl Default for Goldens {
     }
 }
 
+/// What each machine may use in a second; `None`: as much as there is. Kept by Firecracker only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// `limits.disk_mb_per_sec`: read and written together.
+    pub disk_mb_per_sec: Option<u32>,
+    /// `limits.disk_ops_per_sec`
+    pub disk_ops_per_sec: Option<u32>,
+    /// `limits.network_mb_per_sec`: in each direction.
+    pub network_mb_per_sec: Option<u32>,
+}
+
 /// What becomes of running machines when the daemon is told to stop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnShutdown {
@@ -111,6 +122,8 @@ pub struct ServerConfig {
     pub thermal: Thermal,
     /// `goldens`
     pub goldens: Goldens,
+    /// `limits`
+    pub limits: Limits,
     /// `on_shutdown`
     pub on_shutdown: OnShutdown,
     /// The file all this came from, if there was one.
@@ -155,6 +168,7 @@ impl ServerConfig {
                 max_count: file.goldens_max_count.unwrap_or(goldens.max_count),
                 max_mb: file.goldens_max_mb.unwrap_or(goldens.max_mb),
             },
+            limits: file.limits,
             on_shutdown: file.on_shutdown.unwrap_or_default(),
             source,
             data_dir,

@@ -378,3 +378,18 @@ fn a_file_without_end_is_not_read_to_it() {
     scratch.places.only = Some(deep);
     assert!(matches!(load(&scratch.places), Err(ConfigError::Syntax(_))));
 }
+
+#[test]
+fn limits_are_numbers_that_make_sense() {
+    let text = "limits:\n  disk_mb_per_sec: 100\n  disk_ops_per_sec: 5000\n";
+    let (_scratch, loaded) = system(text);
+    let limits = loaded.unwrap().server(None).limits;
+    assert_eq!((limits.disk_mb_per_sec, limits.disk_ops_per_sec), (Some(100), Some(5000)));
+    assert_eq!(limits.network_mb_per_sec, None);
+    let (_scratch, loaded) = system("limits:\n  network_mb_per_sec: 0\n");
+    let error = loaded.unwrap_err().to_string();
+    assert!(error.contains("must be from 1 to"), "{error}");
+    let (_scratch, loaded) = system("limits:\n  network_mb: 5\n");
+    let error = loaded.unwrap_err().to_string();
+    assert!(error.contains("network_mb_per_sec"), "{error}");
+}

@@ -8,8 +8,8 @@
 use std::sync::Arc;
 
 use bhatti_config::{EngineChoice, ServerConfig};
-use bhatti_engine::{Accel, DiskFormat, Engine, EngineError, EngineInfo, RootDisk};
-use bhatti_engine_firecracker::{FirecrackerConfig, FirecrackerEngine};
+use bhatti_engine::{Accel, DiskFormat, Engine, EngineError, EngineInfo, EngineName, RootDisk};
+use bhatti_engine_firecracker::{FirecrackerConfig, FirecrackerEngine, Limits};
 pub(crate) use bhatti_engine_qemu::Claim;
 use bhatti_engine_qemu::{QemuConfig, QemuEngine};
 use bhatti_store::{Store, StoreError};
@@ -84,6 +84,10 @@ pub(crate) async fn start(config: &ServerConfig, bound: Bound) -> Result<Chosen,
     let mut info = engine.info().clone();
     info.why = format!("{why}; {}", info.why);
     info.warnings.extend(warning);
+    if info.name == EngineName::Qemu && config.limits != bhatti_config::Limits::default() {
+        let warning = "\"limits\" in the configuration are kept by firecracker only";
+        info.warnings.push(warning.to_owned());
+    }
     announce(&info);
     Ok(Chosen { engine, info, claim })
 }
@@ -143,7 +147,17 @@ pub(crate) fn firecracker_config(config: &ServerConfig) -> FirecrackerConfig {
     FirecrackerConfig {
         program: config.firecracker_bin.clone(),
         seccomp_filter: config.firecracker_seccomp_filter.clone(),
+        limits: limits(config.limits),
         cgroup: cgroup(config),
+    }
+}
+
+fn limits(limits: bhatti_config::Limits) -> Limits {
+    let bytes = |mib: Option<u32>| mib.map(|mib| u64::from(mib) << 20);
+    Limits {
+        disk_bytes: bytes(limits.disk_mb_per_sec),
+        disk_operations: limits.disk_ops_per_sec.map(u64::from),
+        network_bytes: bytes(limits.network_mb_per_sec),
     }
 }
 

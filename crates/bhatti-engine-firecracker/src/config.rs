@@ -15,6 +15,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::limits::RateLimiter;
+
 /// Names inside the VMM's root; its working directory is the machine's own.
 pub(crate) const ROOT_DISK: &str = "root.raw";
 pub(crate) const API_SOCKET: &str = "api.sock";
@@ -58,21 +60,31 @@ pub(crate) struct Drive {
     pub path_on_host: &'static str,
     pub is_root_device: bool,
     pub is_read_only: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_limiter: Option<RateLimiter>,
 }
 
 impl Drive {
     /// The one disk.
-    pub(crate) fn root() -> Self {
-        let (drive_id, path_on_host) = (DRIVE, ROOT_DISK);
-        Self { drive_id, path_on_host, is_root_device: false, is_read_only: false }
+    pub(crate) fn root(rate_limiter: Option<RateLimiter>) -> Self {
+        Self {
+            drive_id: DRIVE,
+            path_on_host: ROOT_DISK,
+            is_root_device: false,
+            is_read_only: false,
+            rate_limiter,
+        }
     }
 }
 
-/// `PATCH /drives/{drive_id}`: looks at the file again, which has grown.
+/// `PATCH /drives/{drive_id}`.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct PartialDrive {
     pub drive_id: &'static str,
-    pub path_on_host: &'static str,
+    /// Has it look at the file again, which has grown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path_on_host: Option<&'static str>,
+    pub rate_limiter: RateLimiter,
 }
 
 /// `PUT /network-interfaces/{iface_id}`.
@@ -81,6 +93,18 @@ pub(crate) struct NetworkInterface {
     pub iface_id: &'static str,
     pub guest_mac: String,
     pub host_dev_name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rx_rate_limiter: Option<RateLimiter>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tx_rate_limiter: Option<RateLimiter>,
+}
+
+/// `PATCH /network-interfaces/{iface_id}`.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct PartialNetworkInterface {
+    pub iface_id: &'static str,
+    pub rx_rate_limiter: RateLimiter,
+    pub tx_rate_limiter: RateLimiter,
 }
 
 /// `PUT /vsock`.
@@ -92,7 +116,9 @@ pub(crate) struct Vsock {
 
 /// `PUT /entropy`.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Entropy {}
+pub(crate) struct Entropy {
+    pub rate_limiter: RateLimiter,
+}
 
 /// `PUT /actions`.
 #[derive(Clone, Debug, Serialize)]

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bhatti_engine::{
-    Accel, Below, BootSpec, DiskFormat, Engine, EngineError, EngineInfo, EngineName, Private,
-    RestoreSpec, RootDisk, Vm, VmRecord,
+    Accel, Below, BootSpec, Capabilities, DiskFormat, Engine, EngineError, EngineInfo, EngineName,
+    Private, RestoreSpec, RootDisk, Vm, VmRecord,
 };
 use bhatti_types::{EngineId, Mib};
 use bhatti_vmm::cgroup::{Cgroups, Claim, Cleared};
@@ -30,6 +30,7 @@ use tokio::time::timeout;
 use crate::api::Api;
 use crate::config::{InstanceInfo, InstanceState};
 use crate::launch::{Origin, watched};
+use crate::limits::Limits;
 use crate::probe::{self, Program};
 use crate::vm::{FirecrackerVm, Parts};
 use crate::{disk, hold};
@@ -43,6 +44,8 @@ const ADOPTION_PATIENCE: Duration = Duration::from_secs(1);
 const DEATH_DEADLINE: Duration = Duration::from_secs(10);
 /// How long it may take to begin with that.
 const DEATH_PATIENCE: Duration = Duration::from_secs(1);
+/// Beyond that the guest's memory has a gap, for its devices, and is in two pieces.
+const MOST_MEMORY: Mib = Mib(3072);
 /// The name of the filter inside.
 pub(crate) const SECCOMP_FILTER: &str = "/seccomp.bpf";
 
@@ -54,6 +57,8 @@ pub struct FirecrackerConfig {
     /// A compiled system call filter in place of the one that is built in; a build that has none
     /// needs one.
     pub seccomp_filter: Option<Utf8PathBuf>,
+    /// How fast each machine may use disk and network.
+    pub limits: Limits,
     /// Name of the control group above all machines of this daemon. Two daemons on one host need
     /// two names: [`Engine::sweep`] ends what it finds in there.
     pub cgroup: String,
@@ -61,7 +66,8 @@ pub struct FirecrackerConfig {
 
 impl Default for FirecrackerConfig {
     fn default() -> Self {
-        Self { program: None, seccomp_filter: None, cgroup: "bhatti".to_owned() }
+        let cgroup = "bhatti".to_owned();
+        Self { program: None, seccomp_filter: None, limits: Limits::default(), cgroup }
     }
 }
 
@@ -73,10 +79,11 @@ pub struct FirecrackerEngine {
 
 /// What all handles share.
 pub(crate) struct Inner {
-    info: EngineInfo,
+    pub info: EngineInfo,
     pub program: Program,
     pub jail: Jail,
     pub has_own_filter: bool,
+    pub limits: Limits,
     pub cgroups: Cgroups,
     pub host_boot_id: String,
     /// What snapshots made here depend on.
@@ -116,12 +123,23 @@ impl FirecrackerEngine {
         let version = program.version.clone();
         let name = format!("firecracker {}", series(&version));
         let host = Arc::new(Host::observe(&name, Accel::Kvm, None));
-        let info =
-            EngineInfo { name: EngineName::Firecracker, version, accel: Accel::Kvm, why, warnings };
+        let capabilities = Capabilities { hugepages: false, most_memory: Some(MOST_MEMORY) };
+        let (name, accel) = (EngineName::Firecracker, Accel::Kvm);
+        let info = EngineInfo { name, version, accel, why, warnings, capabilities };
         let templates = Templates::new(IDLE_TEMPLATES, IDLE_TEMPLATE_BYTES);
         let has_own_filter = filter.is_some();
-        let inner =
-            Inner { info, program, jail, has_own_filter, cgroups, host_boot_id, host, templates };
+        let limits = config.limits;
+        let inner = Inner {
+            info,
+            program,
+            jail,
+            has_own_filter,
+            limits,
+            cgroups,
+            host_boot_id,
+            host,
+            templates,
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 }

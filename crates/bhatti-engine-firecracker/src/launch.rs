@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bhatti_engine::{Accel, BootSpec, EngineError, EngineName, Nic, Private, Shape, VmRecord};
 use bhatti_types::Mib;
-use bhatti_vmm::cgroup::{Group, Limits};
+use bhatti_vmm::cgroup::{self, Group};
 use bhatti_vmm::confine::{self, Confinement};
 use bhatti_vmm::jail::{DESCRIPTORS, INITRAMFS, KERNEL};
 use bhatti_vmm::machine_dir::MachineDir;
@@ -31,6 +31,7 @@ use crate::config::{
 };
 use crate::disk;
 use crate::engine::{Inner, SECCOMP_FILTER};
+use crate::limits::{self, Limits};
 use crate::tap::Tap;
 use crate::vm::{FirecrackerVm, Parts};
 
@@ -72,6 +73,8 @@ pub(crate) struct Started {
     pub origin: Origin,
     /// Waits to be opened by the VMM.
     pub tap: Option<Tap>,
+    /// What the configuration allows every machine.
+    pub limits: Limits,
     mac: Option<String>,
     shape: Shape,
     log: VmmLog,
@@ -103,7 +106,7 @@ impl Inner {
         let (this, place) = (Arc::clone(self), Arc::clone(&dir));
         let (group, launched, origin) = blocking(move || {
             // First, because it claims the id: from here on everything in it is this start's.
-            let limits = Limits::of(spec.shape, Accel::Kvm);
+            let limits = cgroup::Limits::of(spec.shape, Accel::Kvm);
             let (group, joins) = this.cgroups.create(&spec.id, limits)?;
             match this.launch(&spec, nic, &origin, &place, joins) {
                 Ok(launched) => Ok((group, launched, origin)),
@@ -134,6 +137,7 @@ impl Inner {
                     owner,
                     origin,
                     tap,
+                    limits: self.limits,
                     mac,
                     shape,
                     log,
@@ -263,14 +267,16 @@ impl Started {
             boot_args: KERNEL_LINE,
         };
         api.put("/boot-source", &source).await?;
-        api.put("/drives/root", &Drive::root()).await?;
+        api.put("/drives/root", &Drive::root(self.limits.disk())).await?;
         api.put("/vsock", &Vsock { guest_cid: GUEST_CID, uds_path: VSOCK }).await?;
-        api.put("/entropy", &Entropy {}).await?;
+        api.put("/entropy", &Entropy { rate_limiter: limits::entropy() }).await?;
         if let (Some(tap), Some(mac)) = (&self.tap, &self.mac) {
             let interface = NetworkInterface {
                 iface_id: INTERFACE,
                 guest_mac: mac.clone(),
                 host_dev_name: tap.name().to_owned(),
+                rx_rate_limiter: self.limits.network(),
+                tx_rate_limiter: self.limits.network(),
             };
             api.put("/network-interfaces/eth0", &interface).await?;
         }

@@ -30,6 +30,7 @@ mod disk;
 mod engine;
 mod hold;
 mod launch;
+mod limits;
 mod link;
 mod probe;
 mod qcow2;
@@ -41,4 +42,5 @@ mod watcher;
 
 pub use bhatti_vmm::cgroup::Claim;
 pub use engine::{FirecrackerConfig, FirecrackerEngine};
+pub use limits::Limits;
 pub use probe::{Program, find};

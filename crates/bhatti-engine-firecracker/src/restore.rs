@@ -16,8 +16,8 @@ use hyper::Method;
 use tokio::time::timeout;
 
 use crate::config::{
-    BackendType, DRIVE, INTERFACE, MemoryBackend, NetworkOverride, PartialDrive, ROOT_DISK,
-    SnapshotLoad,
+    BackendType, DRIVE, INTERFACE, MemoryBackend, NetworkOverride, PartialDrive,
+    PartialNetworkInterface, ROOT_DISK, SnapshotLoad,
 };
 use crate::engine::Inner;
 use crate::hold::Hold;
@@ -106,9 +106,18 @@ impl Started {
             None => answer.await?,
             Some(pages) => self.load_over(answer, pages).await?,
         }
-        if ready.has_grown {
-            let drive = PartialDrive { drive_id: DRIVE, path_on_host: ROOT_DISK };
-            self.api.patch("/drives/root", &drive).await?;
+        // It remembers the limits of when it was saved.
+        let (rate_limiter, network) = self.limits.again();
+        let path_on_host = ready.has_grown.then_some(ROOT_DISK);
+        let drive = PartialDrive { drive_id: DRIVE, path_on_host, rate_limiter };
+        self.api.patch("/drives/root", &drive).await?;
+        if self.tap.is_some() {
+            let interface = PartialNetworkInterface {
+                iface_id: INTERFACE,
+                rx_rate_limiter: network,
+                tx_rate_limiter: network,
+            };
+            self.api.patch("/network-interfaces/eth0", &interface).await?;
         }
         self.settle()
     }

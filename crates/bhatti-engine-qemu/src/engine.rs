@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bhatti_engine::{
-    Below, BootSpec, DiskFormat, Engine, EngineError, EngineInfo, EngineName, Private, RestoreSpec,
-    RootDisk, Vm, VmRecord,
+    Below, BootSpec, Capabilities, DiskFormat, Engine, EngineError, EngineInfo, EngineName,
+    Private, RestoreSpec, RootDisk, Vm, VmRecord,
 };
 use bhatti_types::{EngineId, Mib};
 use bhatti_vmm::{blocking, file_error};
@@ -139,7 +139,9 @@ impl QemuEngine {
         let accel = acceleration.accel();
         let name = format!("qemu {} {}", fingerprint::series(&version), arch.machine_type());
         let host = Arc::new(Host::observe(&name, accel, acceleration.tsc_khz()));
-        let info = EngineInfo { name: EngineName::Qemu, version, accel, why, warnings };
+        let capabilities = Capabilities { hugepages: true, most_memory: None };
+        let name = EngineName::Qemu;
+        let info = EngineInfo { name, version, accel, why, warnings, capabilities };
         let templates = Templates::new(IDLE_TEMPLATES, IDLE_TEMPLATE_BYTES);
         let inner = Inner {
             info,

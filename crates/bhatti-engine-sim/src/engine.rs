@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bhatti_engine::{
-    Accel, Below, BootSpec, DiskFormat, Engine, EngineError, EngineInfo, EngineName, Exit, Private,
-    RestoreSpec, RootDisk, Vm, VmRecord,
+    Accel, Below, BootSpec, Capabilities, DiskFormat, Engine, EngineError, EngineInfo, EngineName,
+    Exit, Private, RestoreSpec, RootDisk, Vm, VmRecord,
 };
 use bhatti_types::{EngineId, Mib};
 use camino::{Utf8Path, Utf8PathBuf};
@@ -40,6 +40,7 @@ impl SimEngine {
             accel: Accel::None,
             why: "a test asks for it".to_owned(),
             warnings: Vec::new(),
+            capabilities: Capabilities { hugepages: true, most_memory: None },
         };
         Self { host, info, fingerprint: FINGERPRINT.to_owned() }
     }

@@ -155,6 +155,34 @@ pub struct EngineInfo {
     pub why: String,
     /// Promised isolation this host cannot give, one sentence each; empty on a good host.
     pub warnings: Vec<String>,
+    pub capabilities: Capabilities,
+}
+
+/// What not every engine can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Capabilities {
+    /// Machines with memory in pages of 2 MiB ([`BootSpec::hugepages`]).
+    pub hugepages: bool,
+    /// The most memory a machine can have, if that is less than the host has.
+    pub most_memory: Option<Mib>,
+}
+
+impl EngineInfo {
+    /// Whether there can be such a machine; [`EngineError::Unsupported`] if not.
+    pub fn supports(&self, memory: Mib, hugepages: bool) -> Result<(), EngineError> {
+        let Self { name, capabilities: Capabilities { hugepages: huge, most_memory }, .. } = self;
+        let refuse = |what: String| Err(EngineError::Unsupported { what });
+        match *most_memory {
+            Some(Mib(most)) if memory.0 > most => refuse(format!(
+                "the {name} engine of this host makes no machines with more than {most} MB of memory"
+            )),
+            _ if hugepages && !huge => refuse(format!(
+                "the {name} engine of this host makes no machines on huge pages: create without \
+                 --hugepages"
+            )),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The engines there are, by the words of the configuration.
@@ -383,5 +411,35 @@ impl std::fmt::Display for Accel {
             Self::Tcg => "tcg",
             Self::None => "none",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_engine_cannot_do_is_refused_with_its_name() {
+        let info = |hugepages, most_memory| EngineInfo {
+            name: EngineName::Firecracker,
+            version: String::new(),
+            accel: Accel::Kvm,
+            why: String::new(),
+            warnings: Vec::new(),
+            capabilities: Capabilities { hugepages, most_memory },
+        };
+        let all = info(true, None);
+        let little = info(false, Some(Mib(3072)));
+        for (memory, hugepages) in [(256, false), (3072, false)] {
+            assert!(little.supports(Mib(memory), hugepages).is_ok());
+            assert!(all.supports(Mib(memory << 8), true).is_ok());
+        }
+        let refused = |memory, hugepages| match little.supports(Mib(memory), hugepages) {
+            Err(EngineError::Unsupported { what }) => what,
+            other => panic!("{other:?}"),
+        };
+        let what = refused(3073, false);
+        assert!(what.contains("firecracker") && what.contains("more than 3072 MB"), "{what}");
+        assert!(refused(256, true).contains("without --hugepages"));
     }
 }

@@ -48,6 +48,9 @@ pub enum EngineError {
     /// and not here. One sentence says whose it is and what to do.
     #[error("{why}")]
     Foreign { why: String },
+    /// This engine makes no such machines ([`crate::EngineInfo::supports`]).
+    #[error("{what}")]
+    Unsupported { what: String },
     /// The host has not reserved enough 2 MiB pages.
     #[error(
         "{needed} hugepages of 2 MiB are needed, {free} are free on this host: \

@@ -20,7 +20,7 @@ mod engine;
 mod error;
 
 pub use engine::{
-    Accel, Below, BootSpec, Carrier, DiskFormat, Engine, EngineInfo, EngineName, Exit, Nic,
-    Private, RestoreSpec, RootDisk, Save, Saved, Shape, Vm, VmRecord,
+    Accel, Below, BootSpec, Capabilities, Carrier, DiskFormat, Engine, EngineInfo, EngineName,
+    Exit, Nic, Private, RestoreSpec, RootDisk, Save, Saved, Shape, Vm, VmRecord,
 };
 pub use error::EngineError;

@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::limits::{self, Limits};
 
 /// `name: kind` of every property we may send; `!` marks what is required, `a|b` lists the words.
 const DESCRIPTION: &[(&str, &[(&str, &str)])] = &[
@@ -22,15 +23,34 @@ const DESCRIPTION: &[(&str, &[(&str, &str)])] = &[
             ("is_root_device!", "boolean"),
             ("is_read_only", "boolean"),
             ("path_on_host", "string"),
+            ("rate_limiter", "object"),
         ],
     ),
-    ("PartialDrive", &[("drive_id!", "string"), ("path_on_host", "string")]),
+    (
+        "PartialDrive",
+        &[("drive_id!", "string"), ("path_on_host", "string"), ("rate_limiter", "object")],
+    ),
     (
         "NetworkInterface",
-        &[("iface_id!", "string"), ("host_dev_name!", "string"), ("guest_mac", "string")],
+        &[
+            ("iface_id!", "string"),
+            ("host_dev_name!", "string"),
+            ("guest_mac", "string"),
+            ("rx_rate_limiter", "object"),
+            ("tx_rate_limiter", "object"),
+        ],
+    ),
+    (
+        "PartialNetworkInterface",
+        &[("iface_id!", "string"), ("rx_rate_limiter", "object"), ("tx_rate_limiter", "object")],
+    ),
+    ("RateLimiter", &[("bandwidth", "object"), ("ops", "object")]),
+    (
+        "TokenBucket",
+        &[("size!", "integer"), ("refill_time!", "integer"), ("one_time_burst", "integer")],
     ),
     ("Vsock", &[("guest_cid!", "integer"), ("uds_path!", "string")]),
-    ("EntropyDevice", &[]),
+    ("EntropyDevice", &[("rate_limiter", "object")]),
     ("InstanceActionInfo", &[("action_type!", "FlushMetrics|InstanceStart|SendCtrlAltDel")]),
     ("Vm", &[("state!", "Paused|Resumed")]),
     (
@@ -106,7 +126,7 @@ fn requests_to_boot_are_as_described() {
     );
     check(
         "Drive",
-        Drive::root(),
+        Drive::root(None),
         json!({
             "drive_id": "root", "path_on_host": "root.raw",
             "is_root_device": false, "is_read_only": false,
@@ -116,6 +136,8 @@ fn requests_to_boot_are_as_described() {
         iface_id: INTERFACE,
         guest_mac: "02:00:00:00:00:01".to_owned(),
         host_dev_name: "tap1".to_owned(),
+        rx_rate_limiter: None,
+        tx_rate_limiter: None,
     };
     check(
         "NetworkInterface",
@@ -126,7 +148,15 @@ fn requests_to_boot_are_as_described() {
     );
     let vsock = Vsock { guest_cid: GUEST_CID, uds_path: VSOCK };
     check("Vsock", vsock, json!({"guest_cid": 3, "uds_path": "vsock.sock"}));
-    check("EntropyDevice", Entropy {}, json!({}));
+    let bucket = json!({"size": 1024, "one_time_burst": 8192, "refill_time": 100});
+    let limiter = json!({"bandwidth": bucket});
+    check(
+        "EntropyDevice",
+        Entropy { rate_limiter: limits::entropy() },
+        json!({"rate_limiter": limiter}),
+    );
+    check("RateLimiter", limits::entropy(), limiter);
+    check("TokenBucket", &bucket, bucket.clone());
     let start = Action { action_type: ActionType::InstanceStart };
     check("InstanceActionInfo", start, json!({"action_type": "InstanceStart"}));
 }
@@ -179,8 +209,67 @@ fn requests_to_sleep_and_wake_are_as_described() {
             "backend_path": "/fd/8", "backend_type": "File",
         }),
     );
-    let drive = PartialDrive { drive_id: DRIVE, path_on_host: ROOT_DISK };
-    check("PartialDrive", drive, json!({"drive_id": "root", "path_on_host": "root.raw"}));
+}
+
+#[test]
+fn limits_are_said_as_described() {
+    let bucket = json!({"size": 100 << 10, "refill_time": 100});
+    let limiter = json!({"bandwidth": bucket, "ops": {"size": 50, "refill_time": 100}});
+    let limits = Limits {
+        disk_bytes: Some(1000 << 10),
+        disk_operations: Some(500),
+        network_bytes: Some(1000 << 10),
+    };
+    check(
+        "Drive",
+        Drive::root(limits.disk()),
+        json!({
+            "drive_id": "root", "path_on_host": "root.raw",
+            "is_root_device": false, "is_read_only": false, "rate_limiter": limiter,
+        }),
+    );
+    let interface = NetworkInterface {
+        iface_id: INTERFACE,
+        guest_mac: "02:00:00:00:00:01".to_owned(),
+        host_dev_name: "tap1".to_owned(),
+        rx_rate_limiter: limits.network(),
+        tx_rate_limiter: limits.network(),
+    };
+    check(
+        "NetworkInterface",
+        interface,
+        json!({
+            "iface_id": "eth0", "guest_mac": "02:00:00:00:00:01", "host_dev_name": "tap1",
+            "rx_rate_limiter": {"bandwidth": bucket}, "tx_rate_limiter": {"bandwidth": bucket},
+        }),
+    );
+    let (disk, network) = limits.again();
+    check(
+        "PartialDrive",
+        PartialDrive { drive_id: DRIVE, path_on_host: Some(ROOT_DISK), rate_limiter: disk },
+        json!({"drive_id": "root", "path_on_host": "root.raw", "rate_limiter": limiter}),
+    );
+    let interface = PartialNetworkInterface {
+        iface_id: INTERFACE,
+        rx_rate_limiter: network,
+        tx_rate_limiter: network,
+    };
+    check(
+        "PartialNetworkInterface",
+        interface,
+        json!({
+            "iface_id": "eth0",
+            "rx_rate_limiter": {"bandwidth": bucket}, "tx_rate_limiter": {"bandwidth": bucket},
+        }),
+    );
+    // No limit any more.
+    let (disk, _) = Limits::default().again();
+    let none = json!({"size": 0, "refill_time": 0});
+    check(
+        "PartialDrive",
+        PartialDrive { drive_id: DRIVE, path_on_host: None, rate_limiter: disk },
+        json!({"drive_id": "root", "rate_limiter": {"bandwidth": none, "ops": none}}),
+    );
 }
 
 #[test]

@@ -85,6 +85,7 @@ impl FirecrackerHarness {
             program: Some(from("BHATTI_FIRECRACKER_BIN").expect("BHATTI_FIRECRACKER_BIN is set")),
             seccomp_filter: from("BHATTI_FIRECRACKER_SECCOMP"),
             cgroup: self.cgroup.clone(),
+            ..FirecrackerConfig::default()
         };
         FirecrackerEngine::start(config).await.unwrap()
     }
