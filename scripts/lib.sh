@@ -29,6 +29,15 @@ die() {
     exit 1
 }
 
+# This host's architecture, as Debian says it.
+host_arch() {
+    case $(uname -sm) in
+    'Linux x86_64') echo amd64 ;;
+    'Linux aarch64') echo arm64 ;;
+    *) die "bhatti runs on Linux on x86_64 and aarch64, this is $(uname -sm)" ;;
+    esac
+}
+
 need_root() {
     [ "$(id -u)" = 0 ] || die "this needs root" "Run it again with: sudo make ${0##*/}"
 }

@@ -76,7 +76,7 @@ impl Bench {
             board: Board::parse(&cmdline)?.seen_from_outside(&proc("root")),
             kernel: data_dir.join("kernel/vmlinux"),
             initramfs: data_dir.join("kernel/initramfs.cpio"),
-            image: data_dir.join("images/rootfs-minimal-amd64.ext4"),
+            image: data_dir.join("images").join(bhatti_testkit::image_file("minimal")),
             scratch: scratch.to_owned(),
             networks,
         })

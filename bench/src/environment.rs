@@ -29,7 +29,8 @@ pub(crate) struct Environment {
 impl Environment {
     pub(crate) fn observe(engine: String) -> Result<Self> {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").context("cannot read /proc/cpuinfo")?;
-        let banner = first_line(Command::new("qemu-system-x86_64").arg("--version"));
+        let qemu = format!("qemu-system-{}", std::env::consts::ARCH);
+        let banner = first_line(Command::new(qemu).arg("--version"));
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let describe = ["describe", "--always", "--dirty", "--exclude=*"];
         let load = load()?;

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! The emulated CPU has SVM with nested paging, so in the box the kernel's own KVM runs stock guest
-//! kernels, about ten times slower than a real machine would. Only correctness is to be seen
-//! there, never speed.
+//! kernels, about ten times slower than a real machine would; its clock goes slower too. Only
+//! correctness is to be seen there, never speed.
 //!
 //! What takes long is cached in `target/kvm-box`: the box's root file system by the hash of its
 //! recipe. The disk with what is to be tested is made anew for each run. A box that does not
@@ -64,7 +64,7 @@ const WHOLE: [Suite; 2] = [
         environment: &[],
         arguments: &[],
         brings: &[],
-        minutes: 60,
+        minutes: 120,
     },
     Suite {
         name: "e2e",
@@ -72,7 +72,7 @@ const WHOLE: [Suite; 2] = [
         environment: &[],
         arguments: &[],
         brings: &[],
-        minutes: 120,
+        minutes: 240,
     },
 ];
 
@@ -105,7 +105,7 @@ const SMOKE: [Suite; 2] = [
             "confinement::the_vmm_sees_its_own_files_only",
         ],
         brings: &[],
-        minutes: 20,
+        minutes: 30,
     },
     Suite {
         name: "e2e-smoke",
@@ -118,7 +118,7 @@ const SMOKE: [Suite; 2] = [
             "recovery::a_killed_daemon_finds_its_vms_again",
         ],
         brings: &[],
-        minutes: 20,
+        minutes: 30,
     },
 ];
 

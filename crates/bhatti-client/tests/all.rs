@@ -7,4 +7,5 @@ mod all {
     mod broken;
     mod exec_socket;
     mod server;
+    mod session;
 }

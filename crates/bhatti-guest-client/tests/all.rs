@@ -5,6 +5,7 @@
 mod all {
     mod exec;
     mod fake;
+    mod session;
     mod single;
 
     #[test]

@@ -157,12 +157,10 @@ impl TestDaemon {
 
     fn install_guest(&self) {
         let guest = guest_dir();
-        for (from, to) in [
-            ("vmlinux", "kernel/vmlinux"),
-            ("initramfs.cpio", "kernel/initramfs.cpio"),
-            ("rootfs-minimal-amd64.ext4", "images/rootfs-minimal-amd64.ext4"),
-        ] {
-            let (from, to) = (guest.join(from), self.data_dir().join(to));
+        let image = image_file("minimal");
+        for (dir, file) in [("kernel", "vmlinux"), ("kernel", "initramfs.cpio"), ("images", &image)]
+        {
+            let (from, to) = (guest.join(file), self.data_dir().join(dir).join(file));
             assert!(from.exists(), "{from} is missing; run: cargo xtask guest");
             std::fs::create_dir_all(to.parent().expect("it has one")).expect("a directory");
             // Read-only for the daemon, so a link will do where one is possible.
@@ -513,6 +511,12 @@ fn build_dir() -> PathBuf {
 /// The program under test: `BHATTI_BIN`, or the one built beside the test.
 fn bhatti() -> PathBuf {
     std::env::var_os("BHATTI_BIN").map_or_else(|| build_dir().join("bhatti"), PathBuf::from)
+}
+
+/// What the file of a built-in image is called on this host.
+pub fn image_file(tier: &str) -> String {
+    let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    format!("rootfs-{tier}-{arch}.ext4")
 }
 
 fn guest_dir() -> Utf8PathBuf {

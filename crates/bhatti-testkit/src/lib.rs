@@ -14,7 +14,7 @@ mod host;
 mod sleep;
 mod wait;
 
-pub use daemon::{Ran, TestDaemon, User};
+pub use daemon::{Ran, TestDaemon, User, image_file};
 pub use host::{WORLD, on_fresh_host};
 pub use sleep::Transition;
 pub use wait::{deadline, wait_for};

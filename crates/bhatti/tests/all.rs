@@ -4,6 +4,7 @@
 
 mod all {
     mod completion;
+    mod cp;
     mod errors;
     mod exec;
     mod help;

@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use bhatti_testkit::{TestDaemon, on_fresh_host, wait_for};
+use bhatti_testkit::{TestDaemon, image_file, on_fresh_host, wait_for};
 
 #[test]
 fn env_files_init_and_disk_size_reach_the_vm() {
@@ -153,11 +153,11 @@ fn creates_that_cannot_work_leave_nothing() {
     on_fresh_host(|| {
         let mut daemon = TestDaemon::prepared("boot_timeout_sec: 60");
         let images = daemon.data_dir().join("images");
-        std::fs::write(images.join("rootfs-broken-amd64.ext4"), vec![0; 8192]).expect("a file");
+        std::fs::write(images.join(image_file("broken")), vec![0; 8192]).expect("a file");
         // A superblock's magic and nothing else: an image until the guest looks at it.
         let mut liar = vec![0; 1 << 20];
         liar[1080..1082].copy_from_slice(&[0x53, 0xef]);
-        std::fs::write(images.join("rootfs-liar-amd64.ext4"), liar).expect("a file");
+        std::fs::write(images.join(image_file("liar")), liar).expect("a file");
         daemon.run();
         // A machine that does not come up is something an operator should see.
         daemon.allow_error("sandbox did not start");
@@ -174,7 +174,7 @@ fn creates_that_cannot_work_leave_nothing() {
         assert!(liar.contains("sandbox did not start") && liar.contains("vda"), "{liar}");
         let small = create(&["--disk-size", "10"]);
         assert!(small.contains("disk_size_mb 10 is smaller than the image"), "{small}");
-        std::fs::remove_file(images.join("rootfs-minimal-amd64.ext4")).expect("it was there");
+        std::fs::remove_file(images.join(image_file("minimal"))).expect("it was there");
         let missing = create(&[]);
         assert!(missing.contains("image \"minimal\" cannot be used"), "{missing}");
         daemon.assert_nothing_left();

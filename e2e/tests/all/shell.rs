@@ -152,6 +152,25 @@ fn leaving_a_full_screen_program_leaves_a_usable_terminal() {
     });
 }
 
+/// Whatever ends the command, the terminal is as before.
+#[test]
+fn a_shell_that_is_told_to_end_puts_the_terminal_back() {
+    on_fresh_host(|| {
+        let daemon = daemon_with("");
+        let after = "echo left-$?; stty -a | grep -o -e '-*icanon' -e '-*echo '; exec sleep 1000";
+        let screen = Screen::run(&daemon, &format!("bhatti shell dev; {after}"));
+        screen.wait_for_prompt();
+        screen.terminate();
+        screen.wait_for("left-143");
+        screen.wait_for("icanon");
+        let text = screen.text();
+        assert!(!text.contains("-icanon") && !text.contains("-echo"), "{text}");
+        let screen = Screen::shell(&daemon, "dev");
+        screen.wait_for_prompt();
+        assert_eq!(daemon.json(&["ps", "dev"]).as_array().map(Vec::len), Some(1), "it went on");
+    });
+}
+
 /// The daemon dies while somebody types.
 #[test]
 fn a_shell_survives_the_daemon() {

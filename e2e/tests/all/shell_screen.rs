@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use bhatti_testkit::{TestDaemon, deadline, wait_for};
 use camino::Utf8PathBuf;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// Between two looks.
 const STEP: Duration = Duration::from_millis(50);
@@ -109,6 +111,15 @@ impl Screen {
             assert!(started.elapsed() < deadline(), "not seen: {what}\n{}", self.text());
             std::thread::sleep(STEP);
         }
+    }
+
+    /// Tells what runs in the terminal's foreground to end.
+    pub(crate) fn terminate(&self) {
+        let shell = self.ask(&["display-message", "-p", "#{pane_pid}"]);
+        let children = format!("/proc/{0}/task/{0}/children", shell.trim());
+        let children = std::fs::read_to_string(children).expect("it runs");
+        let child = children.split_whitespace().next().expect("a command").parse();
+        kill(Pid::from_raw(child.expect("a pid")), Signal::SIGTERM).expect("ours to end");
     }
 
     /// The exit code of the command, once it has ended.

@@ -67,11 +67,18 @@ fn commands_run_and_windows_resize(browser: &mut Browser) {
 }
 
 fn a_reload_keeps_the_shell(browser: &mut Browser) {
-    browser.type_keys("kept=yes$((1 + 1)); clear\n");
+    keep_a_variable(browser);
     browser.reload();
     browser.wait_for_text(STATE, "Connected");
     browser.type_keys("echo it is $kept now\n");
     browser.wait_for_text(SCREEN, "it is yes2 now");
+}
+
+/// Something that only this shell knows. What is typed right before a connection is lost is lost, so
+/// it waits until the shell has it.
+fn keep_a_variable(browser: &mut Browser) {
+    browser.type_keys("kept=yes$((1 + 1)); echo now $kept\n");
+    browser.wait_for_text(SCREEN, "now yes2");
 }
 
 /// Each kind of colour reaches the page in its own way, and the page's policy lets it.
@@ -147,7 +154,7 @@ fn a_page_finds_its_shell_again() {
         let mut browser = browser(&daemon, DESK);
         browser.open(&link(&daemon));
         browser.wait_for_text(STATE, "Connected");
-        browser.type_keys("kept=yes$((1 + 1))\n");
+        keep_a_variable(&mut browser);
 
         daemon.kill_9();
         browser.wait_for_text(STATE, "Trying again in");
@@ -201,8 +208,8 @@ fn a_phone_wakes_a_sandbox_and_has_keys() {
 
         browser.type_keys("echo up$((6 * 7))\n");
         browser.wait_for_text(SCREEN, "up42");
-        browser.type_keys("echo re''ady; cat\n");
-        // Earlier, the terminal would throw away with Ctrl-C what the shell has not read yet.
+        browser.type_keys("sh -c 'echo re\"\"ady; exec cat'\n");
+        // Earlier, Ctrl-C would be for the shell that is about to start it.
         browser.wait_for_text(SCREEN, "ready");
         browser.press("#control");
         browser

@@ -53,7 +53,7 @@ fn target(arch: Arch) -> Result<String> {
     match (libraries.is_dir(), arch == Arch::HOST) {
         (true, _) => Ok(musl),
         (false, true) => Ok(arch.gnu()),
-        (false, false) => bail!("Rust's {musl} is not installed; rustup target add {musl}"),
+        (false, false) => bail!("Rust has no {musl} here; run: rustup target add {musl}"),
     }
 }
 

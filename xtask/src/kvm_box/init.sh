@@ -34,7 +34,7 @@ off() {
 result=$(port result)
 pulse=$(port pulse)
 if [ -n "$pulse" ]; then
-    while :; do echo; sleep 10; done >"$pulse" &
+    while :; do echo; sleep 2; done >"$pulse" &
 fi
 output=$(port output)
 exec >"${output:-/dev/hvc0}" 2>&1

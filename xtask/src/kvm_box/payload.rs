@@ -80,7 +80,7 @@ fn command(suite: &Suite, brought: &[String], binary: &str, filter: &[String]) -
     let environment =
         ["BHATTI_BIN=/box/target/release/bhatti", "BHATTI_GUEST_DIR=/box/target/guest"]
             .into_iter()
-            .chain(["BHATTI_TEST_ACCEL=kvm", "BHATTI_TEST_PATIENCE=4", "RUST_BACKTRACE=1"])
+            .chain(["BHATTI_TEST_ACCEL=kvm", "RUST_BACKTRACE=1"])
             .chain(suite.environment.iter().copied())
             .chain(brought.iter().map(String::as_str));
     let arguments = SKIPPED.iter().chain(suite.arguments).copied();

@@ -85,7 +85,8 @@ async fn output_comes_as_it_is_and_ends_once() {
 
 #[tokio::test]
 async fn a_broken_exec_stream_is_an_error() {
-    let endings: [(fn(WebSocket) -> BoxFuture<'static, ()>, &str); 6] = [
+    type End = fn(WebSocket) -> BoxFuture<'static, ()>;
+    let endings: [(End, &str); 6] = [
         (|socket| Box::pin(async move { drop(socket) }), "the connection to the server"),
         (
             |mut socket| {

@@ -225,3 +225,15 @@ async fn a_resume_needs_a_body_a_snapshot_and_room() {
     world.refused(Method::GET, resume, "", 405, "method not allowed").await;
     world.refused(Method::PUT, "/snapshots", "", 405, "method not allowed").await;
 }
+
+/// The order of the contract, and a GET that is no upgrade wakes nothing.
+#[tokio::test]
+async fn an_exec_stream_begins_with_an_upgrade() {
+    let world = world().await;
+    let nobody = "sandbox \"x\" not found";
+    world.refused(Method::GET, "/sandboxes/x/exec/stream", "", 404, nobody).await;
+    let answer = world.ask(Method::GET, "/sandboxes/dev/exec/stream", "").await;
+    assert_eq!(answer, (400, Value::String("Bad Request\n".to_owned())));
+    let (_, dev) = world.ask(Method::GET, "/sandboxes/dev", "").await;
+    assert_eq!(dev["status"], "stopped");
+}

@@ -35,14 +35,12 @@ pub use sleep::{
     merged_layers_are_not_needed, only_a_paused_machine_is_saved, the_paused_can_be_killed,
 };
 
-/// The longest a case waits for one thing. Emulation on a busy machine is slow, and on a host that
-/// is itself emulated ten times as slow: there `BHATTI_TEST_PATIENCE` says how many times this.
+/// The longest a case waits for one thing: emulation on a busy machine is slow.
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// What a case waits at most, and an engine's own tests beside the suite.
-pub fn patience() -> Duration {
-    let times = std::env::var("BHATTI_TEST_PATIENCE").ok();
-    PATIENCE * times.map_or(1, |text| text.parse().expect("BHATTI_TEST_PATIENCE is a number"))
+pub const fn patience() -> Duration {
+    PATIENCE
 }
 
 /// What the suite needs of an engine's test set-up.
