@@ -78,14 +78,24 @@ const WHOLE: [Suite; 2] = [
 
 /// What runs as well where there is a Firecracker, which comes with no distribution. A build without
 /// a system call filter of its own needs a compiled one beside it.
-const FIRECRACKER: Suite = Suite {
-    name: "firecracker-conformance",
-    package: "bhatti-engine-firecracker",
-    environment: &[],
-    arguments: &["--include-ignored"],
-    brings: &["BHATTI_FIRECRACKER_BIN", "BHATTI_FIRECRACKER_SECCOMP"],
-    minutes: 60,
-};
+const FIRECRACKER: [Suite; 2] = [
+    Suite {
+        name: "firecracker-conformance",
+        package: "bhatti-engine-firecracker",
+        environment: &[],
+        arguments: &["--include-ignored"],
+        brings: &["BHATTI_FIRECRACKER_BIN", "BHATTI_FIRECRACKER_SECCOMP"],
+        minutes: 60,
+    },
+    Suite {
+        name: "firecracker-e2e",
+        package: "bhatti-e2e",
+        environment: &["BHATTI_TEST_ENGINE=firecracker"],
+        arguments: &[],
+        brings: &["BHATTI_FIRECRACKER_BIN", "BHATTI_FIRECRACKER_SECCOMP"],
+        minutes: 120,
+    },
+];
 
 /// Small enough for every change: boot, exec, confinement, sleep and wake, clones, and a daemon that
 /// is killed.
@@ -152,7 +162,7 @@ impl Options {
         }
         if options.suites.is_empty() {
             options.suites.extend(&WHOLE);
-            options.suites.push(&FIRECRACKER);
+            options.suites.extend(&FIRECRACKER);
             options.suites.retain(|suite| {
                 let lacks = suite.lacks();
                 if let Some(variable) = lacks {
@@ -171,7 +181,7 @@ impl Options {
 }
 
 fn suite(name: &str) -> Result<&'static Suite> {
-    let all = || WHOLE.iter().chain([&FIRECRACKER]).chain(&SMOKE);
+    let all = || WHOLE.iter().chain(&FIRECRACKER).chain(&SMOKE);
     let found = all().find(|suite| suite.name == name);
     found.with_context(|| {
         let known = names(&all().collect::<Vec<_>>());

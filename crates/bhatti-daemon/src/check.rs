@@ -22,6 +22,7 @@ use bhatti_config::ServerConfig;
 use serde::Serialize;
 
 use facts::Facts;
+pub(crate) use facts::files_share_blocks;
 
 /// Everything that was looked at.
 #[derive(Clone, Debug, Serialize)]

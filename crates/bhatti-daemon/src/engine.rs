@@ -14,6 +14,9 @@ pub(crate) use bhatti_engine_qemu::Claim;
 use bhatti_engine_qemu::{QemuConfig, QemuEngine};
 use bhatti_store::{Store, StoreError};
 use bhatti_types::Phase;
+use camino::Utf8Path;
+
+use crate::check::files_share_blocks;
 
 /// The engine of this daemon.
 pub(crate) struct Chosen {
@@ -89,6 +92,9 @@ pub(crate) async fn start(config: &ServerConfig, bound: Bound) -> Result<Chosen,
         info.warnings.push(warning.to_owned());
     }
     announce(&info);
+    if engine.disk_format() == DiskFormat::Raw {
+        announce_copies(&config.data_dir);
+    }
     Ok(Chosen { engine, info, claim })
 }
 
@@ -176,6 +182,19 @@ fn announce(info: &EngineInfo) {
     }
     for warning in &info.warnings {
         tracing::warn!(warning, "the engine, or this host, is not all it should be");
+    }
+}
+
+/// An engine that needs whole files copies an image for each create.
+fn announce_copies(data_dir: &Utf8Path) {
+    match files_share_blocks(data_dir) {
+        Ok(true) => tracing::info!("disks are copied by reference"),
+        Ok(false) => tracing::warn!(
+            %data_dir,
+            "disks are copied whole, without their holes: its file system cannot share blocks; XFS and \
+             Btrfs can"
+        ),
+        Err(error) => tracing::warn!(%error, %data_dir, "it cannot be tried how disks are copied"),
     }
 }
 

@@ -60,14 +60,15 @@ const ENGINE: &str = "BHATTI_TEST_ENGINE";
 /// The lines of a configuration that say so. Where there is a Firecracker for tests, every daemon
 /// knows it.
 fn engine_config(extra: &str) -> String {
-    let from = |variable| std::env::var(variable).ok();
     let lines = [
-        ("engine", from(ENGINE).filter(|_| !extra.contains("engine:"))),
-        ("firecracker_bin", from("BHATTI_FIRECRACKER_BIN")),
-        ("firecracker_seccomp_filter", from("BHATTI_FIRECRACKER_SECCOMP")),
+        ("engine", ENGINE),
+        ("firecracker_bin", "BHATTI_FIRECRACKER_BIN"),
+        ("firecracker_seccomp_filter", "BHATTI_FIRECRACKER_SECCOMP"),
     ];
-    let said = lines.into_iter().filter_map(|(key, value)| Some(format!("{key}: {}\n", value?)));
-    said.collect()
+    let unsaid = lines.into_iter().filter(|(key, _)| !extra.contains(&format!("{key}:")));
+    unsaid
+        .filter_map(|(key, variable)| Some(format!("{key}: {}\n", std::env::var(variable).ok()?)))
+        .collect()
 }
 
 /// What the daemon's log says of each machine that came up by booting: one of a sandbox, and one
@@ -174,11 +175,11 @@ impl TestDaemon {
 
     fn write_config(&self, client: &str) {
         let text = format!(
-            "listen: 127.0.0.1:0\ndata_dir: {}\nnetwork_prefix: {}\n{}{}\n{client}",
+            "listen: 127.0.0.1:0\ndata_dir: {}\nnetwork_prefix: {}\n{}\n{}{client}",
             self.data_dir(),
             self.prefix,
+            self.extra_config,
             engine_config(&self.extra_config),
-            self.extra_config
         );
         std::fs::write(self.config(), text).expect("a config file");
     }

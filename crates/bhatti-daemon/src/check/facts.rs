@@ -164,7 +164,7 @@ impl DataDir {
             above: (there != path).then(|| there.to_owned()),
             free_mib,
             in_use,
-            reflink: reflink(there).ok(),
+            reflink: files_share_blocks(there).ok(),
         }
     }
 }
@@ -261,7 +261,7 @@ fn vulnerabilities() -> Vec<(String, String)> {
 }
 
 /// Whether two files in there can share blocks, tried with two that have no name.
-fn reflink(dir: &Utf8Path) -> io::Result<bool> {
+pub(crate) fn files_share_blocks(dir: &Utf8Path) -> io::Result<bool> {
     let nameless = || {
         let mut options = File::options();
         options.read(true).write(true).custom_flags(nix::libc::O_TMPFILE).mode(0o600);
