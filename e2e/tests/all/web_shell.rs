@@ -41,6 +41,7 @@ fn a_link_opens_a_shell_in_a_browser() {
         colours_show(&mut browser);
         a_shell_that_exits_is_followed_by_another(&mut browser);
         another_window_takes_the_shell(&daemon, &mut browser, &link);
+        a_page_that_cannot_keep_up_skips(&mut browser, &link);
         revoking_ends_it_at_once(&daemon, &mut browser);
         assert_eq!(browser.complaints(), [""; 0]);
     });
@@ -122,6 +123,36 @@ fn another_window_takes_the_shell(daemon: &TestDaemon, browser: &mut Browser, li
     browser.wait_for_text(STATE, "Connected");
     let copy = browser.run("window.copy");
     assert_eq!(copy.as_array().expect("what it heard").last(), Some(&json!(4001)), "{copy}");
+}
+
+/// Output beyond what may wait to be shown is skipped by attaching to the shell once more.
+fn a_page_that_cannot_keep_up_skips(browser: &mut Browser, link: &str) {
+    browser.type_keys("clear\n");
+    keep_a_variable(browser);
+    let token = link.rsplit('#').next().expect("a token");
+    browser.run(
+        "window.sockets = []; const Real = WebSocket;
+         window.WebSocket = class extends Real { constructor(url) { super(url); sockets.push(this); } }; 0",
+    );
+    browser.run(&format!("location.hash = '{token}'; 0"));
+    browser.wait(
+        "the same shell over a socket we know",
+        "sockets.length === 1 && document.documentElement.dataset.state === 'connected'",
+    );
+    browser.run(
+        "const megabyte = new Uint8Array(1 << 20).fill(120).buffer;
+         for (let i = 0; i < 20; i++) sockets[0].onmessage?.({ data: megabyte }); 0",
+    );
+    browser.wait(
+        "a second socket",
+        "sockets.length === 2 && document.documentElement.dataset.state === 'connected'",
+    );
+    browser.type_keys("echo then $kept\n");
+    browser.wait_for_text(SCREEN, "then yes2");
+    browser.wait(
+        "nothing of the flood",
+        "!document.querySelector('.xterm-rows').textContent.includes('xxxx')",
+    );
 }
 
 fn revoking_ends_it_at_once(daemon: &TestDaemon, browser: &mut Browser) {

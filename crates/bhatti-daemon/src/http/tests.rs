@@ -1,6 +1,8 @@
 //! Requests through the whole router, on simulated machines that nobody boots: statuses, bodies
 //! and texts of what needs no guest.
 
+mod web_shell;
+
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
