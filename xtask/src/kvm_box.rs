@@ -38,8 +38,19 @@ pub(crate) struct Suite {
     environment: &'static [&'static str],
     /// Passed to the test binary.
     arguments: &'static [&'static str],
+    /// Files of this host it needs in there, each named by a variable of the environment, which names
+    /// its place in there. The first is what the suite cannot do without.
+    brings: &'static [&'static str],
     /// Longer than it takes on two busy cores.
     minutes: u64,
+}
+
+impl Suite {
+    /// What it lacks here, if it does.
+    fn lacks(&self) -> Option<&'static str> {
+        let needed = self.brings.first()?;
+        std::env::var_os(needed).is_none().then_some(needed)
+    }
 }
 
 /// Tests that look into the source tree, which is not in the box.
@@ -52,9 +63,38 @@ const WHOLE: [Suite; 2] = [
         package: "bhatti-engine-qemu",
         environment: &[],
         arguments: &[],
+        brings: &[],
         minutes: 120,
     },
-    Suite { name: "e2e", package: "bhatti-e2e", environment: &[], arguments: &[], minutes: 240 },
+    Suite {
+        name: "e2e",
+        package: "bhatti-e2e",
+        environment: &[],
+        arguments: &[],
+        brings: &[],
+        minutes: 240,
+    },
+];
+
+/// What runs as well where there is a Firecracker, which comes with no distribution. A build without
+/// a system call filter of its own needs a compiled one beside it.
+const FIRECRACKER: [Suite; 2] = [
+    Suite {
+        name: "firecracker-conformance",
+        package: "bhatti-engine-firecracker",
+        environment: &[],
+        arguments: &["--include-ignored"],
+        brings: &["BHATTI_FIRECRACKER_BIN", "BHATTI_FIRECRACKER_SECCOMP"],
+        minutes: 60,
+    },
+    Suite {
+        name: "firecracker-e2e",
+        package: "bhatti-e2e",
+        environment: &["BHATTI_TEST_ENGINE=firecracker"],
+        arguments: &[],
+        brings: &["BHATTI_FIRECRACKER_BIN", "BHATTI_FIRECRACKER_SECCOMP"],
+        minutes: 120,
+    },
 ];
 
 /// Small enough for every change: boot, exec, confinement, sleep and wake, clones, and a daemon that
@@ -74,6 +114,7 @@ const SMOKE: [Suite; 2] = [
             "confinement::the_vmm_holds_no_file_it_was_not_given",
             "confinement::the_vmm_sees_its_own_files_only",
         ],
+        brings: &[],
         minutes: 30,
     },
     Suite {
@@ -86,6 +127,7 @@ const SMOKE: [Suite; 2] = [
             "sleep::a_stopped_vm_continues_where_it_was",
             "recovery::a_killed_daemon_finds_its_vms_again",
         ],
+        brings: &[],
         minutes: 30,
     },
 ];
@@ -120,6 +162,18 @@ impl Options {
         }
         if options.suites.is_empty() {
             options.suites.extend(&WHOLE);
+            options.suites.extend(&FIRECRACKER);
+            options.suites.retain(|suite| {
+                let lacks = suite.lacks();
+                if let Some(variable) = lacks {
+                    let name = suite.name;
+                    eprintln!("kvm-box: SKIPPED, NOT PASSED: {name}, for {variable} is not set");
+                }
+                lacks.is_none()
+            });
+        }
+        for suite in &options.suites {
+            ensure!(suite.lacks().is_none(), "{} needs {}", suite.name, suite.brings[0]);
         }
         ensure!(!options.filter.iter().any(|word| word.contains('\n')), "a filter is one line");
         Ok(options)
@@ -127,7 +181,7 @@ impl Options {
 }
 
 fn suite(name: &str) -> Result<&'static Suite> {
-    let all = || WHOLE.iter().chain(&SMOKE);
+    let all = || WHOLE.iter().chain(&FIRECRACKER).chain(&SMOKE);
     let found = all().find(|suite| suite.name == name);
     found.with_context(|| {
         let known = names(&all().collect::<Vec<_>>());

@@ -8,13 +8,13 @@ use camino::{Utf8Path, Utf8PathBuf};
 use crate::duration;
 use crate::node::{Located, Node};
 use crate::problem::{ConfigError, Problem, Problems};
-use crate::server::{self, EngineChoice, OnShutdown, Thermal};
+use crate::server::{self, EngineChoice, Limits, OnShutdown, Thermal};
 
 /// No configuration is this long; a wrong path may be.
 const MAX_BYTES: u64 = 1 << 20;
 
 /// Keys that do something.
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 16] = [
     "api_url",
     "auth_token",
     "boot_timeout_sec",
@@ -22,6 +22,8 @@ const KEYS: [&str; 14] = [
     "default_image",
     "dns_upstreams",
     "engine",
+    "firecracker_bin",
+    "firecracker_seccomp_filter",
     "initramfs",
     "jail_uid_base",
     "kernel",
@@ -32,14 +34,16 @@ const KEYS: [&str; 14] = [
 ];
 
 /// Sections, and the keys in them.
-const SECTIONS: [(&str, &[&str]); 2] =
-    [("goldens", &["max_count", "max_mb"]), ("thermal", &["cold_after", "warm_after"])];
+const SECTIONS: [(&str, &[&str]); 3] = [
+    ("goldens", &["max_count", "max_mb"]),
+    ("limits", &["disk_mb_per_sec", "disk_ops_per_sec", "network_mb_per_sec"]),
+    ("thermal", &["cold_after", "warm_after"]),
+];
 
 /// Keys an existing installation's file has and this version does nothing with.
-const UNUSED: [&str; 9] = [
+const UNUSED: [&str; 8] = [
     "backup",
     "domain",
-    "firecracker_bin",
     "firecracker_jailer",
     "firecracker_kernel",
     "firecracker_rootfs",
@@ -59,6 +63,8 @@ pub(crate) struct FileSettings {
     pub(crate) kernel: Option<Utf8PathBuf>,
     pub(crate) initramfs: Option<Utf8PathBuf>,
     pub(crate) qemu_bin: Option<Utf8PathBuf>,
+    pub(crate) firecracker_bin: Option<Utf8PathBuf>,
+    pub(crate) firecracker_seccomp_filter: Option<Utf8PathBuf>,
     pub(crate) default_image: Option<String>,
     pub(crate) dns_upstreams: Option<Vec<IpAddr>>,
     pub(crate) network_prefix: Option<String>,
@@ -70,6 +76,7 @@ pub(crate) struct FileSettings {
     pub(crate) cold_after: Option<Option<std::time::Duration>>,
     pub(crate) goldens_max_count: Option<u32>,
     pub(crate) goldens_max_mb: Option<u32>,
+    pub(crate) limits: Limits,
 }
 
 /// A file that was read to its end: what it says, what is wrong, what is without effect.
@@ -216,6 +223,10 @@ impl Reader<'_> {
             "kernel" => settings.kernel = Some(absolute(key, value, home)?),
             "initramfs" => settings.initramfs = Some(absolute(key, value, home)?),
             "qemu_bin" => settings.qemu_bin = Some(absolute(key, value, home)?),
+            "firecracker_bin" => settings.firecracker_bin = Some(absolute(key, value, home)?),
+            "firecracker_seccomp_filter" => {
+                settings.firecracker_seccomp_filter = Some(absolute(key, value, home)?);
+            }
             "default_image" => settings.default_image = Some(image(key, value)?),
             "dns_upstreams" => settings.dns_upstreams = Some(addresses(key, value)?),
             "network_prefix" => settings.network_prefix = Some(prefix(key, value)?),
@@ -228,6 +239,15 @@ impl Reader<'_> {
             "thermal.warm_after" => settings.warm_after = Some(duration::read(key, value)?),
             "thermal.cold_after" => settings.cold_after = Some(duration::read(key, value)?),
             "goldens.max_count" => settings.goldens_max_count = Some(number(key, value, 1, 1024)?),
+            "limits.disk_mb_per_sec" => {
+                settings.limits.disk_mb_per_sec = Some(number(key, value, 1, 1 << 20)?);
+            }
+            "limits.disk_ops_per_sec" => {
+                settings.limits.disk_ops_per_sec = Some(number(key, value, 10, 1 << 30)?);
+            }
+            "limits.network_mb_per_sec" => {
+                settings.limits.network_mb_per_sec = Some(number(key, value, 1, 1 << 20)?);
+            }
             "goldens.max_mb" => settings.goldens_max_mb = Some(number(key, value, 0, 16 << 20)?),
             other => unreachable!("{other} is a known key and has no reader"),
         }

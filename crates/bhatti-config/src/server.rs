@@ -54,6 +54,17 @@ impl Default for Goldens {
     }
 }
 
+/// What each machine may use in a second; `None`: as much as there is. Kept by Firecracker only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// `limits.disk_mb_per_sec`: read and written together.
+    pub disk_mb_per_sec: Option<u32>,
+    /// `limits.disk_ops_per_sec`
+    pub disk_ops_per_sec: Option<u32>,
+    /// `limits.network_mb_per_sec`: in each direction.
+    pub network_mb_per_sec: Option<u32>,
+}
+
 /// What becomes of running machines when the daemon is told to stop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnShutdown {
@@ -86,6 +97,11 @@ pub struct ServerConfig {
     pub initramfs: Utf8PathBuf,
     /// `qemu_bin`; `None`: looked up in the usual places.
     pub qemu_bin: Option<Utf8PathBuf>,
+    /// `firecracker_bin`; `None`: looked up on `PATH`.
+    pub firecracker_bin: Option<Utf8PathBuf>,
+    /// `firecracker_seccomp_filter`: a compiled system call filter in place of the one that is
+    /// built into Firecracker; a build without one needs it.
+    pub firecracker_seccomp_filter: Option<Utf8PathBuf>,
     /// `default_image`: what a create without an image gets.
     pub default_image: String,
     /// `dns_upstreams`; empty: the host's.
@@ -106,6 +122,8 @@ pub struct ServerConfig {
     pub thermal: Thermal,
     /// `goldens`
     pub goldens: Goldens,
+    /// `limits`
+    pub limits: Limits,
     /// `on_shutdown`
     pub on_shutdown: OnShutdown,
     /// The file all this came from, if there was one.
@@ -135,6 +153,8 @@ impl ServerConfig {
             kernel: below(&file.kernel, "vmlinux"),
             initramfs: below(&file.initramfs, "initramfs.cpio"),
             qemu_bin: file.qemu_bin.clone(),
+            firecracker_bin: file.firecracker_bin.clone(),
+            firecracker_seccomp_filter: file.firecracker_seccomp_filter.clone(),
             default_image: file.default_image.clone().unwrap_or_else(|| "minimal".to_owned()),
             dns_upstreams: file.dns_upstreams.clone().unwrap_or_default(),
             jail_uid_base: file.jail_uid_base.unwrap_or_else(|| uid_base(&network_prefix)),
@@ -148,6 +168,7 @@ impl ServerConfig {
                 max_count: file.goldens_max_count.unwrap_or(goldens.max_count),
                 max_mb: file.goldens_max_mb.unwrap_or(goldens.max_mb),
             },
+            limits: file.limits,
             on_shutdown: file.on_shutdown.unwrap_or_default(),
             source,
             data_dir,

@@ -280,16 +280,12 @@ fn a_file_of_the_existing_service_is_accepted_with_warnings() {
          domain:\n  api_host: a.b\nbackup:\n  schedule:\n    - volume: v\n",
     );
     let config = loaded.unwrap();
-    assert_eq!(config.server(None).engine, EngineChoice::Firecracker);
+    let server = config.server(None);
+    assert_eq!(server.engine, EngineChoice::Firecracker);
+    assert_eq!(server.firecracker_bin.as_deref(), Some("/usr/local/bin/firecracker".into()));
     let file = scratch.places.system.as_str();
-    let wanted = [
-        (4, "firecracker_bin"),
-        (5, "firecracker_jailer"),
-        (6, "jail_uid"),
-        (7, "domain"),
-        (9, "backup"),
-    ]
-    .map(|(line, key)| format!("{file}:{line}: \"{key}\" is not used by this version"));
+    let wanted = [(5, "firecracker_jailer"), (6, "jail_uid"), (7, "domain"), (9, "backup")]
+        .map(|(line, key)| format!("{file}:{line}: \"{key}\" is not used by this version"));
     assert_eq!(config.warnings, wanted);
     assert!(load_endpoint(&scratch.places).1.is_empty(), "a client need not hear of them");
 }
@@ -381,4 +377,19 @@ fn a_file_without_end_is_not_read_to_it() {
     fs::write(&deep, format!("domain: {}", "[".repeat(200_000))).unwrap();
     scratch.places.only = Some(deep);
     assert!(matches!(load(&scratch.places), Err(ConfigError::Syntax(_))));
+}
+
+#[test]
+fn limits_are_numbers_that_make_sense() {
+    let text = "limits:\n  disk_mb_per_sec: 100\n  disk_ops_per_sec: 5000\n";
+    let (_scratch, loaded) = system(text);
+    let limits = loaded.unwrap().server(None).limits;
+    assert_eq!((limits.disk_mb_per_sec, limits.disk_ops_per_sec), (Some(100), Some(5000)));
+    assert_eq!(limits.network_mb_per_sec, None);
+    let (_scratch, loaded) = system("limits:\n  network_mb_per_sec: 0\n");
+    let error = loaded.unwrap_err().to_string();
+    assert!(error.contains("must be from 1 to"), "{error}");
+    let (_scratch, loaded) = system("limits:\n  network_mb: 5\n");
+    let error = loaded.unwrap_err().to_string();
+    assert!(error.contains("network_mb_per_sec"), "{error}");
 }

@@ -4,9 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bhatti_config::{EngineChoice, OnShutdown, ServerConfig};
-use bhatti_engine::{Accel, Engine, EngineError};
-use bhatti_engine_qemu::{Claim, QemuConfig, QemuEngine};
+use bhatti_config::{OnShutdown, ServerConfig};
+use bhatti_engine::{Engine, EngineError};
 use bhatti_lifecycle::{Deps, GoldenLimits, Sandboxes, ServiceError, Settings, Tasks, Thermal};
 use bhatti_net::{NetConfig, NetError, Networks};
 use bhatti_storage::{DiskError, Layout};
@@ -18,6 +17,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::VERSION;
+use crate::engine::{self, Bound, Chosen};
 use crate::http::{self, Api, Limits, Room, Sockets, WebShells};
 
 /// Why the daemon did not start. Each is one sentence with what to do.
@@ -25,8 +25,6 @@ use crate::http::{self, Api, Limits, Room, Sockets, WebShells};
 pub enum StartError {
     #[error("bhatti serve needs root: it makes namespaces, TAP devices and cgroups")]
     NotRoot,
-    #[error("engine {0:?} is not in this version: set engine to auto or qemu")]
-    NoSuchEngine(&'static str),
     #[error("{what} {path} is missing: run `make up`, or set {key} in the configuration")]
     MissingFile { what: &'static str, path: Utf8PathBuf, key: &'static str },
     #[error("failed to listen on {address}: {hint}")]
@@ -74,7 +72,7 @@ pub struct App {
     networks: Networks,
     on_shutdown: OnShutdown,
     /// Held for as long as this daemon may end machines.
-    _claim: Claim,
+    _claim: engine::Claim,
 }
 
 impl App {
@@ -95,13 +93,10 @@ impl App {
         })?;
         let mut store = Store::open(layout.database().as_std_path())?;
         register_images(&mut store, &layout.images())?;
+        let bound = Bound::of(&store)?;
         let db = Db::start(store)?;
-        let engine = choose_engine(&config).await?;
-        // Before anything is swept: what another daemon runs is not ours to end.
-        let claim = engine.claim()?;
-        let engine: Arc<dyn Engine> = Arc::new(engine);
-        let info = engine.info().clone();
-        announce(&info);
+        // Claimed before anything is swept: what another daemon runs is not ours to end.
+        let Chosen { engine, info, claim } = engine::start(&config, bound).await?;
         let networks = Networks::open(net_config(&config)).await?;
         let tasks = Tasks::default();
         let settings = settings(&config);
@@ -198,7 +193,7 @@ fn settings(config: &ServerConfig) -> Settings {
 }
 
 /// How many sandboxes can have a VMM uid of their own.
-const VMM_UIDS: u32 = 65_536;
+pub(crate) const VMM_UIDS: u32 = 65_536;
 
 async fn recover(
     engine: Arc<dyn Engine>,
@@ -274,33 +269,6 @@ fn register_images(store: &mut Store, dir: &Utf8Path) -> Result<(), StartError> 
         })
         .collect();
     Ok(store.set_builtin_images(&rows)?)
-}
-
-async fn choose_engine(config: &ServerConfig) -> Result<QemuEngine, StartError> {
-    match config.engine {
-        EngineChoice::Auto | EngineChoice::Qemu => {}
-        EngineChoice::Firecracker => return Err(StartError::NoSuchEngine("firecracker")),
-    }
-    let qemu = QemuConfig {
-        program: config.qemu_bin.clone(),
-        // Named after the network, so that two daemons on one host do not sweep each other's.
-        cgroup: config.network_prefix.trim_end_matches('-').to_owned(),
-        ..QemuConfig::default()
-    };
-    Ok(QemuEngine::start(qemu).await?)
-}
-
-fn announce(info: &bhatti_engine::EngineInfo) {
-    tracing::info!(engine = info.name, version = info.version, accel = %info.accel, why = info.why, "engine chosen");
-    if info.accel == Accel::Tcg {
-        tracing::warn!(
-            why = info.why,
-            "no hardware virtualisation: guests run under software emulation, several times slower"
-        );
-    }
-    for warning in &info.warnings {
-        tracing::warn!(warning, "isolation this host cannot give");
-    }
 }
 
 fn net_config(config: &ServerConfig) -> NetConfig {

@@ -1,11 +1,13 @@
-//! The library behind `bhatti serve`: wiring, HTTP, logs.
+//! The library behind `bhatti serve`: wiring, HTTP, logs, and a look at the host ([`check`]).
 //!
 //! [`App::build`] opens everything and binds the port; nothing is spawned for clients yet, so a
 //! failure there leaves nothing behind. [`App::run`] serves until it is told to stop.
 //!
-//! Only [`app`] names a concrete engine.
+//! Only [`engine`] names concrete engines.
 
 mod app;
+pub mod check;
+mod engine;
 mod http;
 mod telemetry;
 

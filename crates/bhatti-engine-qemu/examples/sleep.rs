@@ -44,7 +44,12 @@ async fn machine(harness: &QemuHarness, engine: &QemuEngine, disk: Option<&RootD
     spec.shape.memory = Mib(512);
     if let Some(disk) = disk {
         std::fs::remove_file(&spec.root.file).unwrap();
-        let below = Below { base: disk.base.clone().unwrap(), layers: disk.layers.clone() };
+        let below = Below {
+            base: disk.base.clone().unwrap(),
+            layers: disk.layers.clone(),
+            format: disk.format,
+            bytes: disk.bytes,
+        };
         spec.root = engine.create_root(below, &spec.dir, None, OWNER).await.unwrap();
     }
     spec

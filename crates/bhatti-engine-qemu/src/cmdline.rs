@@ -1,11 +1,11 @@
 //! The command line of a machine: a pure function of what was probed and what was asked.
 //!
 //! No file is opened here and no clock read. Files are named as they are in the VMM's own root
-//! ([`crate::jail`]), or by the number of an inherited descriptor; no path of the host is in here.
+//! ([`bhatti_vmm::jail`]), or by the number of an inherited descriptor; no path of the host is in here.
 //!
 //! What differs between architectures is in [`crate::arch`]. Choices that look odd, with the reason:
 //! - `-no-shutdown`: a machine that ends stays until somebody has read its console.
-//! - `memory-backend-file` on `/dev/zero`: anonymous memory, under a name by which [`crate::memory`]
+//! - `memory-backend-file` on `/dev/zero`: anonymous memory, under a name by which [`bhatti_vmm::memory`]
 //!   finds it in the process (ADR 0010).
 //! - `merge=off`: QEMU would offer the memory to a host that merges equal pages (KSM); how long a
 //!   write then takes tells one tenant what is in another's memory.
@@ -20,7 +20,7 @@ use serde_json::json;
 
 use crate::arch::Arch;
 use crate::disk::TopName;
-use crate::jail::{DESCRIPTORS, FIRMWARE, INITRAMFS, KERNEL};
+use bhatti_vmm::jail::{DESCRIPTORS, FIRMWARE, INITRAMFS, KERNEL};
 
 /// Bytes of guest console QEMU keeps for us. A power of two, as QEMU demands.
 pub(crate) const CONSOLE_BYTES: usize = 64 * 1024;

@@ -12,9 +12,11 @@ use std::time::Duration;
 use bhatti_engine::{EngineError, Private};
 use tokio::time::{Instant, sleep};
 
-use crate::machine_dir::{MachineDir, QMP_SOCKET};
 use crate::qmp::{Event, Qmp};
+use bhatti_vmm::machine_dir::MachineDir;
 
+/// Where QEMU listens for commands.
+pub(crate) const QMP_SOCKET: &str = "qmp.sock";
 /// The first pause after a loss.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause. A connection that lasted longer than this was a good one.

@@ -9,6 +9,9 @@
 //!          header  refcount table  refcount block   L1 table (all zero: nothing written yet)
 //! ```
 //!
+//! Layers of an engine whose disks are whole files ([`DiskFormat::Raw`]) are no layers here: the
+//! topmost takes the place of the image, and the others are not needed.
+//!
 //! The header names no backing file (or one with an empty name, which is none, after a merge); the
 //! command line says what lies below, and QEMU takes its word over a header's. The VMM may rewrite
 //! its file, header included, so before each boot [`check_overlay`] refuses what could make the
@@ -19,7 +22,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 
-use bhatti_engine::{Below, EngineError, Private, RootDisk};
+use bhatti_engine::{Below, DiskFormat, EngineError, Private, RootDisk};
 use bhatti_types::Mib;
 use camino::{Utf8Path, Utf8PathBuf};
 
@@ -80,11 +83,20 @@ pub(crate) fn create(
     size: Option<Mib>,
     owner: Private,
 ) -> Result<RootDisk, EngineError> {
-    let Below { base, layers } = below;
+    let recorded = below.bytes;
+    let Below { base, layers, .. } = on_qcow2(below);
     let mut below_bytes = image_size(&base)?;
     for layer in &layers {
         // A layer may be larger than what it lies on, never smaller: it was made that way.
         below_bytes = open_layer(layer)?.1;
+    }
+    if let Some(recorded) = recorded.filter(|recorded| *recorded != below_bytes) {
+        let why = format!("it has {below_bytes} bytes and was made with {recorded}");
+        return Err(EngineError::File {
+            action: "make a disk on",
+            path: layers.last().unwrap_or(&base).clone(),
+            source: io::Error::new(io::ErrorKind::InvalidData, why),
+        });
     }
     if layers.len() > MAX_LAYERS {
         let why = format!("more than {MAX_LAYERS} layers");
@@ -103,7 +115,17 @@ pub(crate) fn create(
         });
     }
     let file = create_overlay(dir, &TopName::first(), bytes, owner)?;
-    Ok(RootDisk { file, base: Some(base), layers, bytes: Some(bytes) })
+    Ok(RootDisk { file, base: Some(base), layers, bytes: Some(bytes), format: DiskFormat::Qcow2 })
+}
+
+/// The same disk with layers that are overlays, if it has any.
+fn on_qcow2(below: Below) -> Below {
+    match (below.format, below.layers.last()) {
+        (DiskFormat::Raw, Some(whole)) => {
+            Below { bytes: below.bytes, ..Below::image(whole.clone()) }
+        }
+        (DiskFormat::Raw, None) | (DiskFormat::Qcow2, _) => below,
+    }
 }
 
 /// Makes an empty overlay of that name. On failure nothing is left.
@@ -272,10 +294,6 @@ mod tests {
         (dir, path)
     }
 
-    fn over(base: Utf8PathBuf) -> Below {
-        Below { base, layers: Vec::new() }
-    }
-
     fn me() -> Private {
         Private { uid: nix::unistd::getuid().as_raw(), gid: nix::unistd::getgid().as_raw() }
     }
@@ -301,7 +319,7 @@ mod tests {
             (1 << 20, Some(Mib(6 << 20)), 6 << 40),
         ] {
             let (_keep, dir) = scratch(image);
-            let disk = create(over(dir.join("base")), &dir, asked, me()).unwrap();
+            let disk = create(Below::image(dir.join("base")), &dir, asked, me()).unwrap();
             let check = judge("check", &disk.file);
             assert_eq!(check["check-errors"], 0, "{check}");
             assert!(check.get("leaks").is_none() && check.get("corruptions").is_none(), "{check}");
@@ -314,7 +332,7 @@ mod tests {
     #[test]
     fn a_rewritten_header_is_refused() {
         let (_keep, dir) = scratch(1 << 20);
-        let disk = create(over(dir.join("base")), &dir, Some(Mib(2)), me()).unwrap();
+        let disk = create(Below::image(dir.join("base")), &dir, Some(Mib(2)), me()).unwrap();
         let file = File::options().read(true).write(true).open(&disk.file).unwrap();
         let check = || check_overlay(&file, disk.bytes);
         assert_eq!((check().unwrap(), disk.bytes), (2 << 20, Some(2 << 20)));
@@ -384,7 +402,7 @@ mod tests {
     #[test]
     fn asking_less_than_the_image_is_refused() {
         let (_keep, dir) = scratch((2 << 20) + 512);
-        let error = create(over(dir.join("base")), &dir, Some(Mib(2)), me()).unwrap_err();
+        let error = create(Below::image(dir.join("base")), &dir, Some(Mib(2)), me()).unwrap_err();
         assert!(
             matches!(error, EngineError::DiskTooSmall { asked_mib: 2, image_mib: 3 }),
             "{error}"
@@ -396,19 +414,35 @@ mod tests {
     fn what_is_not_a_disk_is_refused() {
         for bytes in [0, 100, 513] {
             let (_keep, dir) = scratch(bytes);
-            assert!(create(over(dir.join("base")), &dir, None, me()).is_err(), "{bytes}");
+            assert!(create(Below::image(dir.join("base")), &dir, None, me()).is_err(), "{bytes}");
             assert!(!dir.join("root.qcow2").exists());
         }
         let (_keep, dir) = scratch(512);
-        assert!(create(over(dir.clone()), &dir, None, me()).is_err(), "a directory");
-        assert!(create(over(dir.join("absent")), &dir, None, me()).is_err());
+        assert!(create(Below::image(dir.clone()), &dir, None, me()).is_err(), "a directory");
+        assert!(create(Below::image(dir.join("absent")), &dir, None, me()).is_err());
+    }
+
+    /// A disk that came from an engine without layers.
+    #[test]
+    fn a_whole_layer_takes_the_place_of_the_image() {
+        let (_keep, dir) = scratch(1 << 20);
+        let layers: Vec<_> = ["older", "newest"].map(|name| dir.join(name)).into();
+        File::create(&layers[1]).unwrap().set_len(2 << 20).unwrap();
+        let below = Below { layers, format: DiskFormat::Raw, ..Below::image(dir.join("base")) };
+        let newest = below.layers[1].clone();
+        let recorded = |bytes| Below { bytes: Some(bytes), ..below.clone() };
+        assert!(create(recorded(3 << 20), &dir, None, me()).is_err(), "another size");
+        let disk = create(recorded(2 << 20), &dir, None, me()).unwrap();
+        assert_eq!(disk.base, Some(newest));
+        assert!(disk.layers.is_empty(), "the older one need not even exist");
+        assert_eq!((disk.bytes, disk.format), (Some(2 << 20), DiskFormat::Qcow2));
     }
 
     #[test]
     fn an_existing_disk_is_never_overwritten() {
         let (_keep, dir) = scratch(1 << 20);
         std::fs::write(dir.join("root.qcow2"), "precious").unwrap();
-        assert!(create(over(dir.join("base")), &dir, None, me()).is_err());
+        assert!(create(Below::image(dir.join("base")), &dir, None, me()).is_err());
         assert_eq!(std::fs::read_to_string(dir.join("root.qcow2")).unwrap(), "precious");
     }
 }

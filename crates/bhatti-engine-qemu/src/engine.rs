@@ -10,28 +10,32 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bhatti_engine::{
-    Below, BootSpec, Engine, EngineError, EngineInfo, Private, RestoreSpec, RootDisk, Vm, VmRecord,
+    Below, BootSpec, Capabilities, DiskFormat, Engine, EngineError, EngineInfo, EngineName,
+    Private, RestoreSpec, RootDisk, Vm, VmRecord,
 };
 use bhatti_types::{EngineId, Mib};
+use bhatti_vmm::{blocking, file_error};
 use camino::{Utf8Path, Utf8PathBuf};
 use tokio::time::timeout;
 
 use crate::arch::Arch;
-use crate::cgroup::{Cgroups, Claim, Cleared};
 use crate::cmdline::{Acceleration, Seccomp};
-use crate::confine;
 use crate::control;
 use crate::disk;
-use crate::fingerprint::{self, Host};
-use crate::jail::{FIRMWARE, Jail};
 use crate::launch::Origin;
-use crate::machine_dir::MachineDir;
-use crate::memory::{self, Templates};
 use crate::probe::{self, AccelChoice, Program};
-use crate::process::{self, Process};
 use crate::qmp::Qmp;
 use crate::vm::{Parts, QemuVm};
-use crate::vmm_log::VmmLog;
+use bhatti_vmm::cgroup::{Cgroups, Claim, Cleared};
+use bhatti_vmm::confine;
+use bhatti_vmm::fingerprint::{self, Host};
+use bhatti_vmm::jail::{FIRMWARE, Jail};
+use bhatti_vmm::kvm::Facts;
+use bhatti_vmm::machine_dir::MachineDir;
+use bhatti_vmm::manifest::Manifest;
+use bhatti_vmm::memory::{self, Templates};
+use bhatti_vmm::process::{self, Process};
+use bhatti_vmm::vmm_log::VmmLog;
 
 /// How long an adopted VMM may take to answer before it is taken as it is. Short, because a
 /// daemon that starts waits for it, and the other end may be silent on purpose.
@@ -43,6 +47,8 @@ const IDLE_TEMPLATES: usize = 2;
 const IDLE_TEMPLATE_BYTES: u64 = 1 << 30;
 /// How long the kernel may take to end a process that was killed.
 const DEATH_DEADLINE: Duration = Duration::from_secs(10);
+/// How long it may take to begin with that.
+const DEATH_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What an operator may choose.
 #[derive(Clone, Debug)]
@@ -108,7 +114,7 @@ impl QemuEngine {
         memory::check_host()?;
         let arch = config.arch;
         arch.runs_here().map_err(|why| EngineError::Host { why: why.to_owned() })?;
-        let (chosen, why) = probe::choose(config.accel, arch, Arch::HOST, probe::Facts::observe());
+        let (chosen, why) = probe::choose(config.accel, arch, Arch::HOST, Facts::observe());
         let program = probe::find_program(config.program.as_deref(), arch, chosen)?;
         let firmware = if arch.has_firmware() {
             Some(probe::find_firmware(config.firmware.as_deref())?)
@@ -133,7 +139,9 @@ impl QemuEngine {
         let accel = acceleration.accel();
         let name = format!("qemu {} {}", fingerprint::series(&version), arch.machine_type());
         let host = Arc::new(Host::observe(&name, accel, acceleration.tsc_khz()));
-        let info = EngineInfo { name: "qemu", version, accel, why, warnings };
+        let capabilities = Capabilities { hugepages: true, most_memory: None };
+        let name = EngineName::Qemu;
+        let info = EngineInfo { name, version, accel, why, warnings, capabilities };
         let templates = Templates::new(IDLE_TEMPLATES, IDLE_TEMPLATE_BYTES);
         let inner = Inner {
             info,
@@ -176,8 +184,17 @@ impl Engine for QemuEngine {
         .await
     }
 
+    fn disk_format(&self) -> DiskFormat {
+        DiskFormat::Qcow2
+    }
+
     fn fingerprint(&self) -> &str {
         &self.inner.host.fingerprint
+    }
+
+    async fn recognise(&self, snapshot: &Utf8Path) -> Result<(), EngineError> {
+        let (host, snapshot) = (Arc::clone(&self.inner.host), snapshot.to_owned());
+        blocking(move || Manifest::read(&snapshot)?.is_of(&host)).await
     }
 
     async fn restore(&self, spec: RestoreSpec) -> Result<Arc<dyn Vm>, EngineError> {
@@ -206,6 +223,8 @@ impl Inner {
             self.remove_traces(record).await?;
             return Ok(None);
         };
+        // It lives, and could not be spoken to.
+        record.is_of(self.info.name)?;
         let dir = MachineDir::open(&record.dir);
         let qmp = match &dir {
             Ok(dir) => greeted_soon(dir, &process).await,
@@ -213,7 +232,7 @@ impl Inner {
         };
         // A process closes its socket a moment before it is dead. If it was our child, somebody
         // has to collect it.
-        if qmp.is_err() && has_ended_within(&process, Duration::from_secs(1)).await {
+        if qmp.is_err() && process.ends_within(DEATH_PATIENCE, DEATH_DEADLINE).await {
             self.remove_traces(record).await?;
             return Ok(None);
         }
@@ -235,7 +254,7 @@ impl Inner {
     async fn end(&self, record: &VmRecord) -> Result<(), EngineError> {
         if let Some(process) = self.recorded(record)? {
             process.kill();
-            if !has_ended_within(&process, DEATH_DEADLINE).await {
+            if !process.ends_within(DEATH_DEADLINE, Duration::ZERO).await {
                 let seconds = DEATH_DEADLINE.as_secs();
                 return Err(EngineError::Timeout { action: "end when killed", seconds });
             }
@@ -316,32 +335,6 @@ async fn greeted_soon(dir: &MachineDir, process: &Process) -> Result<Qmp, Engine
     }
 }
 
-/// Whether the process ends in that time; if so, and if it was our child, it is collected.
-async fn has_ended_within(process: &Process, patience: Duration) -> bool {
-    timeout(patience, process.ended()).await.is_ok()
-}
-
 fn cannot_clear(source: io::Error) -> EngineError {
     EngineError::Confine { what: "cannot empty a control group".to_owned(), source }
-}
-
-/// For `map_err`, on an operation on `path`.
-pub(crate) fn file_error(
-    action: &'static str,
-    path: &Utf8Path,
-) -> impl Fn(io::Error) -> EngineError {
-    move |source| EngineError::File { action, path: path.to_owned(), source }
-}
-
-/// Runs what blocks for longer than a moment away from the event loop.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, EngineError> + Send + 'static,
-) -> Result<T, EngineError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(_) => Err(EngineError::Gone), // the runtime is going down
-        },
-    }
 }

@@ -11,22 +11,23 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bhatti_engine::{BootSpec, EngineError, Private, RootDisk, VmRecord};
+use bhatti_engine::{BootSpec, EngineError, EngineName, Private, RootDisk, VmRecord};
 use bhatti_types::Mib;
 use camino::Utf8Path;
 
-use crate::cgroup::{Group, Limits};
 use crate::cmdline::{Fds, Machine, Memory, Start};
-use crate::confine::{self, Confinement};
-use crate::control;
+use crate::control::{self, QMP_SOCKET};
 use crate::disk::{self, MAX_LAYERS, TopName};
-use crate::engine::{Inner, blocking, file_error};
-use crate::machine_dir::{AGENT_SOCKET, MachineDir, QMP_SOCKET};
-use crate::memory::template::InUse;
-use crate::process::Process;
+use crate::engine::Inner;
 use crate::qmp::Qmp;
-use crate::vm::{Parts, QemuVm};
-use crate::vmm_log::VmmLog;
+use crate::vm::{AGENT_SOCKET, Parts, QemuVm};
+use bhatti_vmm::cgroup::{Group, Limits};
+use bhatti_vmm::confine::{self, Confinement};
+use bhatti_vmm::machine_dir::MachineDir;
+use bhatti_vmm::memory::template::InUse;
+use bhatti_vmm::process::Process;
+use bhatti_vmm::vmm_log::VmmLog;
+use bhatti_vmm::{blocking, file_error};
 
 /// How long QEMU may take from its start to its greeting; 40 ms on an idle machine.
 const GREETING_DEADLINE: Duration = Duration::from_secs(20);
@@ -91,6 +92,7 @@ impl Inner {
             Ok((process, qmp)) => {
                 let record = VmRecord {
                     id,
+                    engine: EngineName::Qemu,
                     dir: dir.path().to_owned(),
                     pid,
                     start_ticks: process.start_ticks(),
@@ -150,6 +152,8 @@ impl Inner {
             cgroups,
             inherit: machine.fds.iter().chain(template).collect(),
             working_dir: opened.working_dir,
+            network: None,
+            output: None,
             jail,
             file_size: disk::largest_file(opened.disk_bytes).max(memory_file),
             owner: spec.owner,
@@ -286,7 +290,7 @@ fn open_layers(disk: &RootDisk, top_bytes: u64) -> Result<Vec<File>, EngineError
 }
 
 /// Whether this is a file every machine may read. It is shown to the VMM under a name of its own
-/// ([`crate::jail`]), which skips the directories above but not the permission of the file.
+/// ([`bhatti_vmm::jail`]), which skips the directories above but not the permission of the file.
 fn check_shared(path: &Utf8Path) -> Result<(), EngineError> {
     let metadata = std::fs::metadata(path).map_err(file_error("open", path))?;
     if !metadata.is_file() {

@@ -12,12 +12,12 @@
 //! Promises:
 //! - The VMM runs as its own user, without capabilities, in namespaces of its own, in its own
 //!   cgroup, under QEMU's seccomp filter, with a cleared environment. Its root holds its own
-//!   directory, its program and what that loads, and nothing else (`jail`); every file it
+//!   directory, its program and what that loads, and nothing else (`bhatti_vmm::jail`); every file it
 //!   writes is bounded (`tests/all/confinement.rs`).
 //! - A machine that lives is found again whatever the configuration says now and however the VMM
 //!   behaves, and can always be ended (`tests/all/recovery.rs`).
 //! - Whatever lies in a machine's directory after the VMM has run is its word, not ours: it is
-//!   opened without following links and read up to a bound (`machine_dir`).
+//!   opened without following links and read up to a bound (`bhatti_vmm::machine_dir`).
 //! - A snapshot is checked to the last byte before its machine runs; one that does not fit is
 //!   refused with its reason. Saving, sealing and pausing run to their end, whoever waits
 //!   (`tests/all/snapshot.rs`). Memory is a private mapping, and ADR 0010 says why.
@@ -27,31 +27,21 @@
 //! Not here: TAP devices, images, the protocol on the link.
 
 mod arch;
-mod cgroup;
 mod cmdline;
-mod confine;
 mod control;
 mod disk;
 mod engine;
-mod fingerprint;
-mod jail;
 mod launch;
-mod link;
-mod machine_dir;
-mod manifest;
-mod memory;
 mod merging;
 mod probe;
-mod process;
 mod qmp;
 mod restore;
 mod saving;
 mod sealing;
 mod vm;
-mod vmm_log;
 mod watcher;
 
 pub use arch::Arch;
-pub use cgroup::Claim;
+pub use bhatti_vmm::cgroup::Claim;
 pub use engine::{QemuConfig, QemuEngine};
-pub use probe::AccelChoice;
+pub use probe::{AccelChoice, Found, find};

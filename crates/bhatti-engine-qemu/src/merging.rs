@@ -28,11 +28,11 @@ use tokio::time::{Instant, sleep};
 
 use crate::cmdline::{IMAGE, layer_node, layer_set};
 use crate::disk::{self, MAX_LAYERS, TopName};
-use crate::engine::{blocking, file_error};
 use crate::launch::own_disk;
 use crate::qmp::{Qmp, broken};
 use crate::vm::Shared;
 use crate::watcher::Command;
+use bhatti_vmm::{blocking, file_error};
 
 /// The node QEMU puts on top of the disk while a merge is not over.
 pub(crate) const FILTER: &str = "merging";
@@ -98,9 +98,9 @@ pub(crate) async fn merge(
         let path = &disk.file;
         let file = machine.dir.open_file(&top.file()).map_err(file_error("open", path))?;
         disk::check_overlay(&file, disk.bytes).map_err(file_error("use", path))?;
-        let RootDisk { file, base, mut layers, bytes } = disk;
+        let RootDisk { file, base, mut layers, bytes, format } = disk;
         layers.truncate(keep);
-        Ok(RootDisk { file, base, layers, bytes })
+        Ok(RootDisk { file, base, layers, bytes, format })
     })
     .await
 }

@@ -6,7 +6,6 @@
 //! (paravirtual KVM), and a stock guest kernel never runs.
 
 use std::io;
-use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
 
 use bhatti_engine::EngineError;
@@ -14,6 +13,9 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::arch::Arch;
 use crate::cmdline::{Acceleration, Seccomp};
+use crate::engine::QemuConfig;
+use bhatti_vmm::kvm::{Facts, KvmDevice, Virtualisation};
+use bhatti_vmm::on_path;
 
 /// Which accelerator the operator wants.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,32 +27,6 @@ pub enum AccelChoice {
     Kvm,
     /// Software emulation.
     Tcg,
-}
-
-/// What was observed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Facts {
-    pub kvm: KvmDevice,
-    pub cpu: Virtualisation,
-}
-
-/// What `/dev/kvm` does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum KvmDevice {
-    Absent,
-    /// It is there but cannot be opened, with the error number.
-    Refused(i32),
-    /// It opens but makes no machine.
-    Dead(i32),
-    Works,
-}
-
-/// What `/proc/cpuinfo` says of the CPU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Virtualisation {
-    Vmx,
-    Svm,
-    None,
 }
 
 /// What to use, without the detail that TCG needs measured.
@@ -100,45 +76,24 @@ pub(crate) fn choose(
     }
 }
 
-impl Facts {
-    /// Looks at this host.
-    pub(crate) fn observe() -> Self {
-        let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        Self { kvm: observe_kvm(), cpu: virtualisation(&cpuinfo) }
-    }
+/// What [`find`] found.
+#[derive(Clone, Debug)]
+pub struct Found {
+    pub program: Utf8PathBuf,
+    pub version: String,
+    /// It can be run under a system call filter.
+    pub filtered: bool,
 }
 
-fn virtualisation(cpuinfo: &str) -> Virtualisation {
-    let flags = cpuinfo
-        .lines()
-        .find_map(|line| line.strip_prefix("flags")?.trim_start().strip_prefix(':'))
-        .unwrap_or_default();
-    // Whole words: `vmx` must not be found in a flag that merely contains it.
-    let has = |wanted| flags.split_whitespace().any(|flag| flag == wanted);
-    match (has("vmx"), has("svm")) {
-        (true, _) => Virtualisation::Vmx,
-        (false, true) => Virtualisation::Svm,
-        (false, false) => Virtualisation::None,
+/// Which QEMU an engine with that configuration would run. Starts nothing that stays.
+pub fn find(config: &QemuConfig) -> Result<Found, EngineError> {
+    let (chosen, _) = choose(config.accel, config.arch, Arch::HOST, Facts::observe());
+    let Program { path, version, seccomp } =
+        find_program(config.program.as_deref(), config.arch, chosen)?;
+    if config.arch.has_firmware() {
+        find_firmware(config.firmware.as_deref())?;
     }
-}
-
-fn observe_kvm() -> KvmDevice {
-    /// `_IO(0xAE, 0x01)`.
-    const KVM_CREATE_VM: libc::c_ulong = 0xAE01;
-    let device = match std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
-        Ok(device) => device,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return KvmDevice::Absent,
-        Err(error) => return KvmDevice::Refused(error.raw_os_error().unwrap_or(libc::EIO)),
-    };
-    // SAFETY: the argument is the machine type 0; no memory is passed.
-    let machine = unsafe { libc::ioctl(device.as_raw_fd(), KVM_CREATE_VM, 0) };
-    if machine < 0 {
-        let errno = io::Error::last_os_error().raw_os_error();
-        return KvmDevice::Dead(errno.unwrap_or(libc::EIO));
-    }
-    // SAFETY: the kernel just gave us this descriptor and nothing else owns it.
-    drop(unsafe { <std::os::fd::OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(machine) });
-    KvmDevice::Works
+    Ok(Found { program: path, version, filtered: seccomp == Seccomp::On })
 }
 
 /// The QEMU to use.
@@ -183,13 +138,6 @@ pub(crate) fn find_firmware(configured: Option<&Utf8Path>) -> Result<Utf8PathBuf
         program: candidates.first().map_or("qboot.rom".to_owned(), ToString::to_string),
         hint: "install the Debian package qemu-system-data".to_owned(),
     })
-}
-
-fn on_path(name: &str) -> Option<Utf8PathBuf> {
-    let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
-    // An empty or relative entry would let the working directory choose what root runs.
-    let absolute = path.split(':').filter(|dir| dir.starts_with('/'));
-    absolute.map(|dir| Utf8Path::new(dir).join(name)).find(|file| file.is_file())
 }
 
 fn missing(program: &str, arch: Arch) -> EngineError {
@@ -273,18 +221,6 @@ mod tests {
         for arch in [Arch::X86_64, Arch::Aarch64] {
             assert_eq!(choose(AccelChoice::Tcg, arch, arch, works).0, Chosen::Tcg);
             assert_eq!(choose(AccelChoice::Kvm, arch, arch, absent).0, Chosen::Kvm);
-        }
-    }
-
-    #[test]
-    fn flags_are_whole_words() {
-        for (cpuinfo, expected) in [
-            ("flags\t\t: fpu vmx sse\n", Virtualisation::Vmx),
-            ("processor: 0\nflags\t\t: fpu svm\n", Virtualisation::Svm),
-            ("flags\t\t: fpu vmx_something\nvmx flags\t: ept\n", Virtualisation::None),
-            ("", Virtualisation::None),
-        ] {
-            assert_eq!(virtualisation(cpuinfo), expected, "{cpuinfo}");
         }
     }
 

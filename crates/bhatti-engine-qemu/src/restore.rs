@@ -6,8 +6,6 @@
 //! ```
 
 use std::fs::File;
-use std::io::{Seek, Write};
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,13 +13,14 @@ use bhatti_engine::{BootSpec, EngineError, RestoreSpec};
 use camino::Utf8PathBuf;
 use tokio::time::timeout;
 
-use crate::engine::{Inner, blocking};
+use crate::engine::Inner;
 use crate::launch::{Origin, Started};
-use crate::manifest::{Manifest, Wanted};
-use crate::memory::{Mapping, chain, template::InUse};
-use crate::process::{Process, Status};
 use crate::vm::QemuVm;
-use crate::vmm_log::VmmLog;
+use bhatti_vmm::manifest::{Manifest, Wanted};
+use bhatti_vmm::memory::{Anonymous, chain, of_process, template::InUse};
+use bhatti_vmm::process::Status;
+use bhatti_vmm::vmm_log::VmmLog;
+use bhatti_vmm::{blocking, nameless};
 
 /// How long a VMM whose connection has broken may take to end.
 const END_PATIENCE: Duration = Duration::from_secs(5);
@@ -110,7 +109,7 @@ impl Started {
 
     async fn load_pages(&mut self, dir: Utf8PathBuf) -> Result<(), EngineError> {
         let memory = self.record.memory.unwrap_or(bhatti_types::Mib(0));
-        let mapping = guest_memory(&self.process, self.record.pid, memory.bytes())?;
+        let mapping = of_process(&self.process, self.record.pid, memory.bytes(), Anonymous::Not)?;
         let template = self.template();
         let load = move || Ok(chain::load(&dir, template.as_ref().map(|used| &***used), &mapping)?);
         blocking(load).await
@@ -134,41 +133,10 @@ fn why_not(error: EngineError, status: Option<Status>, log: &VmmLog) -> EngineEr
     }
 }
 
-/// The memory of the machine that `process` is.
-pub(crate) fn guest_memory(
-    process: &Process,
-    pid: i32,
-    bytes: u64,
-) -> Result<Mapping, EngineError> {
-    let mapping = Mapping::find(pid, bytes)?;
-    // It lives, so what was found under its pid is its own.
-    if process.has_ended() { Err(EngineError::Gone) } else { Ok(mapping) }
-}
-
-/// A file in memory with this content, read from its beginning. QEMU gets what was checked, and
-/// not a file that could be another one by now.
-fn nameless(content: &[u8]) -> Result<File, EngineError> {
-    let make = || {
-        // SAFETY: the name is a constant that ends with a zero byte.
-        let fd = unsafe { libc::memfd_create(c"devices".as_ptr(), libc::MFD_CLOEXEC) };
-        if fd < 0 {
-            return Err(std::io::Error::last_os_error());
-        }
-        // SAFETY: the kernel just gave us this descriptor and nothing else owns it.
-        let mut file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
-        file.write_all(content)?;
-        file.rewind()?;
-        Ok(file)
-    };
-    make().map_err(|source| EngineError::File {
-        action: "copy into memory",
-        path: "state".into(),
-        source,
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     #[test]

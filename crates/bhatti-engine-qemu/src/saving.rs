@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use bhatti_engine::{EngineError, Save, Saved};
 
-use crate::engine::blocking;
-use crate::manifest::{self, Facts, MOST_STATE};
-use crate::memory::chain;
-use crate::restore::guest_memory;
 use crate::vm::Shared;
 use crate::watcher::{Command, Devices};
+use bhatti_vmm::blocking;
+use bhatti_vmm::manifest::{self, Facts, MOST_STATE};
+use bhatti_vmm::memory::chain;
+use bhatti_vmm::memory::{Anonymous, of_process};
 
 /// Where the VMM writes, in its own directory. Removed as soon as it has been copied.
 const DEVICES: &str = "devices.state";
@@ -27,7 +27,8 @@ pub(crate) async fn save(machine: Arc<Shared>, save: Save) -> Result<Saved, Engi
     blocking(move || {
         let state = machine.dir.take(DEVICES, MOST_STATE);
         let state = state.map_err(|e| machine.dir.error("read", DEVICES, e))?;
-        let mapping = guest_memory(&machine.process, machine.record.pid, memory.bytes())?;
+        let mapping =
+            of_process(&machine.process, machine.record.pid, memory.bytes(), Anonymous::Not)?;
         let Save { into, since, base } = save;
         let mut saved = chain::save(&mapping, &into, since.as_deref(), base.as_deref())?;
         let Devices { vcpus, disk } = devices;

@@ -22,10 +22,10 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 
 use crate::disk::{self, MAX_LAYERS, TopName};
-use crate::engine::{blocking, file_error};
 use crate::launch::own_disk;
 use crate::vm::Shared;
 use crate::watcher::Command;
+use bhatti_vmm::{blocking, file_error};
 
 /// One sealing, from its first check to its end.
 struct Sealing {
@@ -143,10 +143,10 @@ impl Sealing {
         if let Err(error) = machine.dir.remove(&old.file()) {
             tracing::warn!(%error, dir = %machine.dir.path(), "a sealed layer keeps its old name");
         }
-        let RootDisk { base, mut layers, .. } = disk;
+        let RootDisk { base, mut layers, format, .. } = disk;
         layers.push(sealed);
         let file = machine.dir.path().join(new.file());
-        Ok(RootDisk { file, base, layers, bytes: Some(bytes) })
+        Ok(RootDisk { file, base, layers, bytes: Some(bytes), format })
     }
 }
 

@@ -25,20 +25,22 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::cgroup::Group;
 use crate::cmdline::CONSOLE_BYTES;
 use crate::control::Control;
 use crate::disk::TopName;
-use crate::fingerprint::Host;
-use crate::link::{Link, close_both};
-use crate::machine_dir::{AGENT_SOCKET, CONSOLE_LOG, MachineDir};
-use crate::memory::template::InUse;
-use crate::process::Process;
 use crate::qmp::Qmp;
-use crate::vmm_log::VmmLog;
 use crate::watcher::{Command, Reply, Watched, Watcher};
 use crate::{merging, saving, sealing};
+use bhatti_vmm::cgroup::Group;
+use bhatti_vmm::fingerprint::Host;
+use bhatti_vmm::link::{Link, close_both};
+use bhatti_vmm::machine_dir::{CONSOLE_LOG, MachineDir};
+use bhatti_vmm::memory::template::InUse;
+use bhatti_vmm::process::Process;
+use bhatti_vmm::vmm_log::VmmLog;
 
+/// Where QEMU listens for the link.
+pub(crate) const AGENT_SOCKET: &str = "agent.sock";
 /// How long a kill waits for the watcher, which may be busy, before it goes past him.
 const KILL_PATIENCE: Duration = Duration::from_secs(1);
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);

@@ -12,15 +12,15 @@ use bhatti_engine::{EngineError, Exit};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
-use crate::cgroup::Group;
 use crate::cmdline::CONSOLE_BYTES;
 use crate::control::Control;
 use crate::disk::TopName;
-use crate::machine_dir::{CONSOLE_LOG, MachineDir};
 use crate::merging::{Progress, Step};
-use crate::process::{Process, Status};
 use crate::qmp::{Disk, Event, Qmp, Standing};
-use crate::vmm_log::VmmLog;
+use bhatti_vmm::cgroup::Group;
+use bhatti_vmm::machine_dir::{CONSOLE_LOG, MachineDir};
+use bhatti_vmm::process::{Process, Status};
+use bhatti_vmm::vmm_log::VmmLog;
 
 /// How long a kill waits for the console before it does without.
 const LAST_WORDS: Duration = Duration::from_millis(250);

@@ -14,6 +14,8 @@ mod confinement;
 mod conformance;
 #[path = "all/ending.rs"]
 mod ending;
+#[path = "all/foreign.rs"]
+mod foreign;
 #[path = "all/harness.rs"]
 mod harness;
 #[path = "all/merging.rs"]

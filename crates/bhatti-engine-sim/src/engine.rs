@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bhatti_engine::{
-    Accel, Below, BootSpec, Engine, EngineError, EngineInfo, Exit, Private, RestoreSpec, RootDisk,
-    Vm, VmRecord,
+    Accel, Below, BootSpec, Capabilities, DiskFormat, Engine, EngineError, EngineInfo, EngineName,
+    Exit, Private, RestoreSpec, RootDisk, Vm, VmRecord,
 };
 use bhatti_types::{EngineId, Mib};
 use camino::{Utf8Path, Utf8PathBuf};
@@ -35,11 +35,12 @@ impl SimEngine {
     /// An engine over `host`; making another one is what a daemon restart does.
     pub fn new(host: SimHost) -> Self {
         let info = EngineInfo {
-            name: "sim",
+            name: EngineName::Sim,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             accel: Accel::None,
             why: "a test asks for it".to_owned(),
             warnings: Vec::new(),
+            capabilities: Capabilities { hugepages: true, most_memory: None },
         };
         Self { host, info, fingerprint: FINGERPRINT.to_owned() }
     }
@@ -64,7 +65,7 @@ impl SimEngine {
             std::fs::File::open(file).map_err(file_error("open", file))?;
         }
         let disk = std::fs::read(&spec.root.file).map_err(file_error("open", &spec.root.file))?;
-        if !disk.starts_with(DISK_MAGIC) {
+        if !disk.starts_with(DISK_MAGIC) || spec.root.format != self.disk_format() {
             return Err(EngineError::DiedEarly { log: "the root disk is not one".to_owned() });
         }
         let id = spec.id.clone();
@@ -114,9 +115,39 @@ impl Engine for SimEngine {
         }
         let file = dir.join("root.sim");
         create_disk(&file)?;
+        let format = self.disk_format();
+        let Below { base, layers, .. } = match (below.format, format) {
+            (DiskFormat::Qcow2, DiskFormat::Raw) => {
+                // An image is none of our disks, unless it was one.
+                let was_disk = std::fs::read(base).is_ok_and(|image| image.starts_with(DISK_MAGIC));
+                let taken_over = was_disk.then(|| below.base.clone());
+                let all: Vec<_> = taken_over.into_iter().chain(below.layers).collect();
+                merge_disks(&file, &all)?;
+                Below::image(below.base)
+            }
+            // As in earnest: it takes the place of the image.
+            (DiskFormat::Raw, DiskFormat::Qcow2) => {
+                Below::image(below.layers.last().unwrap_or(&below.base).clone())
+            }
+            // Whole: the topmost is all there is to copy.
+            (DiskFormat::Raw, DiskFormat::Raw) => {
+                let layers: Vec<_> = below.layers.last().cloned().into_iter().collect();
+                merge_disks(&file, &layers)?;
+                Below { layers, ..below }
+            }
+            (DiskFormat::Qcow2, DiskFormat::Qcow2) => below,
+        };
         give_way().await;
         let bytes = Some(size.map_or(metadata.len(), Mib::bytes));
-        Ok(RootDisk { file, base: Some(below.base), layers: below.layers, bytes })
+        Ok(RootDisk { file, base: Some(base), layers, bytes, format })
+    }
+
+    fn disk_format(&self) -> DiskFormat {
+        self.host.room().disk_format
+    }
+
+    async fn recognise(&self, snapshot: &Utf8Path) -> Result<(), EngineError> {
+        snapshot::recognise(snapshot, &self.fingerprint)
     }
 
     fn fingerprint(&self) -> &str {
@@ -153,9 +184,11 @@ impl Engine for SimEngine {
         let found = {
             let room = self.host.room();
             let machine = room.machines.get(&record.id);
-            machine.filter(|m| m.record == *record).map(|m| m.exit.subscribe())
+            machine.filter(|m| m.is_of(record)).map(|m| m.exit.subscribe())
         };
-        if found.is_none() {
+        if found.is_some() {
+            record.is_of(self.info.name)?;
+        } else {
             // The record is wrong, so nobody can have what runs under its id.
             self.host.end(&record.id, Exit::Killed);
         }
@@ -166,7 +199,7 @@ impl Engine for SimEngine {
         self.enter(Call::End).await?;
         let recorded = {
             let room = self.host.room();
-            room.machines.get(&record.id).is_some_and(|m| m.record == *record)
+            room.machines.get(&record.id).is_some_and(|m| m.is_of(record))
         };
         if recorded {
             self.host.end(&record.id, Exit::Killed);

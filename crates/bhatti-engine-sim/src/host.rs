@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bhatti_engine::{Exit, Shape, VmRecord};
+use bhatti_engine::{DiskFormat, EngineName, Exit, Shape, VmRecord};
 use bhatti_types::EngineId;
 use tokio::io::DuplexStream;
 use tokio::sync::watch;
@@ -25,6 +25,7 @@ pub struct SimHost {
 
 pub(crate) struct Room {
     pub(crate) machines: BTreeMap<EngineId, Machine>,
+    pub(crate) disk_format: DiskFormat,
     pub(crate) faults: Faults,
     pub(crate) boot_id: String,
     latency: BTreeMap<Call, Duration>,
@@ -52,11 +53,19 @@ pub(crate) struct Machine {
     pub(crate) link: Option<tokio::sync::oneshot::Sender<()>>,
 }
 
+impl Machine {
+    /// Whether it is the process of that record, whoever is said to have started it.
+    pub(crate) fn is_of(&self, record: &VmRecord) -> bool {
+        VmRecord { engine: self.record.engine, ..record.clone() } == self.record
+    }
+}
+
 impl SimHost {
     /// A host whose guests do `guest`.
     pub fn new(guest: Guest) -> Self {
         let room = Room {
             machines: BTreeMap::new(),
+            disk_format: DiskFormat::default(),
             faults: Faults::default(),
             boot_id: "sim-boot-1".to_owned(),
             latency: BTreeMap::new(),
@@ -108,6 +117,12 @@ impl SimHost {
         let mut room = self.room();
         room.machines.clear();
         room.boot_id.push('\'');
+    }
+
+    /// From now on engines here make disks of that kind, and take no other, as if another engine had
+    /// been installed.
+    pub fn set_disk_format(&self, format: DiskFormat) {
+        self.room().disk_format = format;
     }
 
     /// The machines that run now.
@@ -212,6 +227,7 @@ impl Room {
         self.started += 1;
         let record = VmRecord {
             id: id.clone(),
+            engine: EngineName::Sim,
             dir,
             pid: self.next_pid,
             start_ticks: u64::from(self.next_pid.unsigned_abs()) * 100,

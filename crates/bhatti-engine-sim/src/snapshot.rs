@@ -5,9 +5,9 @@
 //! memory.sim    the machine's memory, as a test set it; linked where it did not change
 //! ```
 //!
-//! Promises: a snapshot that was damaged in any byte, was saved under another fingerprint, or
-//! stands on another base than it is given is [`EngineError::Unusable`]. Snapshots know their
-//! base by a name of its own, so that directories may be renamed.
+//! Promises: a snapshot that was damaged in any byte or stands on another base than it is given is
+//! [`EngineError::Unusable`], one saved under another fingerprint [`EngineError::Foreign`].
+//! Snapshots know their base by a name of its own, so that directories may be renamed.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -99,6 +99,11 @@ pub(crate) fn write_rubbish(save: &Save) {
     std::fs::write(save.into.join(STATE), MAGIC).ok();
 }
 
+/// Whether it was saved under that fingerprint.
+pub(crate) fn recognise(snapshot: &Utf8Path, fingerprint: &str) -> Result<(), EngineError> {
+    State::read(snapshot)?.is_of(fingerprint)
+}
+
 /// What a machine of `shape` wakes with from `snapshot`.
 pub(crate) fn read(
     snapshot: &Utf8Path,
@@ -107,10 +112,7 @@ pub(crate) fn read(
     shape: Shape,
 ) -> Result<Woken, EngineError> {
     let state = State::read(snapshot)?;
-    if state.fingerprint != fingerprint {
-        let why = format!("it was saved by {:?}, this is {fingerprint:?}", state.fingerprint);
-        return Err(EngineError::Unusable { why });
-    }
+    state.is_of(fingerprint)?;
     if (state.vcpus, state.memory_mib) != (shape.vcpus(), shape.memory.0) {
         return unusable("it is of a machine of another size");
     }
@@ -140,6 +142,15 @@ impl State {
             "{MAGIC}\n{name}\n{fingerprint:?}\n{vcpus}\n{memory_mib}\n{base}\n{memory:016x}\n"
         );
         format!("{body}{:016x}\n", checksum(body.as_bytes()))
+    }
+
+    fn is_of(&self, fingerprint: &str) -> Result<(), EngineError> {
+        if self.fingerprint == fingerprint {
+            return Ok(());
+        }
+        let why =
+            format!("its memory was saved by {:?}, this is {fingerprint:?}", self.fingerprint);
+        Err(EngineError::Foreign { why })
     }
 
     fn read(snapshot: &Utf8Path) -> Result<Self, EngineError> {

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 
 use async_trait::async_trait;
-use bhatti_engine::{Carrier, EngineError, Exit, RootDisk, Save, Saved, Vm, VmRecord};
+use bhatti_engine::{Carrier, DiskFormat, EngineError, Exit, RootDisk, Save, Saved, Vm, VmRecord};
 use camino::{Utf8Path, Utf8PathBuf};
 use tokio::sync::{oneshot, watch};
 
@@ -145,6 +145,14 @@ impl Vm for SimVm {
             }
         };
         self.while_paused(Call::SealDisk, |_| ())?;
+        let mut after = disk.clone();
+        after.layers.push(sealed.to_owned());
+        if disk.format == DiskFormat::Raw {
+            // The layer is a copy, and the machine goes on with its file.
+            std::fs::copy(&disk.file, sealed).map_err(file_error("seal", sealed))?;
+            give_way().await;
+            return heard.map(|()| after);
+        }
         // As in earnest: the second name first, then the step that counts, then the first name.
         // `sealed` replaces nothing, and no name of a top is used twice.
         std::fs::hard_link(&disk.file, sealed).map_err(file_error("seal", sealed))?;
@@ -158,8 +166,6 @@ impl Vm for SimVm {
         std::fs::remove_file(&disk.file).map_err(file_error("remove", &disk.file))?;
         give_way().await;
         heard?;
-        let mut after = disk.clone();
-        after.layers.push(sealed.to_owned());
         Ok(RootDisk { file: fresh, ..after })
     }
 
@@ -167,7 +173,9 @@ impl Vm for SimVm {
         self.enter(Call::MergeDisk).await?;
         self.while_paused(Call::MergeDisk, |_| ())?;
         let mut after = disk.clone();
-        merge_disks(&disk.file, after.layers.get(keep..).unwrap_or_default())?;
+        if disk.format == DiskFormat::Qcow2 {
+            merge_disks(&disk.file, after.layers.get(keep..).unwrap_or_default())?;
+        }
         give_way().await;
         after.layers.truncate(keep);
         Ok(after)

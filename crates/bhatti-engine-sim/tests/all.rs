@@ -45,7 +45,7 @@ impl Harness for SimHarness {
         let dir = scratch.join(id.as_str());
         std::fs::create_dir(&dir).expect("a directory");
         let engine = SimEngine::new(self.host.clone());
-        let below = Below { base: scratch.join("base"), layers: Vec::new() };
+        let below = Below::image(scratch.join("base"));
         let root = engine.create_root(below, &dir, None, NOBODY).await;
         BootSpec {
             id,

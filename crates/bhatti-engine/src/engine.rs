@@ -13,7 +13,7 @@ use crate::EngineError;
 /// Makes machines. One per daemon.
 #[async_trait]
 pub trait Engine: Send + Sync {
-    /// What this is and how it was chosen; known at start, shown by `admin status`.
+    /// What this is and how it was chosen; known at start.
     fn info(&self) -> &EngineInfo;
 
     /// Makes the root disk of a sandbox in `dir`, on top of what `below` names.
@@ -21,6 +21,9 @@ pub trait Engine: Send + Sync {
     /// Under QEMU nothing is copied. `size` of `None` keeps the size of what lies below; a larger
     /// one makes a larger device (the guest grows its file system). The file belongs to `owner`
     /// afterwards.
+    ///
+    /// Layers of another engine will do: the answer says what the new disk stands on, which may be
+    /// less than it was given.
     async fn create_root(
         &self,
         below: Below,
@@ -28,6 +31,10 @@ pub trait Engine: Send + Sync {
         size: Option<Mib>,
         owner: Private,
     ) -> Result<RootDisk, EngineError>;
+
+    /// What the disks are that [`Self::create_root`] makes. A machine boots and wakes on such a
+    /// disk only.
+    fn disk_format(&self) -> DiskFormat;
 
     /// Starts a machine. On failure nothing is left behind.
     async fn boot(&self, spec: BootSpec) -> Result<Arc<dyn Vm>, EngineError>;
@@ -37,12 +44,17 @@ pub trait Engine: Send + Sync {
     /// state silently depends on.
     fn fingerprint(&self) -> &str;
 
+    /// Whether a snapshot was saved by an engine like this on a host like this; if not,
+    /// [`EngineError::Foreign`]. Reads little: what is damaged may be found by [`Self::restore`]
+    /// only. So that nothing is made ready for what cannot be restored.
+    async fn recognise(&self, snapshot: &Utf8Path) -> Result<(), EngineError>;
+
     /// Starts a machine from a snapshot that [`Vm::save`] made. It is paused; nothing of it has
     /// run. On failure nothing is left behind.
     ///
     /// Every byte of memory is checked against what was saved. [`EngineError::Unusable`] means
-    /// that this snapshot will not work on this host however often it is tried; any other error
-    /// is about the host, now.
+    /// that this snapshot is of no use anywhere, [`EngineError::Foreign`] that it is, elsewhere;
+    /// any other error is about the host, now.
     async fn restore(&self, spec: RestoreSpec) -> Result<Arc<dyn Vm>, EngineError>;
 
     /// Finds a machine that a former daemon started. `Ok(None)`: it is gone, and its traces
@@ -50,7 +62,8 @@ pub trait Engine: Send + Sync {
     ///
     /// The record's process, start time and host boot decide alone. While such a process lives
     /// the answer is never `None`: either a [`Vm`], which may know less than one that was booted
-    /// here if the VMM does not co-operate, or an error. After an error the machine may run on:
+    /// here if the VMM does not co-operate, or an error: [`EngineError::Foreign`] if another
+    /// engine started it. After an error the machine may run on:
     /// its id belongs into the `keep` of [`Engine::sweep`], and [`Engine::end`] still ends it.
     async fn adopt(&self, record: &VmRecord) -> Result<Option<Arc<dyn Vm>>, EngineError>;
 
@@ -134,8 +147,7 @@ impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin> Duplex for 
 /// How an engine came to be chosen and what it can do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct EngineInfo {
-    /// `qemu`, `firecracker`, `sim`.
-    pub name: &'static str,
+    pub name: EngineName,
     /// Version of the VMM program.
     pub version: String,
     pub accel: Accel,
@@ -143,6 +155,45 @@ pub struct EngineInfo {
     pub why: String,
     /// Promised isolation this host cannot give, one sentence each; empty on a good host.
     pub warnings: Vec<String>,
+    pub capabilities: Capabilities,
+}
+
+/// What not every engine can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Capabilities {
+    /// Machines with memory in pages of 2 MiB ([`BootSpec::hugepages`]).
+    pub hugepages: bool,
+    /// The most memory a machine can have, if that is less than the host has.
+    pub most_memory: Option<Mib>,
+}
+
+impl EngineInfo {
+    /// Whether there can be such a machine; [`EngineError::Unsupported`] if not.
+    pub fn supports(&self, memory: Mib, hugepages: bool) -> Result<(), EngineError> {
+        let Self { name, capabilities: Capabilities { hugepages: huge, most_memory }, .. } = self;
+        let refuse = |what: String| Err(EngineError::Unsupported { what });
+        match *most_memory {
+            Some(Mib(most)) if memory.0 > most => refuse(format!(
+                "the {name} engine of this host makes no machines with more than {most} MB of memory"
+            )),
+            _ if hugepages && !huge => refuse(format!(
+                "the {name} engine of this host makes no machines on huge pages: create without \
+                 --hugepages"
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The engines there are, by the words of the configuration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineName {
+    /// What started every machine whose record does not say.
+    #[default]
+    Qemu,
+    Firecracker,
+    Sim,
 }
 
 /// What executes the guest's instructions.
@@ -218,6 +269,30 @@ pub struct Below {
     pub base: Utf8PathBuf,
     /// Sealed layers over it, the lowest first.
     pub layers: Vec<Utf8PathBuf>,
+    /// Of the layers. The base is raw.
+    pub format: DiskFormat,
+    /// How large the device is, if that is recorded: what the layers say of themselves is their
+    /// writer's word.
+    pub bytes: Option<u64>,
+}
+
+impl Below {
+    /// An image and nothing else.
+    pub fn image(base: Utf8PathBuf) -> Self {
+        Self { base, layers: Vec::new(), format: DiskFormat::default(), bytes: None }
+    }
+}
+
+/// How a disk lies in files. It is recorded and never guessed from what is in them, which the guest
+/// has written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskFormat {
+    /// Each layer holds what differs from those below it. All disks whose record does not say.
+    #[default]
+    Qcow2,
+    /// Each file is the whole disk, byte for byte, and needs nothing below it.
+    Raw,
 }
 
 /// The unprivileged identity a VMM runs as; one per sandbox.
@@ -255,6 +330,9 @@ pub struct RootDisk {
     /// Size of the device in bytes; `None` in a record from before it was kept.
     #[serde(default)]
     pub bytes: Option<u64>,
+    /// Of the file and the layers. The base is raw.
+    #[serde(default)]
+    pub format: DiskFormat,
 }
 
 /// The one network device.
@@ -271,6 +349,9 @@ pub struct Nic {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmRecord {
     pub id: EngineId,
+    /// Who started it.
+    #[serde(default)]
+    pub engine: EngineName,
     pub dir: Utf8PathBuf,
     pub pid: i32,
     /// Field 22 of `/proc/<pid>/stat`, in clock ticks since boot: with the pid, an identity.
@@ -287,6 +368,21 @@ pub struct VmRecord {
     pub memory: Option<Mib>,
 }
 
+impl VmRecord {
+    /// Whether that engine started it; [`EngineError::Foreign`] if not.
+    pub fn is_of(&self, here: EngineName) -> Result<(), EngineError> {
+        let Self { engine, .. } = self;
+        if *engine == here {
+            return Ok(());
+        }
+        let why = format!(
+            "its machine runs under the {engine} engine, and this daemon runs {here}: start the \
+             daemon with \"engine: {engine}\" to use it, or destroy it"
+        );
+        Err(EngineError::Foreign { why })
+    }
+}
+
 /// How a machine ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -298,6 +394,16 @@ pub enum Exit {
     Died { detail: String },
 }
 
+impl std::fmt::Display for EngineName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Qemu => "qemu",
+            Self::Firecracker => "firecracker",
+            Self::Sim => "sim",
+        })
+    }
+}
+
 impl std::fmt::Display for Accel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
@@ -305,5 +411,35 @@ impl std::fmt::Display for Accel {
             Self::Tcg => "tcg",
             Self::None => "none",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_engine_cannot_do_is_refused_with_its_name() {
+        let info = |hugepages, most_memory| EngineInfo {
+            name: EngineName::Firecracker,
+            version: String::new(),
+            accel: Accel::Kvm,
+            why: String::new(),
+            warnings: Vec::new(),
+            capabilities: Capabilities { hugepages, most_memory },
+        };
+        let all = info(true, None);
+        let little = info(false, Some(Mib(3072)));
+        for (memory, hugepages) in [(256, false), (3072, false)] {
+            assert!(little.supports(Mib(memory), hugepages).is_ok());
+            assert!(all.supports(Mib(memory << 8), true).is_ok());
+        }
+        let refused = |memory, hugepages| match little.supports(Mib(memory), hugepages) {
+            Err(EngineError::Unsupported { what }) => what,
+            other => panic!("{other:?}"),
+        };
+        let what = refused(3073, false);
+        assert!(what.contains("firecracker") && what.contains("more than 3072 MB"), "{what}");
+        assert!(refused(256, true).contains("without --hugepages"));
     }
 }

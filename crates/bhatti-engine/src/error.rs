@@ -41,10 +41,16 @@ pub enum EngineError {
     /// The control socket broke or said no.
     #[error("VMM command {command} failed: {message}")]
     Control { command: String, message: String },
-    /// A snapshot cannot be restored here, now or later: it is damaged, or was made by another
-    /// engine or on another CPU. One sentence says which.
+    /// A snapshot cannot be restored, here or anywhere. One sentence says why.
     #[error("the snapshot cannot be used: {why}")]
     Unusable { why: String },
+    /// What is there is whole and another engine's, or of another kind of host: it goes on there,
+    /// and not here. One sentence says whose it is and what to do.
+    #[error("{why}")]
+    Foreign { why: String },
+    /// This engine makes no such machines ([`crate::EngineInfo::supports`]).
+    #[error("{what}")]
+    Unsupported { what: String },
     /// The host has not reserved enough 2 MiB pages.
     #[error(
         "{needed} hugepages of 2 MiB are needed, {free} are free on this host: \

@@ -12,6 +12,7 @@
 //! - `kill` is idempotent and returns only when the process is gone.
 //! - A snapshot is a directory. What [`Vm::save`] put there [`Engine::restore`] brings back byte
 //!   for byte, any number of times, or says [`EngineError::Unusable`] and leaves nothing.
+//!   One of another engine is [`EngineError::Foreign`]; a disk of another engine is taken over.
 //! - `exited` may be awaited by many and at any time, also after the fact.
 
 pub mod conformance;
@@ -19,7 +20,7 @@ mod engine;
 mod error;
 
 pub use engine::{
-    Accel, Below, BootSpec, Carrier, Engine, EngineInfo, Exit, Nic, Private, RestoreSpec, RootDisk,
-    Save, Saved, Shape, Vm, VmRecord,
+    Accel, Below, BootSpec, Capabilities, Carrier, DiskFormat, Engine, EngineInfo, EngineName,
+    Exit, Nic, Private, RestoreSpec, RootDisk, Save, Saved, Shape, Vm, VmRecord,
 };
 pub use error::EngineError;

@@ -8,6 +8,10 @@
 //!
 //! A generation of a sandbox is a snapshot of its memory and the layers that were sealed with it.
 //! Each wake writes into a new top, so a generation stays whole while the machine runs on.
+//!
+//! What another engine has left is sealed like anything else, and the engine makes a new top over it
+//! ([`Engine::create_root`](bhatti_engine::Engine::create_root)), which it may stand on or have
+//! copied.
 
 use std::os::unix::fs::OpenOptionsExt;
 
@@ -32,18 +36,17 @@ pub(crate) async fn blocking<T: Send + 'static>(
 pub(crate) async fn first(
     world: &World,
     row: &SandboxRow,
-    image: Utf8PathBuf,
-    sealed: Vec<Utf8PathBuf>,
+    below: Below,
 ) -> Result<RootDisk, WakeError> {
     let (layout, id, uid) = (world.layout.clone(), row.engine_id.clone(), row.vmm_uid);
     let (dir, below) = blocking(move || {
         // A former try may have been cut short.
         layout.remove_sandbox(&id)?;
         let dir = layout.make_sandbox(&id, uid)?;
-        let base = layout.pin_image(&id, &image)?;
+        let base = layout.pin_image(&id, &below.base)?;
         let link = |(number, layer): (u32, &Utf8PathBuf)| layout.link_layer(&id, number, layer);
-        let layers = (0..).zip(&sealed).map(link).collect::<Result<_, _>>()?;
-        Ok((dir, Below { base, layers }))
+        let layers = (0..).zip(&below.layers).map(link).collect::<Result<_, _>>()?;
+        Ok((dir, Below { base, layers, ..below }))
     })
     .await?;
     let size = (row.disk_size.0 > 0).then_some(row.disk_size);
@@ -54,6 +57,15 @@ pub(crate) async fn first(
 /// All layers of a disk, the lowest first.
 pub(crate) fn layers_of(disk: &RootDisk) -> Vec<Utf8PathBuf> {
     disk.layers.iter().cloned().chain([disk.file.clone()]).collect()
+}
+
+/// A sealed disk, for another to stand on.
+pub(crate) fn below(sealed: &RootDisk) -> Result<Below, WakeError> {
+    let base = sealed.base.clone().ok_or_else(|| {
+        WakeError::Record("root disk: it stands on no image, so nothing can stand on it".to_owned())
+    })?;
+    let RootDisk { format, bytes, .. } = *sealed;
+    Ok(Below { base, layers: layers_of(sealed), format, bytes })
 }
 
 /// The disk that `disk` is once its top has been sealed under that number.
@@ -67,12 +79,8 @@ pub(crate) async fn new_top(
     row: &SandboxRow,
     sealed: &RootDisk,
 ) -> Result<RootDisk, WakeError> {
-    let base = sealed.base.clone().ok_or_else(|| {
-        WakeError::Record("root disk: it stands on no image, so nothing can stand on it".to_owned())
-    })?;
-    let below = Below { base, layers: layers_of(sealed) };
     let dir = world.layout.sandbox(&row.engine_id);
-    let made = world.engine.create_root(below, &dir, None, owner_of(row)).await;
+    let made = world.engine.create_root(below(sealed)?, &dir, None, owner_of(row)).await;
     made.map_err(WakeError::Engine)
 }
 
@@ -114,6 +122,47 @@ pub(crate) async fn seal(
 pub(crate) fn current(row: &SandboxRow) -> Result<RootDisk, WakeError> {
     let missing = || WakeError::Record("root disk: there is none".to_owned());
     disk_record(row.root_disk.as_ref().ok_or_else(missing)?)
+}
+
+/// The disk of a sandbox without a machine, for the next to boot from. One that another engine has
+/// left is sealed and gets a new top first. A crash on the way leaves a record that is right, and
+/// the next call goes on from there.
+pub(crate) async fn bootable(world: &World, row: &SandboxRow) -> Result<RootDisk, WakeError> {
+    let present = current(row)?;
+    let (layout, engine_id) = (world.layout.clone(), row.engine_id.clone());
+    let is_top = present.file.starts_with(layout.sandbox(&engine_id));
+    if is_top && present.format == world.engine.disk_format() {
+        return Ok(present);
+    }
+    tracing::info!(from = ?present.format, to = ?world.engine.disk_format(), "taking over a disk");
+    let record = async |disk: &RootDisk| {
+        let (id, value) = (row.id.clone(), to_json("root disk", disk)?);
+        Ok::<_, WakeError>(world.db.call(move |store| store.set_root_disk(&id, &value)).await?)
+    };
+    let sealed = if is_top {
+        let id = row.id.clone();
+        let number = world.db.call(move |store| store.next_serial(&id)).await?;
+        let sealed = sealed_as(world, row, &present, number);
+        let (layout, id, top) = (layout.clone(), engine_id.clone(), present.file.clone());
+        blocking(move || layout.link_layer(&id, number, &top)).await?;
+        sync_names(&sealed).await?;
+        // It has two names until this is on the medium.
+        record(&sealed).await?;
+        sealed
+    } else {
+        present
+    };
+    let file = sealed.file.clone();
+    blocking(move || {
+        bhatti_storage::seal_layer(&file, &file)?;
+        layout.clear_sandbox(&engine_id)
+    })
+    .await?;
+    let top = new_top(world, row, &sealed).await?;
+    sync_top(&top).await?;
+    sync_names(&top).await?;
+    record(&top).await?;
+    Ok(top)
 }
 
 /// What is true of a sandbox whose machine is gone, besides its phase: what was frozen is older
@@ -252,7 +301,7 @@ pub(crate) fn link_disk(
         bhatti_storage::link_file(image, &name).map(|()| name)
     });
     let file = linked.pop().unwrap_or_else(|| disk.file.clone());
-    Ok(RootDisk { file, base: base.transpose()?, layers: linked, bytes: disk.bytes })
+    Ok(RootDisk { file, base: base.transpose()?, layers: linked, ..disk.clone() })
 }
 
 /// Removes what neither the disk of `row` nor one of its generations needs. Best effort: what
@@ -275,7 +324,10 @@ fn needed(row: &SandboxRow) -> Option<Vec<Utf8PathBuf>> {
     let mut needed = Vec::new();
     let disks = row.generations.iter().map(|generation| &generation.disk);
     for disk in disks.chain(&row.root_disk) {
-        needed.extend(layers_of(&disk_record(disk).ok()?));
+        let disk = disk_record(disk).ok()?;
+        needed.extend(layers_of(&disk));
+        // Usually an image, and in another place; it may be what another engine has left.
+        needed.extend(disk.base);
     }
     Some(needed)
 }

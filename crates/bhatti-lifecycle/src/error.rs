@@ -148,6 +148,14 @@ impl WakeError {
         )
     }
 
+    /// True if what is to be continued is whole and another engine's or host's.
+    pub fn is_foreign(&self) -> bool {
+        match self {
+            Self::NotAsItWas { cause, .. } => cause.is_foreign(),
+            other => matches!(other, Self::Engine(EngineError::Foreign { .. })),
+        }
+    }
+
     /// True if the guest, not the host, is why it failed: nothing for an operator to look at.
     pub fn is_the_guests(&self) -> bool {
         match self {

@@ -202,7 +202,10 @@ mod tests {
         assert!(!goes_on(&silent, false));
         assert!(goes_on(&silent, true));
         let why = "checksum".to_owned();
-        assert!(goes_on(&WakeError::Engine(EngineError::Unusable { why }), false));
+        assert!(goes_on(&WakeError::Engine(EngineError::Unusable { why: why.clone() }), false));
+        let foreign = WakeError::Engine(EngineError::Foreign { why });
+        assert!(!goes_on(&foreign, false), "it is whole, elsewhere");
+        assert!(goes_on(&foreign, true));
         assert!(!goes_on(&WakeError::ShuttingDown, true));
         let full = EngineError::NoSpace { needed_mib: 1, free_mib: 0 };
         assert!(!goes_on(&WakeError::Engine(full), true), "booting needs room too");

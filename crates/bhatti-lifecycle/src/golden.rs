@@ -346,8 +346,7 @@ async fn build(
         Ok((into, dir, layout.pin_image(&scratch_id, &file)?))
     })
     .await?;
-    let below = Below { base, layers: Vec::new() };
-    let root = world.engine.create_root(below, &dir, None, owner).await;
+    let root = world.engine.create_root(Below::image(base), &dir, None, owner).await;
     let root = root.map_err(WakeError::Engine)?;
     let tap = world.taps.open_detached().await.map_err(WakeError::Network)?;
     let nobody = nobody(world, scratch, tap.is_some());

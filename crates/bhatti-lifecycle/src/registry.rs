@@ -190,6 +190,7 @@ impl Sandboxes {
         spec: CreateSpec,
     ) -> Result<Created, ServiceError> {
         spec.check(caller)?;
+        spec.check_engine(self.inner.world.engine.info(), caller)?;
         let (reply, answer) = oneshot::channel();
         let (this, caller) = (self.clone(), caller.clone());
         // A task of its own: between reserving a row and starting its actor nothing may be lost.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use bhatti_engine::EngineInfo;
 use bhatti_store::{NewSandbox, SandboxRow, UserRow};
 use bhatti_types::{BadLabel, Cpus, Labels, Mib, Name};
 use sha2::{Digest, Sha256};
@@ -106,6 +107,17 @@ impl CreateSpec {
             files_digest: self.files_digest(),
             uids,
         }
+    }
+
+    /// Whether the engine makes such machines, known before anything is made.
+    pub(crate) fn check_engine(
+        &self,
+        engine: &EngineInfo,
+        caller: &UserRow,
+    ) -> Result<(), ServiceError> {
+        let memory = self.memory.unwrap_or(DEFAULT_MEMORY.min(caller.max_memory));
+        let supported = engine.supports(memory, self.hugepages.unwrap_or(false));
+        supported.map_err(|error| ServiceError::Invalid(error.to_string()))
     }
 
     /// True if `row` is what this asks for, in everything that was said. What was left out

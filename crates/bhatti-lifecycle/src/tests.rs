@@ -2,6 +2,7 @@
 
 mod crash;
 mod create;
+mod foreign;
 mod golden;
 mod hold;
 mod life;
@@ -16,7 +17,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bhatti_engine::RootDisk;
+use bhatti_engine::{DiskFormat, RootDisk};
 use bhatti_engine_sim::{Call, SimEngine, SimHost};
 use bhatti_storage::Layout;
 use bhatti_store::{Db, ImageRow, NewUser, SandboxRow, Store, UserRow};
@@ -433,7 +434,12 @@ impl Daemon {
     /// What the guest has on its disk, layer by layer.
     fn disk(row: &SandboxRow) -> String {
         let disk: RootDisk = serde_json::from_value(row.root_disk.clone().unwrap()).unwrap();
-        let layers = disk.layers.iter().chain([&disk.file]);
+        if disk.format == DiskFormat::Raw {
+            return std::fs::read_to_string(disk.file).unwrap();
+        }
+        // What another engine has left takes the place of the image.
+        let taken_over = disk.base.iter().filter(|base| base.as_str().contains("/layers/"));
+        let layers = taken_over.chain(&disk.layers).chain([&disk.file]);
         layers.map(|layer| std::fs::read_to_string(layer).unwrap()).collect()
     }
 

@@ -28,7 +28,9 @@ mod transit;
 
 pub(crate) use firewall::foreign_drops;
 pub(crate) use ruleset::generation as rules_generation;
-pub(crate) use tap::{LINGER, LINGER_STEP, TUN, open_detached_tap, open_tap, taps_in};
+pub(crate) use tap::{
+    LINGER, LINGER_STEP, TUN, open_detached_tap, open_tap, remove_unheld, taps_in,
+};
 pub(crate) use transit::{choose_transit, release_transit};
 
 /// Where `ip netns` keeps named namespaces.

@@ -166,15 +166,20 @@ impl Networks {
     }
 
     /// Removes every network of ours whose user is not in `keep`, TAPs or not, and returns whose
-    /// they were. For the start of the daemon, after machines have been adopted or ended.
+    /// they were; in the others, the TAPs that no machine holds. For the start of the daemon, after
+    /// machines have been adopted or ended and before any is started.
     pub async fn sweep(&self, keep: &[u32]) -> Result<Vec<u32>, NetError> {
-        let mut found = self.inner.found()?;
-        found.retain(|index| !keep.contains(index));
+        let (kept, found): (Vec<u32>, Vec<u32>) =
+            self.inner.found()?.into_iter().partition(|index| keep.contains(index));
+        for index in kept {
+            let (inner, _slot) = self.lock(index).await;
+            inner.remove_unheld(index).await?;
+        }
         for &index in &found {
             let (inner, mut slot) = self.lock(index).await;
             complete(async move { inner.remove(index, &mut slot).await }).await?;
         }
-        Ok(found.into_iter().collect())
+        Ok(found)
     }
 
     /// Removes the host's rules and the claim to the transit range if no user has a network.
@@ -271,6 +276,22 @@ impl Inner {
         }
         self.remove(index, slot).await?;
         Ok(Released::Removed)
+    }
+
+    /// Removes what a daemon has left that died while it handed a TAP over.
+    async fn remove_unheld(&self, index: u32) -> Result<(), NetError> {
+        let namespace = self.names.namespace(index);
+        match apply::remove_unheld(&namespace).await {
+            Ok(taps) => {
+                for tap in taps {
+                    tracing::info!(namespace, tap, "removed a network device that nobody held");
+                }
+                Ok(())
+            }
+            // Absent: it is made when it is needed.
+            Err(NetError::Namespace { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     async fn remove(&self, index: u32, slot: &mut Slot) -> Result<(), NetError> {

@@ -53,6 +53,24 @@ impl Ran {
     }
 }
 
+/// Which engine the daemons of all tests use, unless a test says something else; without it, what a
+/// daemon chooses by itself.
+const ENGINE: &str = "BHATTI_TEST_ENGINE";
+
+/// The lines of a configuration that say so. Where there is a Firecracker for tests, every daemon
+/// knows it.
+fn engine_config(extra: &str) -> String {
+    let lines = [
+        ("engine", ENGINE),
+        ("firecracker_bin", "BHATTI_FIRECRACKER_BIN"),
+        ("firecracker_seccomp_filter", "BHATTI_FIRECRACKER_SECCOMP"),
+    ];
+    let unsaid = lines.into_iter().filter(|(key, _)| !extra.contains(&format!("{key}:")));
+    unsaid
+        .filter_map(|(key, variable)| Some(format!("{key}: {}\n", std::env::var(variable).ok()?)))
+        .collect()
+}
+
 /// What the daemon's log says of each machine that came up by booting: one of a sandbox, and one
 /// that was frozen at once for others to be cloned from.
 const BOOTED: [&str; 2] = ["machine is up", "made a golden snapshot"];
@@ -157,10 +175,11 @@ impl TestDaemon {
 
     fn write_config(&self, client: &str) {
         let text = format!(
-            "listen: 127.0.0.1:0\ndata_dir: {}\nnetwork_prefix: {}\n{}\n{client}",
+            "listen: 127.0.0.1:0\ndata_dir: {}\nnetwork_prefix: {}\n{}\n{}{client}",
             self.data_dir(),
             self.prefix,
-            self.extra_config
+            self.extra_config,
+            engine_config(&self.extra_config),
         );
         std::fs::write(self.config(), text).expect("a config file");
     }
@@ -205,13 +224,18 @@ impl TestDaemon {
     }
 
     /// Where `BHATTI_TEST_ACCEL` says what machines have to run on, the daemon must have found it by
-    /// itself: a test that was meant for KVM says nothing under emulation.
+    /// itself: a test that was meant for KVM says nothing under emulation. And so with the engine.
     fn assert_accelerated(&self) {
-        let Ok(wanted) = std::env::var("BHATTI_TEST_ACCEL") else { return };
         let log = self.log.lock().expect("not poisoned");
         let chosen = log.iter().find(|line| message(line) == "engine chosen");
-        let accel = chosen.and_then(|line| field(line, "accel"));
-        assert_eq!(accel.as_deref(), Some(wanted.as_str()), "{chosen:?}");
+        for (variable, name) in [("BHATTI_TEST_ACCEL", "accel"), (ENGINE, "engine")] {
+            let Ok(wanted) = std::env::var(variable) else { continue };
+            if name == "engine" && self.extra_config.contains("engine:") {
+                continue; // this test has an opinion
+            }
+            let found = chosen.and_then(|line| field(line, name));
+            assert_eq!(found.as_deref(), Some(wanted.as_str()), "{chosen:?}");
+        }
     }
 
     /// `bhatti user create`; the account with its key.

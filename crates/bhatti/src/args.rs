@@ -6,8 +6,8 @@ use camino::Utf8PathBuf;
 use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 
 use crate::command::{
-    completion, cp, create, destroy, edit, exec, file, inspect, list, ports, ps, share, shell,
-    snapshot, start, stop, user,
+    completion, cp, create, destroy, edit, exec, file, inspect, list, ports, ps, serve, share,
+    shell, snapshot, start, stop, user,
 };
 
 /// Everything on one command line.
@@ -64,8 +64,7 @@ pub(crate) enum Command {
     List(list::ListArgs),
     Ps(ps::PsArgs),
     Ports(ports::PortsArgs),
-    /// Start the bhatti daemon
-    Serve,
+    Serve(serve::ServeArgs),
     /// Configure CLI endpoint and API key
     Setup,
     Share(share::ShareArgs),

@@ -21,11 +21,17 @@ fn a_bad_configuration_is_pointed_at() {
             text.contains("config.yaml:4") && text.contains("did you mean \"listen\""),
             "{text}"
         );
-        let daemon = TestDaemon::prepared("qemu_bin: /nonexistent/qemu");
+        let daemon = TestDaemon::prepared("engine: qemu\nqemu_bin: /nonexistent/qemu");
         let text = refusal(&daemon);
         assert!(text.contains("/nonexistent/qemu is not installed"), "{text}");
-        let daemon = TestDaemon::prepared("engine: firecracker");
-        assert!(refusal(&daemon).contains("set engine to auto or qemu"));
+        // Nothing takes its place if somebody asked for it.
+        let absent = "engine: firecracker\nfirecracker_bin: /nonexistent/firecracker";
+        let text = refusal(&TestDaemon::prepared(absent));
+        assert!(
+            text.contains("needs KVM")
+                || text.contains("/nonexistent/firecracker is not installed"),
+            "{text}"
+        );
         let daemon = TestDaemon::prepared("kernel: /nonexistent/vmlinux");
         assert!(refusal(&daemon).contains("guest kernel /nonexistent/vmlinux is missing"));
     });

@@ -21,6 +21,9 @@ use crate::process;
 pub(crate) const WANTED: &[&str] =
     &["virtio_mmio", "virtio_console", "virtio_blk", "virtio_net", "virtio_rng", "overlay"];
 
+/// What only a machine with virtio's socket device loads, from a directory of its own.
+pub(crate) const WANTED_FOR_VSOCK: &[&str] = &["vmw_vsock_virtio_transport"];
+
 /// Reads, strips and numbers the wanted modules and all they depend on.
 pub(crate) fn collect(release_dir: &Path, scratch: &Path) -> Result<Tree> {
     let files = find(release_dir)?;
@@ -30,7 +33,8 @@ pub(crate) fn collect(release_dir: &Path, scratch: &Path) -> Result<Tree> {
         builtin.lines().map(|line| canonical(Path::new(line))).collect();
 
     let mut contents: BTreeMap<String, Vec<u8>> = BTreeMap::new();
-    let order = load_order(WANTED, |name| {
+    let wanted: Vec<&str> = WANTED.iter().chain(WANTED_FOR_VSOCK).copied().collect();
+    let order = load_order(&wanted, |name| {
         if builtin.contains(name) {
             return Ok(Needs::Nothing);
         }
@@ -41,11 +45,17 @@ pub(crate) fn collect(release_dir: &Path, scratch: &Path) -> Result<Tree> {
         Ok(Needs::Load(needs))
     })?;
 
-    let mut tree = Tree::from([("modules".to_owned(), Entry::Directory)]);
+    // What comes behind the last of the common ones is there for vsock alone.
+    let common = order.iter().rposition(|name| WANTED.contains(&name.as_str()));
+    let mut tree = Tree::from([
+        ("modules".to_owned(), Entry::Directory),
+        ("modules/vsock".to_owned(), Entry::Directory),
+    ]);
     for (number, name) in order.iter().enumerate() {
         let content = contents.remove(name).context("every module in the order was read")?;
         let entry = Entry::File { mode: 0o644, content: without_signature(content) };
-        tree.insert(format!("modules/{number:02}-{name}.ko"), entry);
+        let dir = if Some(number) > common { "modules/vsock" } else { "modules" };
+        tree.insert(format!("{dir}/{number:02}-{name}.ko"), entry);
     }
     Ok(tree)
 }

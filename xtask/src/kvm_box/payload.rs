@@ -40,7 +40,8 @@ pub(super) fn build(run: &Run, suites: &[&Suite], options: &Options) -> Result<(
         let binary = executable_of(&["test", "--no-run"], suite.package, "test", "all")?;
         let place_in_box = format!("target/release/deps/{}", suite.name);
         place(&binary, &tree.join(&place_in_box))?;
-        let words = command(suite, &format!("/box/{place_in_box}"), &options.filter);
+        let brought = bring(suite, &tree)?;
+        let words = command(suite, &brought, &format!("/box/{place_in_box}"), &options.filter);
         write(&tree.join(format!("suites/{number:02}-{}", suite.name)), &words)?;
     }
     write(&tree.join("init"), include_str!("init.sh"))?;
@@ -60,13 +61,28 @@ pub(super) fn build(run: &Run, suites: &[&Suite], options: &Options) -> Result<(
     initramfs(run)
 }
 
+/// Takes along what a suite needs of this host; the variables that say where it is in the box.
+fn bring(suite: &Suite, tree: &Path) -> Result<Vec<String>> {
+    let mut variables = Vec::new();
+    for variable in suite.brings {
+        let Some(from) = std::env::var_os(variable) else { continue };
+        let to = tree.join(format!("brought/{variable}"));
+        fs::create_dir_all(tree.join("brought"))
+            .with_context(|| format!("failed to make room for {variable}"))?;
+        fs::copy(&from, &to).with_context(|| format!("failed to bring {}", from.display()))?;
+        variables.push(format!("{variable}=/box/brought/{variable}"));
+    }
+    Ok(variables)
+}
+
 /// The words of a suite's command, for `env`, one a line.
-fn command(suite: &Suite, binary: &str, filter: &[String]) -> String {
+fn command(suite: &Suite, brought: &[String], binary: &str, filter: &[String]) -> String {
     let environment =
         ["BHATTI_BIN=/box/target/release/bhatti", "BHATTI_GUEST_DIR=/box/target/guest"]
             .into_iter()
             .chain(["BHATTI_TEST_ACCEL=kvm", "RUST_BACKTRACE=1"])
-            .chain(suite.environment.iter().copied());
+            .chain(suite.environment.iter().copied())
+            .chain(brought.iter().map(String::as_str));
     let arguments = SKIPPED.iter().chain(suite.arguments).copied();
     let words = environment.chain([binary]).chain(arguments);
     let words = words.chain(filter.iter().map(String::as_str));
@@ -148,9 +164,10 @@ mod tests {
     #[test]
     fn a_suites_words_are_one_a_line_and_the_filter_comes_last() {
         let suite = &super::super::WHOLE[0];
-        let words = command(suite, "/box/x", &["boots and".to_owned()]);
+        let words = command(suite, &["A=/b".to_owned()], "/box/x", &["boots and".to_owned()]);
         let words: Vec<_> = words.lines().collect();
         assert!(words.contains(&"BHATTI_TEST_ACCEL=kvm") && words.contains(&"/box/x"));
+        assert!(words.contains(&"A=/b"));
         assert_eq!(words.last(), Some(&"boots and"));
     }
 }

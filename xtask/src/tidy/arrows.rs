@@ -38,8 +38,9 @@ const RULES: &[Rule] = &[
     },
     Rule { name: "bhatti-engine", ours: &["bhatti-types"], never: &[SQL, "axum"] },
     Rule { name: "bhatti-engine-sim", ours: ENGINE_MAY_USE, never: &[SQL, "axum"] },
-    Rule { name: "bhatti-engine-qemu", ours: ENGINE_MAY_USE, never: &[SQL, "axum"] },
-    Rule { name: "bhatti-engine-firecracker", ours: ENGINE_MAY_USE, never: &[SQL, "axum"] },
+    Rule { name: "bhatti-vmm", ours: ENGINE_MAY_USE, never: &[SQL, "axum", "hyper"] },
+    Rule { name: "bhatti-engine-qemu", ours: VMM_ENGINE_MAY_USE, never: &[SQL, "axum"] },
+    Rule { name: "bhatti-engine-firecracker", ours: VMM_ENGINE_MAY_USE, never: &[SQL, "axum"] },
     Rule { name: "bhatti-net", ours: &["bhatti-types"], never: &[SQL, "axum"] },
     Rule { name: "bhatti-storage", ours: &["bhatti-types"], never: &[SQL, "axum"] },
     Rule { name: "bhatti-store", ours: &["bhatti-types"], never: &["axum", "hyper", "http"] },
@@ -69,6 +70,7 @@ const RULES: &[Rule] = &[
             "bhatti-storage",
             "bhatti-store",
             "bhatti-types",
+            "bhatti-vmm",
         ],
         never: &["clap"],
     },
@@ -112,6 +114,7 @@ const RULES: &[Rule] = &[
 ];
 
 const ENGINE_MAY_USE: &[&str] = &["bhatti-engine", "bhatti-types"];
+const VMM_ENGINE_MAY_USE: &[&str] = &["bhatti-engine", "bhatti-types", "bhatti-vmm"];
 const TESTS_MAY_USE: &[&str] = &[
     "bhatti-api",
     "bhatti-client",

@@ -119,6 +119,9 @@ impl ApiError {
                 | ServiceError::Full(_)
                 | ServiceError::ShuttingDown => S::SERVICE_UNAVAILABLE,
                 ServiceError::Create(cause) if cause.is_the_requests() => S::BAD_REQUEST,
+                ServiceError::Create(cause) | ServiceError::Wake(cause) if cause.is_foreign() => {
+                    S::CONFLICT
+                }
                 ServiceError::Guest(GuestError::Deadline { .. }) => S::BAD_GATEWAY,
                 ServiceError::Guest(GuestError::LinkLost(_)) => S::BAD_GATEWAY,
                 ServiceError::Guest(_)

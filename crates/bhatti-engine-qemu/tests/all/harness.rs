@@ -218,8 +218,8 @@ impl Harness for QemuHarness {
         std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o700)).unwrap();
         std::os::unix::fs::chown(&dir, Some(OWNER.uid), Some(OWNER.gid)).unwrap();
         let base = self.guest.join(image());
-        let below = Below { base, layers: Vec::new() };
         let engine = self.qemu().await;
+        let below = Below::image(base);
         let root = engine.create_root(below, &dir, None, OWNER).await.unwrap();
         BootSpec {
             id,

@@ -75,8 +75,10 @@ impl<'a> Sleeper<'a> {
     /// The same with a new top over the sealed layers.
     async fn heir(&self, mut spec: BootSpec) -> BootSpec {
         std::fs::remove_file(&spec.root.file).unwrap();
-        let below =
-            Below { base: self.disk.base.clone().unwrap(), layers: self.disk.layers.clone() };
+        let below = Below {
+            layers: self.disk.layers.clone(),
+            ..Below::image(self.disk.base.clone().unwrap())
+        };
         spec.root = self.engine.create_root(below, &spec.dir, None, OWNER).await.unwrap();
         spec
     }

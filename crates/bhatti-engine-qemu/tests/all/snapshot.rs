@@ -54,7 +54,7 @@ impl Golden {
         let mut spec = harness.spec().await;
         std::fs::remove_file(&spec.root.file).unwrap();
         let base = self.disk.base.clone().unwrap();
-        let below = Below { base, layers: self.disk.layers.clone() };
+        let below = Below { layers: self.disk.layers.clone(), ..Below::image(base) };
         spec.root = engine.create_root(below, &spec.dir, size, OWNER).await.unwrap();
         spec
     }
@@ -313,7 +313,7 @@ async fn a_full_disk_is_no_pause() {
     let mut spec = harness.spec().await;
     let small = SmallDisk::over(&spec.dir);
     let base = spec.root.base.clone().unwrap();
-    let below = Below { base, layers: Vec::new() };
+    let below = Below::image(base);
     spec.root = engine.create_root(below, &spec.dir, None, OWNER).await.unwrap();
     let vm = engine.boot(spec).await.unwrap();
     harness.booted();
@@ -424,7 +424,7 @@ async fn a_disk_may_have_grown_meanwhile() {
 
 /// A snapshot of another CPU or VMM is refused by its text, one of another clock by its number.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn another_host_is_unusable() {
+async fn what_another_host_saved_is_foreign() {
     let harness = QemuHarness::new();
     let engine = harness.qemu().await;
     let golden = Golden::new(&harness, &engine).await;
@@ -443,10 +443,16 @@ async fn another_host_is_unusable() {
         std::fs::write(&manifest, whole.replace(here, there)).unwrap();
         let machine = golden.machine(&harness, &engine).await;
         match engine.restore(golden.spec(machine)).await.err() {
-            Some(EngineError::Unusable { why }) => assert!(why.contains(word), "{why}"),
+            Some(EngineError::Foreign { why }) => assert!(why.contains(word), "{why}"),
+            other => panic!("{other:?}"),
+        }
+        match engine.recognise(&golden.snapshot).await {
+            Err(EngineError::Foreign { why }) => assert!(why.contains(word), "{why}"),
             other => panic!("{other:?}"),
         }
     }
+    std::fs::write(&manifest, whole).unwrap();
+    engine.recognise(&golden.snapshot).await.unwrap();
 }
 
 /// A device state that is whole but none of this machine: QEMU itself refuses it, and is gone.

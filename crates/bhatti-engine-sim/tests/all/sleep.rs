@@ -111,14 +111,16 @@ async fn any_damaged_byte_and_any_missing_file_is_unusable() {
 }
 
 #[tokio::test]
-async fn a_foreign_snapshot_and_another_size_are_unusable() {
+async fn what_is_foreign_is_known_and_another_size_unusable() {
     let harness = SimHarness::new();
     let saved = harness.directory("saved");
     harness.paused(b"work").await.save(whole(&saved)).await.expect("saves");
     let other = SimEngine::new(harness.host.clone()).with_fingerprint("another CPU");
     assert_eq!(other.fingerprint(), "another CPU");
     let outcome = other.restore(harness.spec_of(&saved, None).await).await;
-    assert!(matches!(outcome, Err(EngineError::Unusable { .. })));
+    assert!(matches!(outcome, Err(EngineError::Foreign { .. })));
+    assert!(matches!(other.recognise(&saved).await, Err(EngineError::Foreign { .. })));
+    harness.engine().await.recognise(&saved).await.expect("its own");
     let mut larger = harness.spec_of(&saved, None).await;
     larger.machine.shape.memory = Mib(512);
     let outcome = harness.engine().await.restore(larger).await;

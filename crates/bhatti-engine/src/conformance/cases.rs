@@ -3,6 +3,8 @@
 use camino::Utf8PathBuf;
 use tokio::io::AsyncReadExt;
 
+use crate::EngineName;
+
 use super::{
     Carrier, EngineError, Exit, Harness, VmRecord, boot, kill, nothing_left, ping, within,
 };
@@ -122,6 +124,29 @@ async fn refused(harness: &dyn Harness, forge: impl Fn(&mut VmRecord)) {
     assert_eq!(within("exit", bystander.exited()).await, Exit::Killed);
 }
 
+/// What another engine started is neither spoken to nor taken for gone, and can be ended.
+pub async fn another_engines_machine_is_left_alone(harness: &dyn Harness) {
+    let engine = harness.engine().await;
+    let vm = boot(harness, &*engine).await;
+    let mut record = vm.record();
+    record.engine = match record.engine {
+        EngineName::Qemu => EngineName::Firecracker,
+        EngineName::Firecracker | EngineName::Sim => EngineName::Qemu,
+    };
+    match within("adopt", engine.adopt(&record)).await {
+        Err(EngineError::Foreign { why }) => {
+            assert!(why.contains(&format!("engine: {}", record.engine)), "{why}");
+        }
+        Err(other) => panic!("not foreign, but {other}"),
+        Ok(found) => panic!("adopted: {}", found.is_some()),
+    }
+    ping(harness, &*vm).await;
+    within("end", engine.end(&record)).await.expect("ending works");
+    nothing_left(harness, &vm.record()).await;
+    let adopted = within("adopt", engine.adopt(&record)).await.expect("asking works");
+    assert!(adopted.is_none(), "nobody is there");
+}
+
 /// A machine whose handle is gone can be ended by its record alone, again and again.
 pub async fn a_record_is_enough_to_end_a_machine(harness: &dyn Harness) {
     let engine = harness.engine().await;
@@ -200,6 +225,7 @@ async fn fails_without_trace(harness: &dyn Harness, spec: crate::BootSpec) {
     let engine = harness.engine().await;
     let record = VmRecord {
         id: spec.id.clone(),
+        engine: engine.info().name,
         dir: spec.dir.clone(),
         pid: 0,
         start_ticks: 0,

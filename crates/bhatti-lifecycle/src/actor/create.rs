@@ -1,6 +1,6 @@
 //! Being made: from an image, by way of a golden snapshot if there is one, or from a named one.
 
-use bhatti_engine::{EngineError, RootDisk, Shape};
+use bhatti_engine::{Below, EngineError, RootDisk, Shape};
 use bhatti_guest_client::Guest;
 use bhatti_store::{Change, Generation, GoldenRow, SandboxRow, SnapshotRow};
 use bhatti_types::Phase;
@@ -96,7 +96,9 @@ impl Actor {
         if let Some(golden) = found {
             let id = golden.row.id.clone();
             match self.clone_golden(row, golden).await {
-                Err(WakeError::Engine(EngineError::Unusable { why })) => {
+                Err(WakeError::Engine(
+                    EngineError::Unusable { why } | EngineError::Foreign { why },
+                )) => {
                     tracing::error!(why, golden = %id, "a golden snapshot is of no use");
                     golden::forget(&self.world, &id).await;
                 }
@@ -112,7 +114,7 @@ impl Actor {
             }
         }
         let (world, subnet) = (&self.world, self.owner.subnet_index);
-        let spec = machine::spec(world, row, subnet, disk::first(world, row, file, Vec::new()));
+        let spec = machine::spec(world, row, subnet, disk::first(world, row, Below::image(file)));
         let spec = spec.await?;
         let root_disk = Some(to_json("root disk", &spec.root)?);
         self.machine = Some(machine::boot(world, row, spec, &self.interrupt).await?);
@@ -122,11 +124,8 @@ impl Actor {
 
     async fn clone_golden(&mut self, row: &SandboxRow, golden: Golden) -> Result<Made, WakeError> {
         let world = &self.world;
-        let below = machine::disk_record(&golden.row.disk)?;
-        let image = below.base.clone().ok_or_else(|| {
-            WakeError::Record("root disk: a golden's stands on no image".to_owned())
-        })?;
-        let root = disk::first(world, row, image, disk::layers_of(&below));
+        let below = disk::below(&machine::disk_record(&golden.row.disk)?)?;
+        let root = disk::first(world, row, below);
         let spec = machine::spec(world, row, self.owner.subnet_index, root).await?;
         let root_disk = Some(to_json("root disk", &spec.root)?);
         let snapshot = world.layout.golden(&golden.row.id);
@@ -148,11 +147,10 @@ impl Actor {
         from: &SnapshotRow,
     ) -> Result<Made, WakeError> {
         let world = &self.world;
-        let below = from.disk.as_ref().ok_or(WakeError::Gone).and_then(machine::disk_record)?;
-        let image = below.base.clone().ok_or(WakeError::Gone)?;
-        let sealed = disk::layers_of(&below);
+        let sealed = from.disk.as_ref().ok_or(WakeError::Gone).and_then(machine::disk_record)?;
+        let below = disk::below(&sealed)?;
         // The layers are linked as 0, 1, 2 and so on; generations are numbered after them.
-        let number = u32::try_from(sealed.len()).unwrap_or(u32::MAX);
+        let number = u32::try_from(below.layers.len()).unwrap_or(u32::MAX);
         let linking = world.snapshots.read().await;
         // Before the look: what it finds recorded is not removed afterwards.
         let golden = from.golden.clone().map(|id| golden::hold_id(world, id));
@@ -163,9 +161,11 @@ impl Actor {
         }
         let (layout, id) = (world.layout.clone(), row.engine_id.clone());
         let source = world.layout.snapshot_memory(&from.id);
+        // Before anything is copied that would be of no use.
+        world.engine.recognise(&source).await.map_err(WakeError::Engine)?;
         let mut bytes = 0;
         let root = async {
-            let root = disk::first(world, row, image, sealed).await?;
+            let root = disk::first(world, row, below).await?;
             let link =
                 move || bhatti_storage::link_tree(&source, &layout.make_frozen(&id, number)?);
             bytes = blocking(link).await?;

@@ -79,17 +79,21 @@ impl Actor {
         let world = &self.world;
         let (Attempt::Resume(at) | Attempt::Boot(at)) = attempt;
         let generation = row.generations.get(at).ok_or_else(no_generation)?;
+        let frozen = Frozen {
+            snapshot: world.layout.frozen(&row.engine_id, generation.number),
+            base: base_dir(world, generation.golden.as_ref()),
+            clone: false,
+        };
+        if let Attempt::Resume(_) = attempt {
+            // Before a disk is made for it that would be of no use.
+            world.engine.recognise(&frozen.snapshot).await.map_err(WakeError::Engine)?;
+        }
         let below = machine::disk_record(&generation.disk)?;
         let root = disk::new_top(world, row, &below);
         let spec = machine::spec(world, row, self.owner.subnet_index, root).await?;
         let root_disk = Some(to_json("root disk", &spec.root)?);
         match attempt {
             Attempt::Resume(_) => {
-                let frozen = Frozen {
-                    snapshot: world.layout.frozen(&row.engine_id, generation.number),
-                    base: base_dir(world, generation.golden.as_ref()),
-                    clone: false,
-                };
                 let machine = machine::restore(world, row, spec, frozen, &self.interrupt).await?;
                 let change = Change {
                     root_disk,
@@ -119,9 +123,8 @@ impl Actor {
     /// Boots from the disk that is there. If it does not work out there is no machine afterwards.
     async fn boot_again(&mut self) -> Result<Guest, WakeError> {
         let row = self.row().await?;
-        let root = disk::current(&row);
-        let spec =
-            machine::spec(&self.world, &row, self.owner.subnet_index, async { root }).await?;
+        let root = disk::bootable(&self.world, &row);
+        let spec = machine::spec(&self.world, &row, self.owner.subnet_index, root).await?;
         let mut machine = machine::boot(&self.world, &row, spec, &self.interrupt).await?;
         self.init(&mut machine, &row).await;
         let from = &[Phase::Hot, Phase::Warm, Phase::Stopped];

@@ -127,7 +127,8 @@ impl Trial<'_> {
             }
             let disks = row.generations.iter().map(|made| &made.disk).chain(&row.root_disk);
             let disks = disks.map(|disk| serde_json::from_value::<RootDisk>(disk.clone()).unwrap());
-            let files = disks.flat_map(|disk| crate::disk::layers_of(&disk));
+            let files =
+                disks.flat_map(|disk| crate::disk::layers_of(&disk).into_iter().chain(disk.base));
             let mine = format!("/layers/{}/", row.engine_id);
             let needed = files.filter(|file| file.as_str().contains(&mine));
             let needed = set(needed.map(|file| file.file_name().unwrap().to_owned()).collect());
@@ -226,6 +227,13 @@ fn golden() -> House {
     House::with_goldens(2)
 }
 
+/// The same with an engine whose disks are whole files.
+fn whole() -> House {
+    let house = golden();
+    house.host.set_disk_format(DiskFormat::Raw);
+    house
+}
+
 async fn create(daemon: &Daemon, alice: &UserRow) -> bool {
     daemon.sandboxes.create(alice, named("dev")).await.is_ok()
 }
@@ -272,7 +280,7 @@ async fn dev_sleeps_if_said(trial: &Trial<'_>) {
 #[tokio::test]
 async fn a_freeze() {
     for power_cut in [false, true] {
-        for house in [House::new, golden] {
+        for house in [House::new, golden, whole] {
             let (prepare, operation, check) = (make_dev, stop, dev_sleeps_if_said);
             Case { house, power_cut, prepare, operation, check }.at_every_step().await;
         }
@@ -289,13 +297,44 @@ async fn a_second_freeze() {
 
 #[tokio::test]
 async fn a_wake() {
-    for power_cut in [false, true] {
+    for (power_cut, house) in [(false, golden as fn() -> House), (true, golden), (false, whole)] {
         let operation = async |daemon: &Daemon, alice: &UserRow| {
             daemon.sandboxes.lease(alice, "dev").await.is_ok()
         };
         let check = async |trial: &Trial<'_>| trial.dev_is_whole().await;
         let prepare = make_cold_dev;
-        Case { house: golden, power_cut, prepare, operation, check }.at_every_step().await;
+        Case { house, power_cut, prepare, operation, check }.at_every_step().await;
+    }
+}
+
+/// The disk of a stopped sandbox is taken over from another engine, and again from that one.
+#[tokio::test]
+async fn a_move_to_another_engine() {
+    let moved = |to: DiskFormat| {
+        async move |house: &House, daemon: &Daemon, alice: &UserRow| {
+            let from = match to {
+                DiskFormat::Raw => DiskFormat::Qcow2,
+                DiskFormat::Qcow2 => DiskFormat::Raw,
+            };
+            house.host.set_disk_format(from);
+            make_rested_dev(house, daemon, alice).await;
+            house.host.power_off(&house.machine());
+            daemon.comes_to(alice, "dev", Phase::Stopped).await;
+            house.host.set_disk_format(to);
+        }
+    };
+    let operation =
+        async |daemon: &Daemon, alice: &UserRow| daemon.sandboxes.lease(alice, "dev").await.is_ok();
+    let check = async |trial: &Trial<'_>| {
+        trial.daemon.sandboxes.lease(&trial.alice, "dev").await.unwrap();
+        let row = trial.daemon.row(&trial.alice, "dev").await;
+        assert_eq!(Daemon::disk(&row).matches("files,").count(), 1, "{row:?}");
+    };
+    for to in [DiskFormat::Raw, DiskFormat::Qcow2] {
+        let prepare = moved(to);
+        Case { house: House::new, power_cut: false, prepare, operation, check }
+            .at_every_step()
+            .await;
     }
 }
 
@@ -318,9 +357,9 @@ async fn base_is_there_if_said(trial: &Trial<'_>) {
 
 #[tokio::test]
 async fn a_checkpoint_of_a_running_one() {
-    for power_cut in [false, true] {
+    for (power_cut, house) in [(false, golden as fn() -> House), (true, golden), (true, whole)] {
         let (prepare, operation, check) = (make_rested_dev, checkpoint, base_is_there_if_said);
-        Case { house: golden, power_cut, prepare, operation, check }.at_every_step().await;
+        Case { house, power_cut, prepare, operation, check }.at_every_step().await;
     }
 }
 

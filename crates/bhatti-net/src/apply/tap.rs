@@ -2,7 +2,8 @@
 //!
 //! Promises:
 //! - The device is not persistent: it vanishes with the last descriptor, so neither a crash of the
-//!   daemon nor the death of a VMM leaves one behind.
+//!   daemon nor the death of a VMM leaves one behind. An engine whose VMM opens it by its name makes
+//!   it persist for that moment; what a crash leaves then is found by [`remove_unheld`].
 //! - The descriptor is close-on-exec; nobody inherits it who was not given it.
 //! - No process is started on this path: making a sandbox waits for it.
 
@@ -27,6 +28,9 @@ pub(crate) const TUN: &str = "/dev/net/tun";
 /// From `linux/sockios.h`; not in the libc crate.
 const SIOCBRADDIF: c_ulong = 0x89a2;
 
+/// From `linux/if_tun.h`; not in the libc crate.
+const TUNSETPERSIST: c_ulong = 0x4004_54cb;
+
 /// How long a TAP may outlive the machine that held it. A process that is being started has copies
 /// of all our descriptors between fork and exec, close-on-exec or not.
 pub(crate) const LINGER: Duration = Duration::from_millis(500);
@@ -46,8 +50,7 @@ pub(crate) async fn open_detached_tap() -> Result<OwnedFd, NetError> {
     // A thread of its own, because a namespace is a thread's, and this one is not left again.
     let (reply, made) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || {
-        let failed =
-            |step: &'static str| move |source| NetError::Tap { step, tap: NAME.to_owned(), source };
+        let failed = |step| failed(step, NAME);
         let make = || {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
                 .map_err(|errno| failed("isolate")(errno.into()))?;
@@ -68,12 +71,43 @@ pub(crate) async fn open_detached_tap() -> Result<OwnedFd, NetError> {
 
 /// How many TAPs of machines exist in `namespace`.
 pub(crate) async fn taps_in(namespace: &str) -> Result<usize, NetError> {
+    in_namespace(namespace, || Ok(taps()?.len())).await
+}
+
+/// Removes the TAPs in `namespace` that no process holds; returns their names. Nobody may be starting
+/// a machine meanwhile.
+pub(crate) async fn remove_unheld(namespace: &str) -> Result<Vec<String>, NetError> {
     in_namespace(namespace, || {
-        let links = if_nameindex()
-            .map_err(|errno| NetError::Run { program: "if_nameindex", source: errno.into() })?;
-        Ok(links.iter().filter(|link| is_tap(&link.name().to_string_lossy())).count())
+        let mut removed = Vec::new();
+        for tap in taps()? {
+            if remove_if_unheld(&tap).map_err(failed("remove", &tap))? {
+                removed.push(tap);
+            }
+        }
+        Ok(removed)
     })
     .await
+}
+
+/// The names of machines' TAPs in the thread's namespace.
+fn taps() -> Result<Vec<String>, NetError> {
+    let links = if_nameindex()
+        .map_err(|errno| NetError::Run { program: "if_nameindex", source: errno.into() })?;
+    let names = links.iter().map(|link| link.name().to_string_lossy().into_owned());
+    Ok(names.filter(|name| is_tap(name)).collect())
+}
+
+fn remove_if_unheld(tap: &str) -> io::Result<bool> {
+    let file = OpenOptions::new().read(true).write(true).open(TUN)?;
+    match create(&file, tap) {
+        // Somebody holds it.
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Ok(false),
+        created => created?,
+    }
+    // SAFETY: a system call on integers; the descriptor is open.
+    let unkept = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETPERSIST as _, 0) };
+    Errno::result(unkept)?;
+    Ok(true)
 }
 
 fn tap_name(id: &EngineId) -> String {
@@ -86,9 +120,13 @@ fn is_tap(name: &str) -> bool {
         .is_some_and(|id| id.len() == 8 && id.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
+/// For `map_err`, on a step of making or removing a TAP.
+fn failed(step: &'static str, tap: &str) -> impl FnOnce(io::Error) -> NetError {
+    move |source| NetError::Tap { step, tap: tap.to_owned(), source }
+}
+
 fn make(tap: &str) -> Result<OwnedFd, NetError> {
-    let failed =
-        |step: &'static str| move |source| NetError::Tap { step, tap: tap.to_owned(), source };
+    let failed = |step| failed(step, tap);
     // The standard library opens with O_CLOEXEC.
     let file = OpenOptions::new().read(true).write(true).open(TUN).map_err(failed("open"))?;
     let end = Instant::now() + LINGER;

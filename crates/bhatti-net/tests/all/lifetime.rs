@@ -7,7 +7,8 @@ use bhatti_net::{Closed, NetError, Networks, Released};
 use bhatti_types::EngineId;
 
 use crate::host::{
-    WORLD, config, guests, inside, ip, networks, on_fresh_host, run, socket, touch, wait_for,
+    DEADLINE, WORLD, config, guests, inside, ip, networks, on_fresh_host, run, socket, touch,
+    wait_for,
 };
 
 /// Everything on the host that a network could change, except forwarding.
@@ -98,6 +99,36 @@ fn sweep_removes_leftovers() {
         assert!(machines[1].pings(WORLD), "a kept machine does not notice");
         touch(&networks, 2).await;
         assert!(machines[1].pings(WORLD), "nor that its network was verified");
+    });
+}
+
+/// An engine whose VMM opens its TAP by name makes it persist for that moment.
+#[test]
+fn sweep_removes_taps_that_nobody_holds() {
+    on_fresh_host(async || {
+        let (networks, prefix) = networks().await;
+        let machine = guests(&networks, 1, 1).await;
+        let [held, left] = [(), ()].map(|()| EngineId::random());
+        let [held_tap, left_tap] = [&held, &left].map(|id| format!("t{}", &id.as_str()[..8]));
+        let held = networks.open_tap(1, &held).await.unwrap();
+        let left = networks.open_tap(1, &left).await.unwrap();
+        for tap in [&held, &left] {
+            const TUNSETPERSIST: u64 = 0x4004_54cb;
+            // SAFETY: a system call on integers; the descriptor is open.
+            assert_eq!(unsafe { nix::libc::ioctl(tap.as_raw_fd(), TUNSETPERSIST, 1) }, 0);
+        }
+        drop(left);
+        let list = || ip(&format!("-n {prefix}1 -o link show master br0"));
+        assert!(list().contains(&left_tap), "{}", list());
+        // A process that another test starts has a copy for a moment.
+        let end = std::time::Instant::now() + DEADLINE;
+        while list().contains(&left_tap) {
+            assert!(std::time::Instant::now() < end, "{}", list());
+            assert!(networks.sweep(&[1]).await.unwrap().is_empty(), "the network is kept");
+        }
+        assert!(list().contains(&held_tap), "{}", list());
+        assert!(machine[0].pings(WORLD), "a machine does not notice");
+        drop(held);
     });
 }
 

@@ -14,7 +14,7 @@ pub(crate) mod names;
 mod pairs;
 pub(crate) mod ports;
 pub(crate) mod ps;
-mod serve;
+pub(crate) mod serve;
 mod setup;
 pub(crate) mod share;
 pub(crate) mod shell;
@@ -45,7 +45,7 @@ pub(crate) fn run(context: &Context, command: Command) -> Result<ExitCode, Failu
         Command::List(args) => list::run(context, &args),
         Command::Ps(args) => ps::run(context, &args),
         Command::Ports(args) => ports::run(context, &args),
-        Command::Serve => serve::run(context),
+        Command::Serve(args) => serve::run(context, &args),
         Command::Setup => setup::run(context),
         Command::Share(args) => share::run(context, &args),
         Command::Shell(args) => shell::run(context, &args),

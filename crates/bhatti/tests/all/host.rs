@@ -48,3 +48,28 @@ fn a_directory_that_cannot_be_is_named() {
     assert_eq!(ran.code, Some(1));
     assert!(ran.stderr.starts_with("Error: open store /proc/nope/state.db: "), "{ran:?}");
 }
+
+/// There is nothing to boot from in an empty data directory, and nobody makes one to look.
+#[test]
+fn a_host_is_looked_at_and_nothing_is_started() {
+    let world = World::new();
+    let dir = world.path("data");
+    let check = |args: &[&str]| {
+        world.run(&[&["--data-dir", dir.to_str().unwrap(), "serve", "--check"], args].concat())
+    };
+    let asked = check(&["--json"]);
+    assert_eq!((asked.code, asked.stderr.as_str()), (Some(1), ""));
+    let report: serde_json::Value = serde_json::from_str(&asked.stdout).unwrap();
+    assert_eq!(report["fit"], false);
+    let items = report["items"].as_array().unwrap();
+    let guest = items.iter().find(|item| item["id"] == "guest").unwrap();
+    assert_eq!((&guest["verdict"], &guest["group"]), (&"failed".into(), &"needed".into()));
+    assert!(guest["advice"].as_str().unwrap().contains("make up"), "{guest}");
+
+    let shown = check(&[]);
+    assert_eq!((shown.code, shown.stderr.as_str()), (Some(1), ""));
+    assert!(shown.stdout.starts_with("What it takes to run\n"), "{}", shown.stdout);
+    assert!(shown.stdout.contains("  FAILED   guest          guest kernel "), "{}", shown.stdout);
+    assert!(shown.stdout.ends_with("no sandbox can run here before what failed is mended\n"));
+    assert!(!dir.exists());
+}

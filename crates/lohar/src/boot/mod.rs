@@ -18,7 +18,6 @@ pub mod root;
 pub mod timing;
 pub mod users;
 
-use std::fs::File;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::path::Path;
@@ -31,7 +30,7 @@ use crate::console::{self, Chain, report};
 use crate::guest::{GID, Guest, UID};
 use crate::process::{Groups, Reaper};
 use crate::replace::replace_config;
-use crate::serve::{carrier, configure::interface, hold::Hold};
+use crate::serve::{carrier, configure::interface, hold::Hold, vsock};
 
 /// How long a device may take to appear. Generous: emulated machines on a busy host are slow.
 const DEVICE_PATIENCE: Duration = Duration::from_secs(20);
@@ -57,8 +56,8 @@ pub enum BootError {
 #[derive(Debug)]
 pub struct Machine {
     pub guest: Arc<Guest>,
-    /// The open virtio-serial port.
-    pub port: File,
+    /// Where the host comes from.
+    pub port: carrier::Port,
 }
 
 /// Boots. Must run as PID 1 in an initramfs, once, before any thread exists.
@@ -70,6 +69,9 @@ pub fn boot() -> Result<Machine, BootError> {
     let loaded = modules::load_all(Path::new("/modules"));
     // The console itself may be a virtio device.
     console::attach();
+    if vsock::has_device() {
+        modules::load_all(Path::new("/modules/vsock"));
+    }
     timeline.mark("modules");
     // While /dev and /sys are where we put them.
     let port = carrier::open_port(DEVICE_PATIENCE)

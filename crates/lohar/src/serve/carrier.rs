@@ -1,6 +1,7 @@
-//! The virtio-serial port named `agent`, as an asynchronous byte stream.
+//! The way to the host: a virtio-serial port named `agent`, or vsock where there is none
+//! ([`super::vsock`]).
 //!
-//! What the driver does, and what follows from it:
+//! What the driver of the serial port does, and what follows from it:
 //! - A blocking write waits until a host is connected. That is how we wait for one: without
 //!   polling, and whatever we write first is its greeting.
 //! - While no host is connected a read ends at once and poll reports a hang-up. tokio remembers
@@ -8,6 +9,7 @@
 
 use std::fs::{DirEntry, File};
 use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -20,12 +22,24 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// What the host calls our port.
 const PORT_NAME: &str = "agent";
 
+/// Where hosts come from.
+#[derive(Debug)]
+pub enum Port {
+    /// The open virtio-serial port.
+    Serial(File),
+    /// A listening vsock socket.
+    Vsock(OwnedFd),
+}
+
 /// Opens the agent's port, waiting for the device to appear.
-pub fn open_port(patience: Duration) -> io::Result<File> {
+pub fn open_port(patience: Duration) -> io::Result<Port> {
     let start = Instant::now();
     loop {
         if let Some(path) = find_port() {
-            return File::options().read(true).write(true).open(path);
+            return File::options().read(true).write(true).open(path).map(Port::Serial);
+        }
+        if super::vsock::has_device() {
+            return super::vsock::listen().map(Port::Vsock);
         }
         if start.elapsed() > patience {
             return Err(io::Error::new(io::ErrorKind::NotFound, "no virtio port named agent"));
@@ -65,10 +79,17 @@ fn set_flags(port: &File, blocking: Blocking) -> io::Result<()> {
     Ok(())
 }
 
-/// One connection of a host.
+/// One connection of a host: a handle of the serial port, or a socket.
 #[derive(Debug)]
 pub struct Connection {
     port: AsyncFd<File>,
+}
+
+impl From<AsyncFd<File>> for Connection {
+    /// The file is in non-blocking mode.
+    fn from(port: AsyncFd<File>) -> Self {
+        Self { port }
+    }
 }
 
 impl Connection {
@@ -116,7 +137,7 @@ impl AsyncWrite for Connection {
         Poll::Ready(Ok(()))
     }
 
-    /// A serial port has no half-close.
+    /// A serial port has no half-close, and the link needs none.
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }

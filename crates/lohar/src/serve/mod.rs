@@ -18,11 +18,13 @@ pub mod ports;
 pub mod power;
 pub mod quiesce;
 pub mod session;
+pub mod vsock;
 pub mod write_file;
 
 use std::error::Error;
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,6 +37,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::boot::Machine;
 use crate::console::{Chain, report};
 use crate::guest::Guest;
+use crate::serve::carrier::Port;
 
 /// A host that connects and leaves at once, over and over, costs at most one round in this time.
 const RECONNECT_PACE: Duration = Duration::from_millis(10);
@@ -91,7 +94,38 @@ async fn power_signal() -> io::Result<()> {
 }
 
 /// Serves one host after another. Ends only when the port breaks.
-async fn serve(guest: Arc<Guest>, port: File) -> io::Result<()> {
+async fn serve(guest: Arc<Guest>, port: Port) -> io::Result<()> {
+    match port {
+        Port::Serial(port) => serve_serial(guest, port).await,
+        Port::Vsock(listener) => serve_vsock(guest, listener).await,
+    }
+}
+
+async fn serve_vsock(guest: Arc<Guest>, listener: OwnedFd) -> io::Result<()> {
+    let listener = vsock::Listener::new(listener)?;
+    let mut next = listener.accept().await?;
+    loop {
+        let since = Instant::now();
+        let newer = tokio::select! {
+            () = serve_connection(&guest, next) => None,
+            newer = listener.accept() => Some(newer?),
+        };
+        sleep(RECONNECT_PACE.saturating_sub(since.elapsed())).await;
+        next = match newer {
+            Some(newer) => newer,
+            None => listener.accept().await?,
+        };
+    }
+}
+
+/// Greets a host that has connected, and serves it until it is gone.
+async fn serve_connection(guest: &Arc<Guest>, mut connection: carrier::Connection) {
+    // If it cannot be written, it cannot be read either.
+    connection.write_all(&bhatti_link::ready_record()).await.ok();
+    serve_link(guest, connection).await;
+}
+
+async fn serve_serial(guest: Arc<Guest>, port: File) -> io::Result<()> {
     let port = Arc::new(port);
     loop {
         let waiting = Arc::clone(&port);
@@ -100,17 +134,20 @@ async fn serve(guest: Arc<Guest>, port: File) -> io::Result<()> {
             .await
             .map_err(io::Error::other)??;
         let since = Instant::now();
-        let connection = carrier::Connection::new(&port)?;
-        let outcome = bhatti_link::serve(connection, |stream| {
-            let guest = Arc::clone(&guest);
-            // Ends by itself: with its stream, or with its command.
-            drop(tokio::spawn(async move { answer(&guest, stream).await }));
-        })
-        .await;
-        if let Err(error) = outcome {
-            report(format_args!("link lost: {}", Chain(&error)));
-        }
+        serve_link(&guest, carrier::Connection::new(&port)?).await;
         sleep(RECONNECT_PACE.saturating_sub(since.elapsed())).await;
+    }
+}
+
+async fn serve_link(guest: &Arc<Guest>, connection: carrier::Connection) {
+    let outcome = bhatti_link::serve(connection, |stream| {
+        let guest = Arc::clone(guest);
+        // Ends by itself: with its stream, or with its command.
+        drop(tokio::spawn(async move { answer(&guest, stream).await }));
+    })
+    .await;
+    if let Err(error) = outcome {
+        report(format_args!("link lost: {}", Chain(&error)));
     }
 }
 

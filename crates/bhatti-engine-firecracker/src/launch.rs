@@ -1,0 +1,415 @@
+//! Starting a VMM, to boot or to be restored: files, jail, process, API.
+//!
+//! What fails here undoes what came before it. [`Started`] is the last step: a VMM that answers,
+//! which the caller either watches or gives up.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bhatti_engine::{Accel, BootSpec, EngineError, EngineName, Nic, Private, Shape, VmRecord};
+use bhatti_types::Mib;
+use bhatti_vmm::cgroup::{self, Group};
+use bhatti_vmm::confine::{self, Confinement};
+use bhatti_vmm::jail::{DESCRIPTORS, INITRAMFS, KERNEL};
+use bhatti_vmm::machine_dir::MachineDir;
+use bhatti_vmm::memory::Zero;
+use bhatti_vmm::memory::template::InUse;
+use bhatti_vmm::process::Process;
+use bhatti_vmm::vmm_log::VmmLog;
+use bhatti_vmm::{blocking, file_error};
+use camino::Utf8Path;
+
+use crate::api::Api;
+use crate::config::{
+    API_SOCKET, Action, ActionType, BootSource, Drive, Entropy, GUEST_CID, INTERFACE, KERNEL_LINE,
+    MachineConfig, NetworkInterface, VSOCK, Vsock,
+};
+use crate::disk;
+use crate::engine::{Inner, SECCOMP_FILTER};
+use crate::limits::{self, Limits};
+use crate::tap::Tap;
+use crate::vm::{FirecrackerVm, Parts};
+
+/// How long Firecracker may take from its start to its API; some ms on an idle machine.
+const API_DEADLINE: Duration = Duration::from_secs(20);
+/// What it prints about itself: only what went wrong.
+const LOG_LEVEL: &str = "Error";
+
+/// What a machine starts from.
+pub(crate) enum Origin {
+    /// A kernel.
+    Kernel,
+    /// A saved state, over this memory.
+    Snapshot { devices: File, memory: Ground },
+}
+
+/// What the memory of a restored machine is before anything is put into it.
+pub(crate) enum Ground {
+    Zero(Zero),
+    Template(Arc<InUse>),
+}
+
+impl Ground {
+    fn descriptor(&self) -> RawFd {
+        match self {
+            Self::Zero(zero) => zero.descriptor().as_raw_fd(),
+            Self::Template(template) => template.descriptor().as_raw_fd(),
+        }
+    }
+}
+
+/// A VMM that answers and that nobody watches yet.
+pub(crate) struct Started {
+    pub dir: Arc<MachineDir>,
+    pub process: Process,
+    pub api: Api,
+    pub record: VmRecord,
+    pub owner: Private,
+    pub origin: Origin,
+    /// Waits to be opened by the VMM.
+    pub tap: Option<Tap>,
+    /// What the configuration allows every machine.
+    pub limits: Limits,
+    mac: Option<String>,
+    shape: Shape,
+    log: VmmLog,
+    console: VmmLog,
+    group: Group,
+}
+
+/// A process that was started.
+struct Launched {
+    pid: i32,
+    log: VmmLog,
+    console: VmmLog,
+    tap: Option<Tap>,
+}
+
+impl Inner {
+    /// Starts a VMM that waits for requests. On failure nothing is left behind.
+    pub(crate) async fn start(
+        self: &Arc<Self>,
+        mut spec: BootSpec,
+        origin: Origin,
+    ) -> Result<Started, EngineError> {
+        self.info.supports(spec.shape.memory, spec.hugepages)?;
+        let dir = Arc::new(MachineDir::open(&spec.dir).map_err(file_error("open", &spec.dir))?);
+        let (id, owner, shape) = (spec.id.clone(), spec.owner, spec.shape);
+        let nic = spec.nic.take();
+        let mac = nic.as_ref().map(|nic| nic.mac.clone());
+
+        let (this, place) = (Arc::clone(self), Arc::clone(&dir));
+        let (group, launched, origin) = blocking(move || {
+            // First, because it claims the id: from here on everything in it is this start's.
+            let limits = cgroup::Limits::of(spec.shape, Accel::Kvm);
+            let (group, joins) = this.cgroups.create(&spec.id, limits)?;
+            match this.launch(&spec, nic, &origin, &place, joins) {
+                Ok(launched) => Ok((group, launched, origin)),
+                Err(error) => Err(undo(&place, &group, None, error)),
+            }
+        })
+        .await?;
+
+        let Launched { pid, log, console, tap } = launched;
+        let api = Api::new(Arc::clone(&dir), owner);
+        match self.until_served(&api, &log, pid).await {
+            Ok(process) => {
+                let record = VmRecord {
+                    id,
+                    engine: EngineName::Firecracker,
+                    dir: dir.path().to_owned(),
+                    pid,
+                    start_ticks: process.start_ticks(),
+                    host_boot_id: self.host_boot_id.clone(),
+                    cgroups: group.paths(),
+                    memory: Some(shape.memory),
+                };
+                Ok(Started {
+                    dir,
+                    process,
+                    api,
+                    record,
+                    owner,
+                    origin,
+                    tap,
+                    limits: self.limits,
+                    mac,
+                    shape,
+                    log,
+                    console,
+                    group,
+                })
+            }
+            Err(error) => Err(give_up(dir, group, pid, tap, error).await),
+        }
+    }
+
+    /// Starts the process in the group it is given. On failure the caller undoes.
+    fn launch(
+        &self,
+        spec: &BootSpec,
+        nic: Option<Nic>,
+        origin: &Origin,
+        dir: &MachineDir,
+        cgroups: Vec<OwnedFd>,
+    ) -> Result<Launched, EngineError> {
+        let (_, disk_bytes) = disk::open_own(&spec.root, dir)?;
+        // A former VMM may have left them, and this one makes its own.
+        for name in [API_SOCKET, VSOCK] {
+            dir.remove(name).map_err(|error| dir.error("remove", name, error))?;
+        }
+        let jail = self.jail.for_machine(Accel::Kvm, spec.owner);
+        let (mut jail, inherit) = match origin {
+            Origin::Kernel => {
+                check_shared(&spec.kernel)?;
+                check_shared(&spec.initramfs)?;
+                let jail = jail.with_kernel(&spec.kernel, &spec.initramfs);
+                (jail.map_err(file_error("find the kernel", &spec.kernel))?, Vec::new())
+            }
+            Origin::Snapshot { devices, memory } => {
+                (jail.with_descriptors(), vec![devices.as_raw_fd(), memory.descriptor()])
+            }
+        };
+        let tap = match nic {
+            None => None,
+            Some(nic) => {
+                jail = jail.with_tun(spec.owner);
+                let tap = Tap::prepare(nic.tap, spec.owner);
+                Some(tap.map_err(|source| confined("cannot hand over its TAP", source))?)
+            }
+        };
+        let result = self.spawn(spec, dir, cgroups, jail, inherit, disk_bytes, tap.as_ref());
+        match result {
+            Ok((pid, log, console)) => Ok(Launched { pid, log, console, tap }),
+            Err(error) => {
+                if let Some(tap) = tap {
+                    tap.abandon();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "each is one thing a process is made of")]
+    fn spawn(
+        &self,
+        spec: &BootSpec,
+        dir: &MachineDir,
+        cgroups: Vec<OwnedFd>,
+        jail: bhatti_vmm::jail::Jail,
+        inherit: Vec<RawFd>,
+        disk_bytes: u64,
+        tap: Option<&Tap>,
+    ) -> Result<(i32, VmmLog, VmmLog), EngineError> {
+        let make = || VmmLog::create().map_err(|e| dir.error("make a log for", "", e));
+        let (log, console) = (make()?, make()?);
+        let network = tap.map(Tap::network).transpose();
+        let confinement = Confinement {
+            cgroups,
+            inherit,
+            working_dir: dir.descriptor().map_err(|e| dir.error("hold", ".", e))?,
+            network: network.map_err(|source| confined("cannot hold a network", source))?,
+            output: Some(console.for_child().map_err(|e| dir.error("make a log for", "", e))?),
+            jail,
+            file_size: disk_bytes,
+            owner: spec.owner,
+        };
+        let mut command = Command::new(&self.program.path);
+        command.args(["--api-sock", API_SOCKET, "--id", spec.id.as_str(), "--level", LOG_LEVEL]);
+        // A libc that gives each thread a heap of its own asks for it in the very way guest memory is
+        // asked for, and the kernel shows neighbours of a kind as one mapping: then nobody could tell
+        // where the guest's ends (`Anonymous::Counts`). Releases are built with one that does not.
+        command.env("MALLOC_ARENA_MAX", "1");
+        if self.has_own_filter {
+            command.args(["--seccomp-filter", SECCOMP_FILTER]);
+        }
+        let child = confine::spawn(command, confinement, &log)?;
+        // A pid is positive and fits.
+        Ok((i32::try_from(child.id()).unwrap_or(i32::MAX), log, console))
+    }
+
+    /// Waits until Firecracker answers on its socket.
+    async fn until_served(
+        &self,
+        api: &Api,
+        log: &VmmLog,
+        pid: i32,
+    ) -> Result<Process, EngineError> {
+        let program = self.program.path.to_string();
+        let process =
+            Process::child(pid).map_err(|source| EngineError::Spawn { program, source })?;
+        tokio::select! {
+            biased;
+            served = api.until_served(API_DEADLINE) => served?,
+            _ = process.wait_readable() => {
+                return Err(EngineError::DiedEarly { log: log.tail() });
+            }
+        }
+        Ok(process)
+    }
+}
+
+impl Started {
+    /// Describes the machine to the VMM and starts it.
+    pub(crate) async fn boot(&self) -> Result<(), EngineError> {
+        let api = &self.api;
+        let Shape { memory: Mib(mem_size_mib), .. } = self.shape;
+        let machine = MachineConfig { vcpu_count: self.shape.vcpus(), mem_size_mib };
+        api.put("/machine-config", &machine).await?;
+        let source = BootSource {
+            kernel_image_path: KERNEL,
+            initrd_path: INITRAMFS,
+            boot_args: KERNEL_LINE,
+        };
+        api.put("/boot-source", &source).await?;
+        api.put("/drives/root", &Drive::root(self.limits.disk())).await?;
+        api.put("/vsock", &Vsock { guest_cid: GUEST_CID, uds_path: VSOCK }).await?;
+        api.put("/entropy", &Entropy { rate_limiter: limits::entropy() }).await?;
+        if let (Some(tap), Some(mac)) = (&self.tap, &self.mac) {
+            let interface = NetworkInterface {
+                iface_id: INTERFACE,
+                guest_mac: mac.clone(),
+                host_dev_name: tap.name().to_owned(),
+                rx_rate_limiter: self.limits.network(),
+                tx_rate_limiter: self.limits.network(),
+            };
+            api.put("/network-interfaces/eth0", &interface).await?;
+        }
+        api.put("/actions", &Action { action_type: ActionType::InstanceStart }).await?;
+        self.settle()
+    }
+
+    /// Once its devices are made: what must be true of a VMM from now on.
+    pub(crate) fn settle(&self) -> Result<(), EngineError> {
+        let pid = self.record.pid;
+        if let Some(tap) = &self.tap {
+            tap.leave_to(pid).map_err(|e| confined("cannot leave its TAP to the VMM", e))?;
+        }
+        check_filtered(pid)
+    }
+
+    /// Watches it from now on.
+    pub(crate) fn watch(self) -> Parts {
+        let Self { dir, process, api, record, owner, origin, log, console, group, .. } = self;
+        let ground = match origin {
+            Origin::Kernel => None,
+            Origin::Snapshot { memory, .. } => Some(memory),
+        };
+        let runs = ground.is_none();
+        let (log, console) = (Some(log), Some(console));
+        Parts { record, owner, dir, process, group, api, log, console, ground, runs }
+    }
+
+    /// Ends it and removes its traces; gives the cause back, or why it ended by itself.
+    pub(crate) async fn give_up(self, cause: EngineError) -> EngineError {
+        let ended = self.process.is_ending();
+        let cause = match cause {
+            EngineError::Control { .. }
+            | EngineError::File { .. }
+            | EngineError::Confine { .. }
+                if ended =>
+            {
+                EngineError::DiedEarly { log: self.log.tail() }
+            }
+            other => other,
+        };
+        give_up(self.dir, self.group, self.record.pid, self.tap, cause).await
+    }
+}
+
+/// Turns what was started into a machine.
+pub(crate) fn watched(started: Started, inner: &Inner) -> Arc<FirecrackerVm> {
+    FirecrackerVm::watch(started.watch(), Arc::clone(&inner.host))
+}
+
+async fn give_up(
+    dir: Arc<MachineDir>,
+    group: Group,
+    pid: i32,
+    tap: Option<Tap>,
+    cause: EngineError,
+) -> EngineError {
+    let end = move || {
+        let cause = undo(&dir, &group, tap, cause);
+        collect(pid);
+        Ok(cause)
+    };
+    blocking(end).await.unwrap_or(EngineError::Gone)
+}
+
+/// Removes what a failed start has made; gives its cause back.
+fn undo(dir: &MachineDir, group: &Group, tap: Option<Tap>, cause: EngineError) -> EngineError {
+    if let Err(error) = group.clear() {
+        tracing::error!(%error, dir = %dir.path(), "cannot remove a control group");
+    }
+    if let Some(tap) = tap {
+        tap.abandon();
+    }
+    dir.remove_traces();
+    cause
+}
+
+/// Collects a child that has been killed, so that no zombie stays.
+fn collect(pid: i32) {
+    let pid = nix::unistd::Pid::from_raw(pid);
+    // ECHILD: it was collected already.
+    nix::sys::wait::waitpid(pid, None).ok();
+}
+
+/// Whether this is a file every machine may read. It is shown to the VMM under a name of its own,
+/// which skips the directories above but not the permission of the file.
+fn check_shared(path: &Utf8Path) -> Result<(), EngineError> {
+    let metadata = std::fs::metadata(path).map_err(file_error("open", path))?;
+    let refuse = |kind, why: &str| file_error("use", path)(io::Error::new(kind, why));
+    if !metadata.is_file() {
+        return Err(refuse(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    if metadata.mode() & 0o004 == 0 {
+        let why = "it is not readable by everyone, so not by the VMM's user";
+        return Err(refuse(io::ErrorKind::PermissionDenied, why));
+    }
+    Ok(())
+}
+
+/// Whether every thread of a VMM that runs a guest is under a system call filter. A build without
+/// one starts all the same, and nobody would notice.
+fn check_filtered(pid: i32) -> Result<(), EngineError> {
+    let unfiltered = || -> io::Result<bool> {
+        for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+            let status = std::fs::read_to_string(task?.path().join("status"))?;
+            if !status.lines().any(|line| line == "Seccomp:\t2") {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    };
+    match unfiltered() {
+        Ok(false) => Ok(()),
+        Ok(true) => {
+            let why = io::Error::new(io::ErrorKind::Unsupported, "it was built without one");
+            Err(confined("Firecracker runs without a system call filter", why))
+        }
+        Err(source) => Err(confined("cannot see whether Firecracker has its filter on", source)),
+    }
+}
+
+fn confined(what: &str, source: io::Error) -> EngineError {
+    EngineError::Confine { what: what.to_owned(), source }
+}
+
+/// The path of an inherited descriptor, for the VMM.
+pub(crate) fn inherited(file: &impl AsRawFd) -> String {
+    format!("{DESCRIPTORS}/{}", file.as_raw_fd())
+}
+
+impl Ground {
+    /// The path of it, for the VMM.
+    pub(crate) fn inherited(&self) -> String {
+        format!("{DESCRIPTORS}/{}", self.descriptor())
+    }
+}

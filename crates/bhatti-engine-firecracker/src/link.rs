@@ -1,0 +1,225 @@
+//! The host's end of the link: a vsock connection that may not be there yet.
+//!
+//! The guest can be reached once it runs and its agent listens; who opens a link must not have to wait
+//! for that, because a machine's link is opened while it still stands. So the carrier is given out at
+//! once, and a task makes the connection behind it, again and again until the guest takes it.
+//!
+//! A guest that was saved or restored drops all its connections the moment it goes on, and tells nobody.
+//! One made while it stood would be among them; so none is made before it goes on, and one counts only
+//! when the agent has sent its first byte, which it does unasked.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bhatti_engine::Private;
+use bhatti_vmm::link::close_both;
+use bhatti_vmm::machine_dir::MachineDir;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio::time::{sleep, timeout};
+
+use crate::config::{AGENT_PORT, VSOCK};
+
+/// Between two attempts, at first and at most.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(20));
+/// How long the agent may take to its first byte, at first and at most. A connection that was dropped
+/// never says anything; a guest on a busy host may be slow.
+const FIRST_BYTE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(16));
+/// `OK 1073741824` and a line's end.
+const MOST_ANSWER: usize = 32;
+
+/// The carrier given out. Closing it is closing for everybody.
+pub(crate) struct Link(Arc<Shared>);
+
+/// What lets the next link close the former one.
+#[derive(Clone)]
+pub(crate) struct Closer(Arc<Shared>);
+
+struct Shared(Mutex<Inner>);
+
+struct Inner {
+    stage: Stage,
+    /// Who makes the connection.
+    connecting: Option<AbortHandle>,
+    /// Who waits for the connection: a reader and a writer, in maybe two tasks.
+    waiting: Vec<Waker>,
+}
+
+enum Stage {
+    Connecting,
+    /// The first byte is there until it has been read.
+    Up(UnixStream, Option<u8>),
+    Closed,
+}
+
+/// Opens a link to the agent of the machine in `dir`; `runs` tells whether it does now.
+pub(crate) fn open(
+    dir: Arc<MachineDir>,
+    owner: Private,
+    runs: watch::Receiver<bool>,
+) -> (Link, Closer) {
+    let inner = Inner { stage: Stage::Connecting, connecting: None, waiting: Vec::new() };
+    let shared = Arc::new(Shared(Mutex::new(inner)));
+    let task = Arc::clone(&shared);
+    let connecting = tokio::spawn(async move {
+        // Whoever cannot reach the socket finds no machine there.
+        let connected = connect(&dir, owner, runs).await;
+        let stage =
+            connected.map_or(Stage::Closed, |(stream, first)| Stage::Up(stream, Some(first)));
+        task.settle(stage);
+    });
+    shared.lock().connecting = Some(connecting.abort_handle());
+    (Link(Arc::clone(&shared)), Closer(shared))
+}
+
+async fn connect(
+    dir: &MachineDir,
+    owner: Private,
+    mut runs: watch::Receiver<bool>,
+) -> io::Result<(UnixStream, u8)> {
+    let (mut pause, mut patience) = (PAUSE.0, FIRST_BYTE.0);
+    loop {
+        runs.wait_for(|runs| *runs).await.map_err(io::Error::other)?;
+        let stream = dir.connect(VSOCK, owner).await?;
+        // The VMM hangs up if the guest does not listen, or stands for too long.
+        if let Ok(mut stream) = greet(stream).await {
+            match timeout(patience, stream.read_u8()).await {
+                Ok(Ok(first)) => return Ok((stream, first)),
+                Ok(Err(_)) => {}
+                Err(_) => patience = (patience * 2).min(FIRST_BYTE.1),
+            }
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(PAUSE.1);
+    }
+}
+
+/// Asks for the agent's port, and waits until the guest has taken the connection.
+async fn greet(mut stream: UnixStream) -> io::Result<UnixStream> {
+    stream.write_all(format!("CONNECT {AGENT_PORT}\n").as_bytes()).await?;
+    let mut answer = Vec::with_capacity(MOST_ANSWER);
+    // Byte by byte: what follows the line is the guest's.
+    while answer.last() != Some(&b'\n') {
+        if answer.len() == MOST_ANSWER {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        answer.push(stream.read_u8().await?);
+    }
+    if answer.starts_with(b"OK ") { Ok(stream) } else { Err(io::ErrorKind::InvalidData.into()) }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The connection is there, or never will be.
+    fn settle(&self, stage: Stage) {
+        let mut inner = self.lock();
+        if matches!(inner.stage, Stage::Connecting) {
+            inner.stage = stage;
+        }
+        inner.waiting.drain(..).for_each(Waker::wake);
+    }
+
+    fn close(&self) {
+        let mut inner = self.lock();
+        // A connection that came too late would be the guest's newest, and push out a better one.
+        if let Some(connecting) = inner.connecting.take() {
+            connecting.abort();
+        }
+        if let Stage::Up(stream, _) = &inner.stage {
+            close_both(stream);
+        }
+        drop(inner);
+        self.settle(Stage::Closed);
+    }
+
+    /// Does something with the connection; `closed` is the answer if there is none any more.
+    fn poll<T>(
+        &self,
+        cx: &mut Context<'_>,
+        closed: T,
+        work: impl FnOnce(Pin<&mut UnixStream>, &mut Option<u8>, &mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
+        let mut inner = self.lock();
+        match &mut inner.stage {
+            Stage::Up(stream, first) => work(Pin::new(stream), first, cx),
+            Stage::Closed => Poll::Ready(closed),
+            Stage::Connecting => {
+                if !inner.waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
+                    inner.waiting.push(cx.waker().clone());
+                }
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Closer {
+    /// Ends the link in both directions, whoever has it.
+    pub(crate) fn close(&self) {
+        self.0.close();
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+fn gone<T>() -> io::Result<T> {
+    Err(io::ErrorKind::BrokenPipe.into())
+}
+
+impl AsyncRead for Link {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.0.poll(cx, Ok(()), |stream, first, cx| match first.take_if(|_| buf.remaining() > 0) {
+            Some(byte) => {
+                buf.put_slice(&[byte]);
+                Poll::Ready(Ok(()))
+            }
+            None => stream.poll_read(cx, buf),
+        })
+    }
+}
+
+impl AsyncWrite for Link {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.0.poll(cx, gone(), |stream, _, cx| stream.poll_write(cx, bytes))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.poll(cx, gone(), |stream, _, cx| stream.poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.poll(cx, Ok(()), |stream, _, cx| stream.poll_shutdown(cx))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.0.poll(cx, gone(), |stream, _, cx| stream.poll_write_vectored(cx, bufs))
+    }
+}

@@ -1,0 +1,169 @@
+//! Bringing a machine back: everything that can be refused is refused before a process starts.
+//!
+//! ```text
+//!  manifest fits? state whole? template ──▶ VMM ──▶ load… held at its disk ─▶ pages ─▶ …stands
+//! ```
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bhatti_engine::{BootSpec, EngineError, RestoreSpec};
+use bhatti_vmm::manifest::{Manifest, Wanted};
+use bhatti_vmm::memory::{Anonymous, Zero, chain, of_process};
+use bhatti_vmm::{blocking, nameless};
+use camino::Utf8PathBuf;
+use hyper::Method;
+use tokio::time::timeout;
+
+use crate::config::{
+    BackendType, DRIVE, INTERFACE, MemoryBackend, NetworkOverride, PartialDrive,
+    PartialNetworkInterface, ROOT_DISK, SnapshotLoad,
+};
+use crate::engine::Inner;
+use crate::hold::Hold;
+use crate::launch::{Ground, Origin, Started, inherited, watched};
+use crate::vm::FirecrackerVm;
+
+/// How long Firecracker may take to load a state and map its memory.
+const LOAD_PATIENCE: Duration = Duration::from_secs(60);
+const LOAD: &str = "/snapshot/load";
+
+/// What it takes to load a snapshot that fits, beside what the VMM is started with.
+struct Ready {
+    /// What is put over the ground.
+    pages: Option<Utf8PathBuf>,
+    /// The disk is larger than the machine remembers.
+    has_grown: bool,
+}
+
+impl Inner {
+    /// See [`bhatti_engine::Engine::restore`].
+    pub(crate) async fn restore(
+        self: Arc<Self>,
+        spec: RestoreSpec,
+    ) -> Result<Arc<FirecrackerVm>, EngineError> {
+        let RestoreSpec { machine, snapshot, base } = spec;
+        let this = Arc::clone(&self);
+        let (machine, origin, ready) = blocking(move || {
+            let (origin, ready) = this.prepare(&machine, &snapshot, base)?;
+            Ok((machine, origin, ready))
+        })
+        .await?;
+        let started = self.start(machine, origin).await?;
+        match started.load(ready).await {
+            Ok(()) => Ok(watched(started, &self)),
+            Err(cause) => Err(started.give_up(cause).await),
+        }
+    }
+
+    fn prepare(
+        &self,
+        machine: &BootSpec,
+        snapshot: &Utf8PathBuf,
+        base: Option<Utf8PathBuf>,
+    ) -> Result<(Origin, Ready), EngineError> {
+        let manifest = Manifest::read(snapshot)?;
+        let itself = base.as_ref() == Some(snapshot);
+        let disk_bytes = machine.root.bytes.unwrap_or(manifest.disk_bytes);
+        let wanted = Wanted {
+            vcpus: machine.shape.vcpus(),
+            memory: machine.shape.memory,
+            disk_bytes,
+            base: base.as_deref().filter(|_| !itself),
+        };
+        manifest.admits(&self.host, wanted)?;
+        let devices = nameless(&manifest.state(snapshot)?)?;
+        let bytes = machine.shape.memory.bytes();
+        let memory = match base {
+            Some(base) => Ground::Template(Arc::new(self.templates.get(&[base], bytes)?)),
+            None => Ground::Zero(Zero::new(bytes)?),
+        };
+        let pages = (!itself).then(|| snapshot.clone());
+        let has_grown = disk_bytes > manifest.disk_bytes;
+        Ok((Origin::Snapshot { devices, memory }, Ready { pages, has_grown }))
+    }
+}
+
+impl Started {
+    /// Puts a snapshot into the waiting VMM, whose machine stands afterwards.
+    async fn load(&self, ready: Ready) -> Result<(), EngineError> {
+        let Origin::Snapshot { devices, memory } = &self.origin else { return Ok(()) };
+        let overrides = self.tap.iter().map(|tap| NetworkOverride {
+            iface_id: INTERFACE,
+            host_dev_name: tap.name().to_owned(),
+        });
+        let request = SnapshotLoad {
+            snapshot_path: inherited(devices),
+            mem_backend: MemoryBackend {
+                backend_path: memory.inherited(),
+                backend_type: BackendType::File,
+            },
+            resume_vm: false,
+            network_overrides: overrides.collect(),
+        };
+        let answer = self.api.tell(Method::PUT, LOAD, &request, LOAD_PATIENCE * 10);
+        match ready.pages {
+            None => answer.await?,
+            Some(pages) => self.load_over(answer, pages).await?,
+        }
+        // It remembers the limits of when it was saved.
+        let (rate_limiter, network) = self.limits.again();
+        let path_on_host = ready.has_grown.then_some(ROOT_DISK);
+        let drive = PartialDrive { drive_id: DRIVE, path_on_host, rate_limiter };
+        self.api.patch("/drives/root", &drive).await?;
+        if self.tap.is_some() {
+            let interface = PartialNetworkInterface {
+                iface_id: INTERFACE,
+                rx_rate_limiter: network,
+                tx_rate_limiter: network,
+            };
+            self.api.patch("/network-interfaces/eth0", &interface).await?;
+        }
+        self.settle()
+    }
+
+    /// Has the VMM load the devices over memory that is put in while it is held.
+    async fn load_over(
+        &self,
+        answer: impl Future<Output = Result<(), EngineError>>,
+        pages: Utf8PathBuf,
+    ) -> Result<(), EngineError> {
+        let failed = |error| self.dir.error("watch", ROOT_DISK, error);
+        let disk = self.dir.open_file(ROOT_DISK).map_err(failed)?;
+        let hold = Hold::on(&disk).map_err(failed)?;
+        tokio::pin!(answer);
+        let held = timeout(LOAD_PATIENCE, hold.held(self.record.pid));
+        let held = tokio::select! {
+            biased;
+            held = held => held.map_err(|_| EngineError::Timeout {
+                action: "open its disk",
+                seconds: LOAD_PATIENCE.as_secs(),
+            })?.map_err(failed)?,
+            answer = &mut answer => {
+                return Err(answer.err().unwrap_or_else(|| EngineError::Control {
+                    command: LOAD.to_owned(),
+                    message: "it has not opened its disk".to_owned(),
+                }));
+            }
+        };
+        self.put_pages(pages).await?;
+        drop(held);
+        answer.await
+    }
+
+    async fn put_pages(&self, dir: Utf8PathBuf) -> Result<(), EngineError> {
+        let Origin::Snapshot { memory, .. } = &self.origin else { return Ok(()) };
+        let bytes = self.record.memory.unwrap_or(bhatti_types::Mib(0)).bytes();
+        let mapping = of_process(&self.process, self.record.pid, bytes, Anonymous::Not)?;
+        let template = match memory {
+            Ground::Template(template) => Some(Arc::clone(template)),
+            Ground::Zero(_) => None,
+        };
+        let load = move || Ok(chain::load(&dir, template.as_ref().map(|used| &***used), &mapping)?);
+        blocking(load).await?;
+        match memory {
+            Ground::Zero(zero) => Ok(zero.forget()?),
+            Ground::Template(_) => Ok(()),
+        }
+    }
+}
