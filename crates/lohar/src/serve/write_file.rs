@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{File, Permissions};
 use std::io::{self, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown, fchown};
 use std::path::{Component, Path, PathBuf};
 
@@ -35,6 +35,9 @@ where
     let target = receive(size, content, target).await?;
     blocking(move || target.publish(owner)).await
 }
+
+/// So many bytes are sent to the disk at a time, while more arrive.
+const EARLY: u64 = 4 << 20;
 
 /// Moves the content to the file; the next chunk arrives while one is written.
 async fn receive<R>(size: u64, content: &mut R, target: Target) -> Result<Target, FileError>
@@ -85,6 +88,9 @@ struct Target {
     mode: u32,
     parent: File,
     staged: Staged,
+    written: u64,
+    /// How much of that is on its way to the disk already.
+    begun: u64,
     _turn: Turn,
 }
 
@@ -107,11 +113,17 @@ impl Target {
         let parent = File::open(&directory).map_err(FileError::io("open", directory))?;
         let staged = Staged::create(parent.as_fd())
             .map_err(FileError::io("create a file beside", path.clone()))?;
-        Ok(Self { path, name, mode, parent, staged, _turn: turn })
+        Ok(Self { path, name, mode, parent, staged, written: 0, begun: 0, _turn: turn })
     }
 
     fn write(mut self, chunk: Vec<u8>) -> Result<(Self, Vec<u8>), FileError> {
-        self.staged.file().write_all(&chunk).map_err(FileError::io("write", self.path.clone()))?;
+        let file = self.staged.file();
+        file.write_all(&chunk).map_err(FileError::io("write", self.path.clone()))?;
+        self.written += chunk.len() as u64;
+        if self.written - self.begun >= EARLY {
+            begin_writeback(file, self.begun, self.written - self.begun);
+            self.begun = self.written;
+        }
         Ok((self, chunk))
     }
 
@@ -127,6 +139,17 @@ impl Target {
         // The content is on disk, but its name is not until the directory is, and with it the
         // journal of the directories above.
         self.parent.sync_all().map_err(failed("write the directory of"))
+    }
+}
+
+/// Has the kernel write a part of a file to the disk while more of it is on its way here: the sync
+/// at the end then has little to wait for.
+fn begin_writeback(file: &File, from: u64, length: u64) {
+    let (Ok(from), Ok(length)) = (i64::try_from(from), i64::try_from(length)) else { return };
+    // SAFETY: no memory is passed; the descriptor is open.
+    unsafe {
+        // Only a start: what fails here fails in the sync too, and is told there.
+        libc::sync_file_range(file.as_raw_fd(), from, length, libc::SYNC_FILE_RANGE_WRITE);
     }
 }
 
