@@ -97,6 +97,7 @@ pub(crate) fn hardware(facts: Facts) -> Result<String, EngineError> {
         (KvmDevice::Works, Virtualisation::Svm) => {
             return Ok("/dev/kvm works and the CPU has svm".to_owned());
         }
+        (KvmDevice::Works, Virtualisation::El2) => return Ok("/dev/kvm works".to_owned()),
         (KvmDevice::Works, Virtualisation::None) => {
             return Err(no_kvm(errno(libc::ENODEV), "the CPU has neither vmx nor svm"));
         }
@@ -141,6 +142,7 @@ mod tests {
         for (kvm, cpu, works) in [
             (Works, Virtualisation::Vmx, true),
             (Works, Virtualisation::Svm, true),
+            (Works, Virtualisation::El2, true),
             (Works, Virtualisation::None, false),
             (Absent, Virtualisation::Vmx, false),
             (Refused(libc::EACCES), Virtualisation::Vmx, false),

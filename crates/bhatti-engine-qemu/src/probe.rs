@@ -60,10 +60,6 @@ pub(crate) fn choose(
         (AccelChoice::Auto, KvmDevice::Dead(errno), _) => {
             (Chosen::Tcg, format!("/dev/kvm makes no machine: {}", reason(errno)))
         }
-        // There is no KVM on this one but by the CPU's own means.
-        (AccelChoice::Auto, KvmDevice::Works, _) if host == Arch::Aarch64 => {
-            (Chosen::Kvm, "/dev/kvm works".to_owned())
-        }
         (AccelChoice::Auto, KvmDevice::Works, Virtualisation::None) => {
             (Chosen::Tcg, "/dev/kvm opens, but no vmx or svm in /proc/cpuinfo".to_owned())
         }
@@ -72,6 +68,9 @@ pub(crate) fn choose(
         }
         (AccelChoice::Auto, KvmDevice::Works, Virtualisation::Svm) => {
             (Chosen::Kvm, "/dev/kvm works and the CPU has svm".to_owned())
+        }
+        (AccelChoice::Auto, KvmDevice::Works, Virtualisation::El2) => {
+            (Chosen::Kvm, "/dev/kvm works".to_owned())
         }
     }
 }
@@ -196,6 +195,8 @@ mod tests {
             (Works, Virtualisation::None, Chosen::Tcg, "no vmx or svm"),
             (Works, Virtualisation::Vmx, Chosen::Kvm, "vmx"),
             (Works, Virtualisation::Svm, Chosen::Kvm, "svm"),
+            (Works, Virtualisation::El2, Chosen::Kvm, "/dev/kvm works"),
+            (Absent, Virtualisation::El2, Chosen::Tcg, "no /dev/kvm"),
         ] {
             let (chosen, why) = choose(AccelChoice::Auto, X86_64, X86_64, Facts { kvm, cpu });
             assert_eq!(chosen, expected, "{kvm:?} {cpu:?}");
@@ -204,13 +205,9 @@ mod tests {
     }
 
     #[test]
-    fn an_arm_host_has_no_kvm_that_cannot_run_a_guest() {
-        use Arch::*;
-        let facts = Facts { kvm: KvmDevice::Works, cpu: Virtualisation::None };
-        assert_eq!(choose(AccelChoice::Auto, Aarch64, Aarch64, facts).0, Chosen::Kvm);
-        let absent = Facts { kvm: KvmDevice::Absent, ..facts };
-        assert_eq!(choose(AccelChoice::Auto, Aarch64, Aarch64, absent).0, Chosen::Tcg);
-        let (chosen, why) = choose(AccelChoice::Auto, Aarch64, X86_64, facts);
+    fn another_architecture_is_emulated() {
+        let facts = Facts { kvm: KvmDevice::Works, cpu: Virtualisation::Vmx };
+        let (chosen, why) = choose(AccelChoice::Auto, Arch::Aarch64, Arch::X86_64, facts);
         assert_eq!((chosen, why.contains("not this host's")), (Chosen::Tcg, true), "{why}");
     }
 

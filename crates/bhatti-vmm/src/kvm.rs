@@ -30,6 +30,8 @@ pub enum KvmDevice {
 pub enum Virtualisation {
     Vmx,
     Svm,
+    /// It is an Arm CPU: what it has is not said, but without it the kernel offers no `/dev/kvm`.
+    El2,
     None,
 }
 
@@ -46,6 +48,9 @@ fn virtualisation(cpuinfo: &str) -> Virtualisation {
         .lines()
         .find_map(|line| line.strip_prefix("flags")?.trim_start().strip_prefix(':'))
         .unwrap_or_default();
+    if cpuinfo.lines().any(|line| line.starts_with("CPU implementer")) {
+        return Virtualisation::El2;
+    }
     // Whole words: `vmx` must not be found in a flag that merely contains it.
     let has = |wanted| flags.split_whitespace().any(|flag| flag == wanted);
     match (has("vmx"), has("svm")) {
@@ -84,6 +89,7 @@ mod tests {
             ("flags\t\t: fpu vmx sse\n", Virtualisation::Vmx),
             ("processor: 0\nflags\t\t: fpu svm\n", Virtualisation::Svm),
             ("flags\t\t: fpu vmx_something\nvmx flags\t: ept\n", Virtualisation::None),
+            ("Features\t: fp asimd\nCPU implementer\t: 0x41\n", Virtualisation::El2),
             ("", Virtualisation::None),
         ] {
             assert_eq!(virtualisation(cpuinfo), expected, "{cpuinfo}");

@@ -50,10 +50,11 @@ fn root(facts: &Facts) -> Item {
 }
 
 fn architecture(facts: &Facts) -> Item {
-    let question = question("architecture", "The guest's kernel and agent are built for x86_64.");
+    let about = "The guest's kernel and agent are built for x86_64 and aarch64.";
+    let question = question("architecture", about);
     match facts.architecture {
-        "x86_64" => question.ok("x86_64"),
-        other => question.failed(other, "Use a host with an x86_64 CPU."),
+        known @ ("x86_64" | "aarch64") => question.ok(known),
+        other => question.failed(other, "Use a host with an x86_64 or aarch64 CPU."),
     }
 }
 
@@ -100,8 +101,12 @@ fn engine(facts: &Facts) -> Item {
         (_, _, Ok(found)) => question.ok(found),
         (_, _, Err(why)) => question.failed(
             why,
-            "Install the Debian packages qemu-system-x86 and qemu-system-data, or the same of your \
-             distribution.",
+            if facts.architecture == "aarch64" {
+                "Install the Debian package qemu-system-arm, or the same of your distribution."
+            } else {
+                "Install the Debian packages qemu-system-x86 and qemu-system-data, or the same of \
+                 your distribution."
+            },
         ),
     }
 }

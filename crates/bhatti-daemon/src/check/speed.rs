@@ -38,6 +38,7 @@ fn kvm(facts: &Facts) -> Item {
     match (facts.kvm.kvm, facts.kvm.cpu) {
         (KvmDevice::Works, Virtualisation::Vmx) => question.ok("works (VMX)"),
         (KvmDevice::Works, Virtualisation::Svm) => question.ok("works (SVM)"),
+        (KvmDevice::Works, Virtualisation::El2) => question.ok("works"),
         (KvmDevice::Works, Virtualisation::None) => question.warning(
             "/dev/kvm is there, but the CPU has neither vmx nor svm: it runs no stock guest",
             advice,

@@ -108,7 +108,7 @@ fn what_is_missing_is_said_with_what_to_do() {
     use Verdict::{Failed, Warning};
     let cases: &[(&str, Spoil, Verdict, &str)] = &[
         ("root", |f| f.uid = 1000, Failed, "sudo"),
-        ("architecture", |f| f.architecture = "aarch64", Failed, "x86_64"),
+        ("architecture", |f| f.architecture = "riscv64", Failed, "aarch64"),
         ("kernel", |f| f.kernel = "5.10.0-30-amd64".to_owned(), Failed, "newer"),
         ("kernel", |f| f.kernel = "mine".to_owned(), Warning, "5.11"),
         ("namespaces", |f| f.namespaces = Err("EPERM".to_owned()), Failed, "CAP_SYS_ADMIN"),
