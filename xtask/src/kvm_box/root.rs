@@ -21,6 +21,7 @@ const SIZE: &str = "3G";
 const PACKAGES: &[&str] = &[
     // `/init` of the box's initramfs, from which its root is mounted.
     "busybox-static",
+    "curl",
     "e2fsprogs",
     "iproute2",
     "iputils-ping",
@@ -31,6 +32,8 @@ const PACKAGES: &[&str] = &[
     "qemu-utils",
     // PID 1: the tests leave orphans on purpose, and somebody has to collect them.
     "tini",
+    // The terminal that tests of the shell type into.
+    "tmux",
     "util-linux",
 ];
 
