@@ -108,6 +108,7 @@ fn a_client_that_does_not_read_holds_only_its_program_up() {
         let screen = Screen::shell(&daemon, "dev");
         screen.wait_until("numbers", |s| s.visible().contains(" y\n"));
         screen.press(&["C-c"]);
+        screen.wait_for_prompt();
         screen.line("echo interrupted-$?; stty echo");
         screen.wait_for("interrupted-130");
         drop(terminal);

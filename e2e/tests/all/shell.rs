@@ -40,12 +40,16 @@ fn keys_mean_what_they_mean(screen: &Screen) {
     screen.line("sleep 1000");
     screen.wait_for("sleep 1000");
     screen.press(&["C-c"]);
+    screen.wait_for_prompt();
     screen.line("echo interrupted-$?");
     screen.wait_for("interrupted-130");
-    screen.line("cat");
+    // What is typed before the terminal echoes is seen once only.
+    screen.line("echo catting; cat");
+    screen.wait_until("cat runs", |s| s.text().lines().any(|line| line == "catting"));
     screen.line("ünïcödé ✓");
     screen.wait_until("typed and echoed", |s| s.text().matches("ünïcödé ✓").count() == 2);
     screen.press(&["C-d"]);
+    screen.wait_for_prompt();
     screen.line("echo out-of-cat");
     screen.wait_for("out-of-cat");
 }
@@ -95,6 +99,7 @@ fn a_shell_outlives_its_terminal() {
         let shown = second.text();
         assert!(shown.contains("secret=kept") && shown.contains("line-1\n"), "{shown}");
         second.press(&["C-c"]);
+        second.wait_for_prompt();
         second.line("echo $secret");
         second.wait_for("kept");
 
@@ -188,6 +193,7 @@ fn a_shell_survives_the_daemon() {
         let screen = Screen::shell(&daemon, "dev");
         screen.wait_for("secret=kept; cat");
         screen.press(&["C-d"]);
+        screen.wait_for_prompt();
         screen.line("echo $secret");
         screen.wait_for("kept");
         // An orderly end says so at once.

@@ -97,7 +97,8 @@ impl Screen {
         self.wait_until(&format!("a line ends with {text:?}"), ends);
     }
 
-    /// Waits for the prompt of a new shell.
+    /// Waits for a shell's prompt. What is typed before it may be thrown away by an interrupted
+    /// shell, or not be shown by one that just began.
     #[track_caller]
     pub(crate) fn wait_for_prompt(&self) {
         self.wait_until("a prompt", |screen| screen.visible().trim_end().ends_with('$'));
@@ -125,11 +126,11 @@ impl Screen {
     /// The exit code of the command, once it has ended.
     #[track_caller]
     pub(crate) fn exit_code(&self) -> i32 {
-        let code = wait_for(&format!("the command ends:\n{}", self.text()), || {
+        wait_for(&format!("the command ends:\n{}", self.text()), || {
+            // The terminal is seen to be left before its process is collected.
             let dead = self.ask(&["display-message", "-p", "#{pane_dead}:#{pane_dead_status}"]);
-            dead.trim().strip_prefix("1:").map(str::to_owned)
-        });
-        code.parse().unwrap_or(-1)
+            dead.trim().strip_prefix("1:")?.parse().ok()
+        })
     }
 }
 
