@@ -5,7 +5,11 @@
 mod copy;
 #[path = "all/hostile.rs"]
 mod hostile;
+#[path = "all/noise.rs"]
+mod noise;
 #[path = "all/staged.rs"]
 mod staged;
 #[path = "all/support.rs"]
 mod support;
+#[path = "all/unpacking.rs"]
+mod unpacking;

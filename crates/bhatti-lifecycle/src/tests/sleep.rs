@@ -57,6 +57,29 @@ async fn a_lease_keeps_it_hot() {
 }
 
 #[tokio::test]
+async fn a_look_neither_wakes_it_nor_keeps_it_awake() {
+    let house = House::sleepy(Some(5), Some(10));
+    let (daemon, alice) = with_dev(&house).await;
+    let row = daemon.sandboxes.get(&alice, "dev").await.unwrap();
+    let guest = daemon.sandboxes.guest_if_hot(&row).await.expect("it is up");
+    // Held all the time, and asked for again and again.
+    let looking = async {
+        let mut again = tokio::time::interval(Duration::from_millis(1));
+        loop {
+            again.tick().await;
+            daemon.sandboxes.guest_if_hot(&row).await;
+        }
+    };
+    tokio::select! {
+        () = looking => {}
+        row = daemon.comes_to(&alice, "dev", Phase::Cold) => assert_eq!(row.phase, Phase::Cold),
+    }
+    drop(guest);
+    assert!(daemon.sandboxes.guest_if_hot(&row).await.is_none());
+    assert_eq!(daemon.phase(&alice, "dev").await, Phase::Cold, "it was woken");
+}
+
+#[tokio::test]
 async fn keep_hot_is_heard_at_once_and_wakes() {
     let house = House::sleepy(Some(5), Some(10));
     let (daemon, alice) = with_dev(&house).await;
