@@ -5,6 +5,7 @@
 mod all {
     mod exec;
     mod fake;
+    mod files;
     mod session;
     mod single;
 
