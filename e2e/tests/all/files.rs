@@ -258,6 +258,10 @@ fn a_large_file_is_whole_or_not_there() {
         assert!(read(&daemon, "/workspace/large") == content, "it came back changed");
         let small = daemon.memory_mib("VmHWM");
         assert!(small < 120, "the daemon needed {small} MiB: it holds files whole");
+        // Who sends a lot to nobody still reads why that is wrong.
+        let nobody = fed(&daemon, &["file", "write", "nobody", "/x"], &content[..20 << 20]);
+        let text = String::from_utf8_lossy(&nobody.stderr);
+        assert!(text.contains("sandbox \"nobody\" not found"), "{text}");
         upload_that_breaks_off(&daemon, &content);
         download_that_breaks_off(&daemon);
         let over =

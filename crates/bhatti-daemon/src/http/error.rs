@@ -246,6 +246,31 @@ mod tests {
     }
 
     #[test]
+    fn each_way_a_file_can_be_wrong_has_its_status_and_the_guests_words() {
+        let text = || "failed to write /x: why".to_owned();
+        for (error, status) in [
+            (GuestError::NotFound(text()), 404),
+            (GuestError::Invalid(text()), 400),
+            (GuestError::Denied(text()), 409),
+            (GuestError::TooLarge(text()), 413),
+            (GuestError::NoSpace(text()), 507),
+        ] {
+            let error = ApiError::Files(error);
+            assert_eq!(error.status().as_u16(), status);
+            assert_eq!(error.public(), Some(text()));
+            let response = error.into_response();
+            assert!(response.extensions().get::<Internal>().is_none(), "nothing to look up");
+        }
+        let old = ApiError::Files(GuestError::Unsupported("agent 0.1.0".to_owned()));
+        assert_eq!(old.status(), StatusCode::NOT_IMPLEMENTED);
+        let lost = ApiError::Files(GuestError::LinkLost(None)).into_response();
+        assert_eq!(lost.status(), StatusCode::BAD_GATEWAY);
+        let internal = lost.extensions().get::<Internal>().expect("the log says more");
+        assert!(internal.guests_fault);
+        assert_eq!(bhatti_api::hint_for("file not found"), None, "no list of files helps");
+    }
+
+    #[test]
     fn an_error_says_what_was_being_done() {
         let control = |message: &str| {
             let (command, message) = ("stop".to_owned(), message.to_owned());

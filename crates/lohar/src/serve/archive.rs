@@ -30,7 +30,7 @@ use crate::console::Chain;
 use crate::guest::Guest;
 
 /// Most archives at one time; more wait their turn.
-pub const MAX_ARCHIVES: usize = 4;
+pub const MAX_ARCHIVES: usize = 8;
 
 async fn turn(guest: &Guest) -> Result<Turn, FileError> {
     Arc::clone(&guest.archives).acquire_owned().await.map_err(|_| FileError::Ending)

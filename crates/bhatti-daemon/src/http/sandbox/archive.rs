@@ -39,15 +39,23 @@ pub(in crate::http) async fn unpack(
     Named(sandbox): Named,
     Query(query): Query<Words>,
     request: Request,
-) -> Result<Response, ApiError> {
-    let (row, path) = find(&api, &caller, &sandbox, &query).await?;
-    let mut body = Incoming::new(request.into_body());
-    let used = Use::of(&api, &row).await?;
-    let answered = receive(&used, &path, &mut body).await;
-    if answered.is_err() {
+) -> Response {
+    let mut body = Incoming::new(request);
+    let begun = async {
+        let (row, path) = find(&api, &caller, &sandbox, &query).await?;
+        Ok::<_, ApiError>((Use::of(&api, &row).await?, path))
+    };
+    let answered = match begun.await {
+        Ok((used, path)) => {
+            let answered = receive(&used, &path, &mut body).await;
+            used.answer(answered)
+        }
+        Err(error) => error.into_response(),
+    };
+    if !answered.status().is_success() {
         body.discard().await;
     }
-    Ok(used.answer(answered))
+    answered
 }
 
 async fn receive(used: &Use, path: &str, body: &mut Incoming) -> Result<Response, ApiError> {

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, BodyDataStream};
+use axum::extract::Request;
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use bhatti_guest_client::{Download, GuestError};
 use bhatti_lifecycle::{Lease, chain};
@@ -83,16 +85,22 @@ pub(super) fn outgoing(content: Download, lease: Lease) -> Body {
 }
 
 /// The body of a request, piece by piece.
-pub(super) struct Incoming(BodyDataStream);
+pub(super) struct Incoming {
+    pieces: BodyDataStream,
+    /// The client sends nothing before it has been asked to.
+    waits: bool,
+}
 
 impl Incoming {
-    pub(super) fn new(body: Body) -> Self {
-        Self(body.into_data_stream())
+    pub(super) fn new(request: Request) -> Self {
+        let waits = request.headers().contains_key(header::EXPECT);
+        Self { pieces: request.into_body().into_data_stream(), waits }
     }
 
     /// `None` at its end. A body that breaks off, or stands still, is an error.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, ApiError> {
-        match tokio::time::timeout(STALL, self.0.next()).await {
+        self.waits = false;
+        match tokio::time::timeout(STALL, self.pieces.next()).await {
             Ok(None) => Ok(None),
             Ok(Some(Ok(bytes))) => Ok(Some(bytes)),
             Ok(Some(Err(error))) => Err(ApiError::BadRequest(format!("body ended early: {error}"))),
@@ -108,6 +116,9 @@ impl Incoming {
     pub(super) async fn discard(mut self) {
         const MOST: usize = 128 << 20;
         const PATIENCE: Duration = Duration::from_secs(10);
+        if self.waits {
+            return;
+        }
         let discarding = async {
             let mut left = MOST;
             while let Ok(Some(bytes)) = self.next().await

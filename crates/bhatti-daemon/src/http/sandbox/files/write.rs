@@ -24,26 +24,27 @@ pub(in crate::http) async fn write(
     Named(sandbox): Named,
     Query(query): Query<Words>,
     request: Request,
-) -> Result<Response, ApiError> {
-    let (row, path) = find(&api, &caller, &sandbox, &query).await?;
+) -> Response {
     let size = size(request.headers());
-    let mut body = Incoming::new(request.into_body());
-    let file = match size {
-        Ok(size) => {
-            let mode = mode(&query);
-            NewFile { path, mode: mode.unwrap_or(MODE), keep_mode: mode.is_none(), size }
-        }
-        Err(error) => {
-            body.discard().await;
-            return Err(error);
-        }
+    let mut body = Incoming::new(request);
+    let begun = async {
+        let (row, path) = find(&api, &caller, &sandbox, &query).await?;
+        let mode = mode(&query);
+        let file =
+            NewFile { path, mode: mode.unwrap_or(MODE), keep_mode: mode.is_none(), size: size? };
+        Ok::<_, ApiError>((Use::of(&api, &row).await?, file))
     };
-    let used = Use::of(&api, &row).await?;
-    let answered = receive(&used, file, &mut body).await;
-    if answered.is_err() {
+    let answered = match begun.await {
+        Ok((used, file)) => {
+            let answered = receive(&used, file, &mut body).await;
+            used.answer(answered)
+        }
+        Err(error) => error.into_response(),
+    };
+    if !answered.status().is_success() {
         body.discard().await;
     }
-    Ok(used.answer(answered))
+    answered
 }
 
 async fn receive(used: &Use, file: NewFile, body: &mut Incoming) -> Result<Response, ApiError> {
