@@ -175,8 +175,8 @@ fn json_says_the_same(daemon: &TestDaemon, root: &Path) {
     assert_eq!(said, wanted);
 }
 
-/// An agent that was replaced by its user sends what it likes. Nothing of it lands outside, and
-/// the daemon passes it on without holding it.
+/// An archive of a stranger's, sent into a sandbox. The other way it is the same code that unpacks,
+/// see the tests of `bhatti-tree` and of the command.
 #[test]
 fn a_hostile_archive_stays_where_it_was_asked_to() {
     on_fresh_host(|| {
@@ -184,8 +184,6 @@ fn a_hostile_archive_stays_where_it_was_asked_to() {
         let root = daemon.scratch_path().join("work");
         std::fs::create_dir_all(root.join("box")).expect("a directory");
         std::fs::write(root.join("secret"), "untouched").expect("a file");
-        // What a hostile agent could send, sent by an honest one from the other side: into the
-        // guest, where the same code unpacks it.
         let make = "mkdir -p x && cd x && echo evil > secret && tar -cf ../names.tar -P \
                     ../x/secret /etc/hostname && ln -s / root && tar -cf ../link.tar root && \
                     rm root && mkdir root && echo evil > root/evil && tar -rf ../link.tar root/evil";
