@@ -74,6 +74,8 @@ impl Actor {
             furnished = furnish => furnished?,
         }
         self.move_to(&[Phase::Creating], Phase::Hot, &reason, change).await?;
+        // Quiet begins when there is something to use, however long that took.
+        self.pins.touch();
         drop(golden);
         if let Some(golden) = clone_of {
             golden::used(&self.world, &golden);

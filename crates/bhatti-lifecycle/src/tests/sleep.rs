@@ -60,8 +60,11 @@ async fn a_lease_keeps_it_hot() {
 async fn a_look_neither_wakes_it_nor_keeps_it_awake() {
     let house = House::sleepy(Some(5), Some(10));
     let (daemon, alice) = with_dev(&house).await;
+    // Up for as long as this is held; without it the first look may come too late.
+    let lease = daemon.sandboxes.lease(&alice, "dev").await.unwrap();
     let row = daemon.sandboxes.get(&alice, "dev").await.unwrap();
     let guest = daemon.sandboxes.guest_if_hot(&row).await.expect("it is up");
+    drop(lease);
     // Held all the time, and asked for again and again.
     let looking = async {
         let mut again = tokio::time::interval(Duration::from_millis(1));
