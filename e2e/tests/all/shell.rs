@@ -37,8 +37,9 @@ fn a_shell_feels_like_a_local_terminal() {
 }
 
 fn keys_mean_what_they_mean(screen: &Screen) {
-    screen.line("sleep 1000");
-    screen.wait_for("sleep 1000");
+    // Said by the program that is to be interrupted, so it is in the foreground.
+    screen.line("sh -c 'echo sleeping; exec sleep 1000'");
+    screen.wait_until("it sleeps", |s| s.text().lines().any(|line| line == "sleeping"));
     screen.press(&["C-c"]);
     screen.wait_for_prompt();
     screen.line("echo interrupted-$?");

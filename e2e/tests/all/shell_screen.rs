@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bhatti_testkit::{TestDaemon, deadline, wait_for};
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -40,6 +40,7 @@ impl Screen {
         tmux.args(["-S", socket.as_str(), "-f", config.as_str(), "new-session", "-d"]);
         tmux.args(["-x", "80", "-y", "24", "--", "/bin/sh", "-c", &script]);
         tmux.envs(vars).env("LC_ALL", "C.UTF-8").env_remove("TMUX");
+        tmux.env("EXIT_FILE", exit_file(&socket));
         let started = tmux.output().expect("tmux runs; scripts/bootstrap installs it");
         assert!(started.status.success(), "{started:?}");
         Self { socket }
@@ -47,7 +48,7 @@ impl Screen {
 
     /// `bhatti shell <args>` in a new terminal.
     pub(crate) fn shell(daemon: &TestDaemon, args: &str) -> Self {
-        Self::run(daemon, &format!("bhatti shell {args}"))
+        Self::run(daemon, &format!("bhatti shell {args}; echo $? > \"$EXIT_FILE\""))
     }
 
     fn tmux(&self, args: &[&str]) -> Output {
@@ -123,15 +124,19 @@ impl Screen {
         kill(Pid::from_raw(child.expect("a pid")), Signal::SIGTERM).expect("ours to end");
     }
 
-    /// The exit code of the command, once it has ended.
+    /// The exit code of `bhatti shell`, once it has ended. From a file: tmux 3.3 may forget how a
+    /// command ended whose terminal was closed first.
     #[track_caller]
     pub(crate) fn exit_code(&self) -> i32 {
         wait_for(&format!("the command ends:\n{}", self.text()), || {
-            // The terminal is seen to be left before its process is collected.
-            let dead = self.ask(&["display-message", "-p", "#{pane_dead}:#{pane_dead_status}"]);
-            dead.trim().strip_prefix("1:")?.parse().ok()
+            std::fs::read_to_string(exit_file(&self.socket)).ok()?.trim().parse().ok()
         })
     }
+}
+
+/// Where the exit code of the command in a terminal is written.
+fn exit_file(socket: &Utf8Path) -> Utf8PathBuf {
+    socket.with_extension("exit")
 }
 
 impl Drop for Screen {
