@@ -1,5 +1,5 @@
 //! What bhatti adds to the bare engine, measured side by side: boot, `create`, `exec` and memory;
-//! and what sleep costs.
+//! what a user's work costs; and what sleep costs.
 //!
 //! ```text
 //!   one fresh host (namespaces of our own)
@@ -24,6 +24,7 @@ mod same;
 mod sleep;
 mod stats;
 mod subject;
+mod work;
 
 use anyhow::{Context as _, Result, ensure};
 use bhatti_testkit::on_fresh_host;
@@ -41,7 +42,7 @@ struct Options {
     /// Rounds of creates; what takes longer is measured less often, what takes less more often
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=1000))]
     runs: u16,
-    /// Only one of the two parts
+    /// Only one of the three parts
     #[arg(long)]
     only: Option<Only>,
     /// Everything as JSON, with every sample
@@ -56,6 +57,8 @@ enum Only {
     Boot,
     /// Machines that sleep: create from a golden snapshot, wakes, freezes, memory
     Sleep,
+    /// Machines that work: commands at once, files and streams, keys in a terminal
+    Work,
 }
 
 fn main() -> Result<()> {
@@ -92,10 +95,14 @@ async fn measure_parts(
 ) -> Result<()> {
     let (data, scratch) = (subject.daemon.data_dir(), subject.daemon.scratch_path().to_owned());
     let bench = Bench::like(subject.resident_pid()?, &data, &scratch).await?;
-    if only != Some(Only::Sleep) {
+    let wanted = |part| only.is_none_or(|only| only == part);
+    if wanted(Only::Boot) {
         parts.push(Booted::measure(subject, &bench, runs).await?.part()?);
     }
-    if only != Some(Only::Boot) {
+    if wanted(Only::Work) {
+        work::measure(subject, runs.div_ceil(4), parts).await?;
+    }
+    if wanted(Only::Sleep) {
         sleep::measure(&bench, runs, parts).await?;
     }
     Ok(())
