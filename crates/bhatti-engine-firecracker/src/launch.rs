@@ -23,6 +23,7 @@ use bhatti_vmm::process::Process;
 use bhatti_vmm::vmm_log::VmmLog;
 use bhatti_vmm::{blocking, file_error};
 use camino::Utf8Path;
+use tokio::time::{Instant, sleep};
 
 use crate::api::Api;
 use crate::config::{
@@ -37,6 +38,9 @@ use crate::vm::{FirecrackerVm, Parts};
 
 /// How long Firecracker may take from its start to its API; some ms on an idle machine.
 const API_DEADLINE: Duration = Duration::from_secs(20);
+/// How long its threads may take from the answer to a start to their filter, and between two looks.
+const FILTER_DEADLINE: Duration = Duration::from_secs(10);
+const FILTER_STEP: Duration = Duration::from_millis(1);
 /// What it prints about itself: only what went wrong.
 const LOG_LEVEL: &str = "Error";
 
@@ -281,16 +285,16 @@ impl Started {
             api.put("/network-interfaces/eth0", &interface).await?;
         }
         api.put("/actions", &Action { action_type: ActionType::InstanceStart }).await?;
-        self.settle()
+        self.settle().await
     }
 
     /// Once its devices are made: what must be true of a VMM from now on.
-    pub(crate) fn settle(&self) -> Result<(), EngineError> {
+    pub(crate) async fn settle(&self) -> Result<(), EngineError> {
         let pid = self.record.pid;
         if let Some(tap) = &self.tap {
             tap.leave_to(pid).map_err(|e| confined("cannot leave its TAP to the VMM", e))?;
         }
-        check_filtered(pid)
+        until_filtered(pid).await
     }
 
     /// Watches it from now on.
@@ -376,26 +380,34 @@ fn check_shared(path: &Utf8Path) -> Result<(), EngineError> {
     Ok(())
 }
 
-/// Whether every thread of a VMM that runs a guest is under a system call filter. A build without
-/// one starts all the same, and nobody would notice.
-fn check_filtered(pid: i32) -> Result<(), EngineError> {
-    let unfiltered = || -> io::Result<bool> {
-        for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-            let status = std::fs::read_to_string(task?.path().join("status"))?;
-            if !status.lines().any(|line| line == "Seccomp:\t2") {
-                return Ok(true);
+/// Waits until every thread of a VMM that runs a guest is under a system call filter. Each of its
+/// virtual CPUs puts on its own, before it runs anything of the guest's and maybe after the VMM has
+/// answered. A build without one starts all the same, and nobody would notice.
+async fn until_filtered(pid: i32) -> Result<(), EngineError> {
+    let end = Instant::now() + FILTER_DEADLINE;
+    loop {
+        match is_filtered(pid) {
+            Ok(true) => return Ok(()),
+            Ok(false) if Instant::now() < end => sleep(FILTER_STEP).await,
+            Ok(false) => {
+                let why = io::Error::new(io::ErrorKind::Unsupported, "it was built without one");
+                return Err(confined("Firecracker runs without a system call filter", why));
+            }
+            Err(source) => {
+                return Err(confined("cannot see whether Firecracker has its filter on", source));
             }
         }
-        Ok(false)
-    };
-    match unfiltered() {
-        Ok(false) => Ok(()),
-        Ok(true) => {
-            let why = io::Error::new(io::ErrorKind::Unsupported, "it was built without one");
-            Err(confined("Firecracker runs without a system call filter", why))
-        }
-        Err(source) => Err(confined("cannot see whether Firecracker has its filter on", source)),
     }
+}
+
+fn is_filtered(pid: i32) -> io::Result<bool> {
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let status = std::fs::read_to_string(task?.path().join("status"))?;
+        if !status.lines().any(|line| line == "Seccomp:\t2") {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn confined(what: &str, source: io::Error) -> EngineError {

@@ -119,7 +119,7 @@ impl Started {
             };
             self.api.patch("/network-interfaces/eth0", &interface).await?;
         }
-        self.settle()
+        self.settle().await
     }
 
     /// Has the VMM load the devices over memory that is put in while it is held.

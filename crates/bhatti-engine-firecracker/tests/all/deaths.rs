@@ -211,6 +211,10 @@ async fn a_vmm_killed_while_it_is_saved_is_gone_and_the_former_generation_is_not
     let golden = Golden::new(&harness, &engine).await;
     let machine = golden.machine(&harness, &engine).await;
     let vm = golden.restore(&harness, &engine, machine).await;
+    // So much that reading it takes longer than looking once whether somebody does.
+    vm.resume().await.unwrap();
+    ask(&*vm, "dd if=/dev/zero of=/dev/shm/much bs=1M count=64").await;
+    vm.pause().await.unwrap();
     let record = vm.record();
     let mut attempts = 0..ATTEMPTS;
     loop {
