@@ -4,6 +4,8 @@
 mod cp;
 #[path = "all/create.rs"]
 mod create;
+#[path = "all/engines.rs"]
+mod engines;
 #[path = "all/exec.rs"]
 mod exec;
 #[path = "all/exec_load.rs"]
@@ -12,6 +14,8 @@ mod exec_load;
 mod files;
 #[path = "all/golden.rs"]
 mod golden;
+#[path = "all/limits.rs"]
+mod limits;
 #[path = "all/network.rs"]
 mod network;
 #[path = "all/ports.rs"]

@@ -184,6 +184,13 @@ impl TestDaemon {
         std::fs::write(self.config(), text).expect("a config file");
     }
 
+    /// Has the next start of the daemon find these lines in its configuration file, in place of those it
+    /// was made with.
+    pub fn reconfigure(&mut self, extra_config: &str) {
+        extra_config.clone_into(&mut self.extra_config);
+        self.write_config("");
+    }
+
     /// Starts the process and waits until it serves.
     pub fn run(&mut self) {
         let mut child = Command::new(bhatti())

@@ -4,11 +4,13 @@
 //!   the test's host ── w0 192.0.2.1/24 ═══ w1 192.0.2.2/24 ── namespace "world"
 //! ```
 
+use std::fs::File;
 use std::net::Ipv4Addr;
 use std::process::Command;
+use std::thread::JoinHandle;
 
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 
 /// An address beyond the host: what a guest finds on "the internet".
 pub const WORLD: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
@@ -42,6 +44,15 @@ pub fn on_fresh_host(test: impl FnOnce() + Send) {
             std::panic::resume_unwind(panic);
         }
     });
+}
+
+/// Does something in the world beyond the host that this is called on, on a thread of its own.
+pub fn in_world<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    let world = File::open("/run/netns/world").expect("this is a fresh host");
+    std::thread::spawn(move || {
+        setns(world, CloneFlags::CLONE_NEWNET).expect("these tests need root");
+        work()
+    })
 }
 
 /// Runs `ip`, fails the test if it fails, gives what it printed.
