@@ -28,21 +28,30 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::{guest, workspace};
 use emulator::Emulator;
 
-/// A test binary and how it is run in there.
+/// A program and how it is run in there.
 #[derive(Debug)]
 pub(crate) struct Suite {
     name: &'static str,
-    /// The package whose test target `all` it is.
     package: &'static str,
+    program: Program,
     /// What this suite adds to the box's environment.
     environment: &'static [&'static str],
-    /// Passed to the test binary.
+    /// Passed to the program.
     arguments: &'static [&'static str],
     /// Files of this host it needs in there, each named by a variable of the environment, which names
     /// its place in there. The first is what the suite cannot do without.
     brings: &'static [&'static str],
     /// Longer than it takes on two busy cores.
     minutes: u64,
+}
+
+/// What of a package is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Program {
+    /// Its test target `all`.
+    Tests,
+    /// Its binary of that name, which measures, and passes if it could.
+    Bench(&'static str),
 }
 
 impl Suite {
@@ -62,6 +71,7 @@ const WHOLE: [Suite; 2] = [
     Suite {
         name: "qemu-conformance",
         package: "bhatti-engine-qemu",
+        program: Program::Tests,
         environment: &[],
         arguments: &[],
         brings: &[],
@@ -70,6 +80,7 @@ const WHOLE: [Suite; 2] = [
     Suite {
         name: "e2e",
         package: "bhatti-e2e",
+        program: Program::Tests,
         environment: &[],
         arguments: &[],
         brings: &[],
@@ -83,6 +94,7 @@ const FIRECRACKER: [Suite; 2] = [
     Suite {
         name: "firecracker-conformance",
         package: "bhatti-engine-firecracker",
+        program: Program::Tests,
         environment: &[],
         arguments: &["--include-ignored"],
         brings: &["BHATTI_FIRECRACKER_BIN", "BHATTI_FIRECRACKER_SECCOMP"],
@@ -91,12 +103,39 @@ const FIRECRACKER: [Suite; 2] = [
     Suite {
         name: "firecracker-e2e",
         package: "bhatti-e2e",
+        program: Program::Tests,
         environment: &["BHATTI_TEST_ENGINE=firecracker"],
-        arguments: &[],
+        // What needs both engines, or this one.
+        arguments: &["--include-ignored"],
         brings: &["BHATTI_FIRECRACKER_BIN", "BHATTI_FIRECRACKER_SECCOMP"],
         minutes: 240,
     },
 ];
+
+/// What the daemon adds to each VMM, both in one run. Only their ratios mean something.
+const BENCH: [Suite; 2] = [
+    Suite {
+        name: "qemu-bench",
+        package: "bhatti-bench",
+        program: Program::Bench("bhatti-bench"),
+        environment: &["BHATTI_TEST_ENGINE=qemu"],
+        arguments: &MEASURED,
+        brings: &[],
+        minutes: 60,
+    },
+    Suite {
+        name: "firecracker-bench",
+        package: "bhatti-bench",
+        program: Program::Bench("bhatti-bench"),
+        environment: &["BHATTI_TEST_ENGINE=firecracker"],
+        arguments: &MEASURED,
+        brings: &["BHATTI_FIRECRACKER_BIN", "BHATTI_FIRECRACKER_SECCOMP"],
+        minutes: 60,
+    },
+];
+
+/// As much as there is room and time for.
+const MEASURED: [&str; 3] = ["--short", "--runs", "8"];
 
 /// Small enough for every change: boot, exec, confinement, sleep and wake, clones, and a daemon that
 /// is killed.
@@ -104,6 +143,7 @@ const SMOKE: [Suite; 2] = [
     Suite {
         name: "qemu-smoke",
         package: "bhatti-engine-qemu",
+        program: Program::Tests,
         environment: &[],
         arguments: &[
             "--exact",
@@ -121,6 +161,7 @@ const SMOKE: [Suite; 2] = [
     Suite {
         name: "e2e-smoke",
         package: "bhatti-e2e",
+        program: Program::Tests,
         environment: &[],
         arguments: &[
             "--exact",
@@ -153,6 +194,7 @@ impl Options {
                     let name = words.next().context("--suite takes a name")?;
                     match name {
                         "smoke" => options.suites.extend(&SMOKE),
+                        "bench" => options.suites.extend(&BENCH),
                         name => options.suites.push(suite(name)?),
                     }
                 }
@@ -182,11 +224,13 @@ impl Options {
 }
 
 fn suite(name: &str) -> Result<&'static Suite> {
-    let all = || WHOLE.iter().chain(&FIRECRACKER).chain(&SMOKE);
+    let all = || WHOLE.iter().chain(&FIRECRACKER).chain(&BENCH).chain(&SMOKE);
     let found = all().find(|suite| suite.name == name);
     found.with_context(|| {
         let known = names(&all().collect::<Vec<_>>());
-        format!("there is no suite {name}; there are {known}, and smoke for both of its kind")
+        format!(
+            "there is no suite {name}; there are {known}, and smoke and bench for both of a kind"
+        )
     })
 }
 
@@ -258,6 +302,7 @@ mod tests {
         let chosen = |words: &[&str]| Options::parse(words).map(|options| names(&options.suites));
         assert_eq!(chosen(&[]).expect("all"), "qemu-conformance, e2e");
         assert_eq!(chosen(&["--suite", "smoke"]).expect("both"), "qemu-smoke, e2e-smoke");
+        assert_eq!(chosen(&["--suite", "qemu-bench"]).expect("one"), "qemu-bench");
         let options = Options::parse(&["--suite", "e2e", "--", "sleep::", "--suite"]).expect("one");
         assert_eq!((names(&options.suites).as_str(), options.filter.len()), ("e2e", 2));
         for bad in [&["--suite"][..], &["--suite", "e3e"], &["e2e"]] {

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use super::{Options, Run, SKIPPED, Suite, root};
+use super::{Options, Program, Run, SKIPPED, Suite, root};
 use crate::guest::cpio::{self, Entry, Tree};
 use crate::guest::kernel;
 use crate::{process, workspace};
@@ -37,7 +37,10 @@ pub(super) fn build(run: &Run, suites: &[&Suite], options: &Options) -> Result<(
     place(&program, &tree.join("target/release/bhatti"))?;
     for (number, suite) in suites.iter().enumerate() {
         eprintln!("kvm-box: building {}", suite.name);
-        let binary = executable_of(&["test", "--no-run"], suite.package, "test", "all")?;
+        let binary = match suite.program {
+            Program::Tests => executable_of(&["test", "--no-run"], suite.package, "test", "all")?,
+            Program::Bench(name) => executable_of(&["build"], suite.package, "bin", name)?,
+        };
         let place_in_box = format!("target/release/deps/{}", suite.name);
         place(&binary, &tree.join(&place_in_box))?;
         let brought = bring(suite, &tree)?;
@@ -61,16 +64,19 @@ pub(super) fn build(run: &Run, suites: &[&Suite], options: &Options) -> Result<(
     initramfs(run)
 }
 
-/// Takes along what a suite needs of this host; the variables that say where it is in the box.
+/// Takes along what a suite needs of this host; the variables that say where it is in the box. It keeps
+/// its name: that of a program is also the name of its process.
 fn bring(suite: &Suite, tree: &Path) -> Result<Vec<String>> {
     let mut variables = Vec::new();
     for variable in suite.brings {
-        let Some(from) = std::env::var_os(variable) else { continue };
-        let to = tree.join(format!("brought/{variable}"));
-        fs::create_dir_all(tree.join("brought"))
-            .with_context(|| format!("failed to make room for {variable}"))?;
-        fs::copy(&from, &to).with_context(|| format!("failed to bring {}", from.display()))?;
-        variables.push(format!("{variable}=/box/brought/{variable}"));
+        let Some(from) = std::env::var_os(variable).map(PathBuf::from) else { continue };
+        let name = from.file_name().and_then(|name| name.to_str());
+        let name = name.with_context(|| format!("{variable} names no file"))?;
+        let to = tree.join("brought").join(variable);
+        fs::create_dir_all(&to).with_context(|| format!("failed to make room for {variable}"))?;
+        fs::copy(&from, to.join(name))
+            .with_context(|| format!("failed to bring {}", from.display()))?;
+        variables.push(format!("{variable}=/box/brought/{variable}/{name}"));
     }
     Ok(variables)
 }
@@ -83,7 +89,11 @@ fn command(suite: &Suite, brought: &[String], binary: &str, filter: &[String]) -
             .chain(["BHATTI_TEST_ACCEL=kvm", "RUST_BACKTRACE=1"])
             .chain(suite.environment.iter().copied())
             .chain(brought.iter().map(String::as_str));
-    let arguments = SKIPPED.iter().chain(suite.arguments).copied();
+    let skipped = match suite.program {
+        Program::Tests => &SKIPPED[..],
+        Program::Bench(_) => &[],
+    };
+    let arguments = skipped.iter().chain(suite.arguments).copied();
     let words = environment.chain([binary]).chain(arguments);
     let words = words.chain(filter.iter().map(String::as_str));
     words.map(|word| format!("{word}\n")).collect()

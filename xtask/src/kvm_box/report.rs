@@ -2,8 +2,8 @@
 
 use anyhow::{Result, bail, ensure};
 
-use super::Suite;
 use super::machine::Ran;
+use super::{Program, Suite};
 
 /// How one suite ended, as the box says.
 #[derive(Debug, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub(super) fn judge(left: &mut Vec<&'static Suite>, ran: &Ran) -> Result<Vec<&'s
     let mut failed = Vec::new();
     left.retain(|suite| {
         let Some(outcome) = outcome(&ran.results, suite.name) else { return true };
-        match judge_one(suite.name, &outcome, &ran.output) {
+        match judge_one(suite, &outcome, &ran.output) {
             Ok(line) => eprintln!("kvm-box: {:<20} {line}", suite.name),
             Err(why) => {
                 eprintln!("kvm-box: {:<20} FAILED: {why}", suite.name);
@@ -34,9 +34,14 @@ pub(super) fn judge(left: &mut Vec<&'static Suite>, ran: &Ran) -> Result<Vec<&'s
     Ok(failed)
 }
 
-fn judge_one(name: &str, outcome: &Outcome, output: &str) -> Result<String> {
+fn judge_one(suite: &Suite, outcome: &Outcome, output: &str) -> Result<String> {
     let Outcome { code, boots, seconds } = outcome;
-    let (passed, lost) = tests(output, name);
+    if suite.program != Program::Tests {
+        ensure!(*code == 0, "not everything could be measured, exit code {code}, {seconds} s");
+        ensure!(*boots > 0, "no machine was booted");
+        return Ok(format!("measured, {boots} machines booted, {seconds} s in the box"));
+    }
+    let (passed, lost) = tests(output, suite.name);
     ensure!(*code == 0, "{passed} passed, {lost} failed, exit code {code}, {seconds} s");
     ensure!(lost == 0, "{passed} passed, {lost} failed");
     ensure!(passed > 0, "no test was run");
@@ -79,6 +84,16 @@ fn tests(output: &str, name: &str) -> (u64, u64) {
 mod tests {
     use super::*;
 
+    /// Two of tests, and one that measures.
+    fn suite(name: &'static str) -> Suite {
+        let program = match name {
+            "measures" => Program::Bench("bench"),
+            _ => Program::Tests,
+        };
+        let (environment, arguments, brings) = (&[], &[], &[]);
+        Suite { name, package: "p", program, environment, arguments, brings, minutes: 1 }
+    }
+
     const OUTPUT: &str = "kvm-box: suite one\nrunning 2 tests\n\
         test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 1 filtered out\n\
         kvm-box: suite two\n\
@@ -90,19 +105,23 @@ mod tests {
 
     #[test]
     fn what_passed_is_told_from_what_did_not() {
-        let line = judge_one("one", &ended(0, 1), OUTPUT).expect("it passed");
+        let line = judge_one(&suite("one"), &ended(0, 1), OUTPUT).expect("it passed");
         assert!(line.starts_with("2 passed, 0 failed, 1 machines"), "{line}");
         for code in [0, 101] {
-            let why = judge_one("two", &ended(code, 3), OUTPUT).expect_err("one test failed");
+            let why =
+                judge_one(&suite("two"), &ended(code, 3), OUTPUT).expect_err("one test failed");
             assert!(why.to_string().contains("5 passed, 1 failed"), "{why}");
         }
     }
 
     #[test]
     fn silence_is_no_success() {
-        judge_one("one", &ended(0, 0), OUTPUT).expect_err("no machine was booted");
-        judge_one("one", &ended(137, 1), OUTPUT).expect_err("it was killed at its end");
-        judge_one("one", &ended(0, 1), "").expect_err("no test was seen");
+        judge_one(&suite("one"), &ended(0, 0), OUTPUT).expect_err("no machine was booted");
+        judge_one(&suite("one"), &ended(137, 1), OUTPUT).expect_err("it was killed at its end");
+        judge_one(&suite("one"), &ended(0, 1), "").expect_err("no test was seen");
+        judge_one(&suite("measures"), &ended(0, 1), "").expect("it has no tests");
+        judge_one(&suite("measures"), &ended(1, 1), "").expect_err("something is missing");
+        judge_one(&suite("measures"), &ended(0, 0), "").expect_err("no machine was booted");
     }
 
     #[test]
