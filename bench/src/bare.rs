@@ -1,23 +1,27 @@
-//! The bare engine: QEMU started by hand, and the link to its agent. No daemon, no store, no
-//! control group, no namespace or seccomp filter for the VMM, nothing written down that is not
-//! measured.
+//! The bare engine: a VMM started by hand, and the link to its agent. No daemon, no store, no
+//! control group, no namespace for the VMM, nothing written down that is not measured.
 //!
-//! What makes two machines the same is taken from one the daemon has booted: program, board,
-//! accelerator, CPU, memory, firmware and kernel line. So the comparison stays fair when the
-//! engine's choices change, and on hosts with KVM. Disk, sockets and network are spelled here.
+//! What makes two machines the same is taken from one the daemon has booted, and which VMM it is: of
+//! QEMU ([`qemu`]) board, accelerator, CPU, memory, firmware and kernel line; of Firecracker
+//! ([`firecracker`]) its configuration and its filter. So the comparison stays fair when the engine's
+//! choices change, and on hosts with KVM. Disk, sockets and network are spelled here.
 //!
-//! Made before the clock starts: directory, overlay (`qemu-img`), the TAP. In the clock: the
-//! process, QEMU's own start, then boot or device state, the handshake, the greeting.
+//! Made before the clock starts: directory, disk, the TAP. In the clock: the process, the VMM's own
+//! start, then boot or device state, the handshake, the greeting. How long the disk took is told
+//! beside it: where an engine has no layers, a copy of it is part of every create.
 
+mod api;
 mod board;
+mod firecracker;
 mod pages;
+mod qemu;
 mod qmp;
 mod saved;
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -30,7 +34,9 @@ use camino::{Utf8Path, Utf8PathBuf};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use tokio::net::UnixStream;
 
-use board::{Board, Start};
+use api::Api;
+use firecracker::Firecracker;
+use qemu::Qemu;
 use qmp::Qmp;
 pub(crate) use saved::{Medium, Saved, Written};
 
@@ -40,151 +46,156 @@ const DEADLINE: Duration = Duration::from_secs(90);
 const USER: u32 = 7;
 const HOST_PART: u8 = 2;
 
-/// Names in a machine's directory.
+/// Names in a machine's directory. The link of QEMU's machines is the first socket, Firecracker has it
+/// behind the same one.
 const AGENT_SOCKET: &str = "agent.sock";
-const QMP_SOCKET: &str = "qmp.sock";
-const DISK: &str = "root.qcow2";
-const LOG: &str = "qemu.log";
-/// How much of what QEMU said is of interest.
+const CONTROL_SOCKET: &str = "control.sock";
+const LOG: &str = "vmm.log";
+/// How much of what a VMM said is of interest.
 const LOG_TAIL: usize = 1000;
 
 /// Starts machines by hand.
 pub(crate) struct Bench {
     program: PathBuf,
-    board: Board,
-    kernel: Utf8PathBuf,
-    initramfs: Utf8PathBuf,
+    vmm: Vmm,
     image: Utf8PathBuf,
     scratch: Utf8PathBuf,
     networks: Networks,
 }
 
+/// Which VMM it is, and what all its machines have in common.
+enum Vmm {
+    Qemu(Qemu),
+    Firecracker(Firecracker),
+}
+
+/// A connection to a VMM that obeys.
+enum Control {
+    Qemu(Qmp),
+    Firecracker(Api),
+}
+
 impl Bench {
-    /// Machines like the one the daemon has booted as process `pid`, from the files in its
-    /// `data_dir`.
-    pub(crate) async fn like(pid: i32, data_dir: &Utf8Path, scratch: &Utf8Path) -> Result<Self> {
-        let proc = |name| format!("/proc/{pid}/{name}");
-        let cmdline = fs::read(proc("cmdline")).context("cannot read the VMM's command line")?;
-        let program = fs::read_link(proc("exe")).context("cannot find the VMM's program")?;
+    /// Machines like the one the daemon has booted as process `pid` in `dir`, from the files in the
+    /// daemon's `data_dir`.
+    pub(crate) async fn like(
+        pid: i32,
+        dir: &Path,
+        data_dir: &Utf8Path,
+        scratch: &Utf8Path,
+    ) -> Result<Self> {
+        let program = program(pid)?;
+        let kernel = data_dir.join("kernel/vmlinux");
+        let initramfs = data_dir.join("kernel/initramfs.cpio");
+        let vmm = match program.file_name() {
+            Some(name) if name == "firecracker" => {
+                Vmm::Firecracker(Firecracker::like(pid, dir, &kernel, &initramfs).await?)
+            }
+            _ => Vmm::Qemu(Qemu::like(pid, kernel, initramfs)?),
+        };
         let config = NetConfig { prefix: "bare-".to_owned(), ..NetConfig::default() };
         let networks = Networks::open(config).await.context("cannot open a network")?;
         // The network is made now, and not within what is measured.
         let tap = networks.open_tap(USER, &EngineId::random()).await;
         drop(tap.context("cannot make a network")?);
-        Ok(Self {
-            program,
-            board: Board::parse(&cmdline)?.seen_from_outside(&proc("root")),
-            kernel: data_dir.join("kernel/vmlinux"),
-            initramfs: data_dir.join("kernel/initramfs.cpio"),
-            image: data_dir.join("images").join(bhatti_testkit::image_file("minimal")),
-            scratch: scratch.to_owned(),
-            networks,
-        })
+        let image = data_dir.join("images").join(bhatti_testkit::image_file("minimal"));
+        Ok(Self { program, vmm, image, scratch: scratch.to_owned(), networks })
     }
 
     /// Boots one machine, gives it its identity, and says how long that took.
     pub(crate) async fn boot(&self) -> Result<(Bare, Times)> {
-        let prepared = self.prepare("raw", &self.image).await?;
+        let prepared = self.prepare(None).await?;
+        let disk = prepared.took;
         let started = Instant::now();
         let mut starting = self.start(prepared, None)?;
+        let control = match &self.vmm {
+            Vmm::Qemu(_) => None,
+            Vmm::Firecracker(firecracker) => {
+                Some(starting.within(async |this| firecracker.boot(this).await).await?)
+            }
+        };
         let guest = starting.within(Starting::greet(Mode::FirstBoot)).await?;
         let first_reply = started.elapsed();
-        let bare = starting.with(guest, None);
+        let bare = starting.with(guest, control.map(Control::Firecracker));
         bare.configure().await?;
-        Ok((bare, Times { first_reply, configured: started.elapsed() }))
+        Ok((bare, Times { disk, first_reply, configured: started.elapsed() }))
     }
 
     /// What a machine that continues `saved` needs before it can be started.
     pub(crate) async fn ready(&self, saved: &Saved) -> Result<Ready> {
-        Ok(Ready(self.prepare("qcow2", &saved.disk()).await?))
+        Ok(Ready(self.prepare(Some(saved)).await?))
     }
 
     /// Continues a saved machine. It has greeted, and is whoever it was.
     pub(crate) async fn restore(&self, ready: Ready, saved: &Saved) -> Result<(Bare, Restored)> {
-        let state = saved.devices()?;
-        let memory = saved.memory()?;
+        let disk = ready.0.took;
         let started = Instant::now();
-        let mut starting = self.start(ready.0, Some(memory))?;
-        let socket = starting.within(Starting::connect(QMP_SOCKET)).await?;
-        let loaded = async {
-            let mut qmp = Qmp::greet(socket).await?;
-            qmp.load_devices(&state).await?;
-            qmp.go_on().await?;
-            Ok::<_, anyhow::Error>(qmp)
-        };
-        let qmp = loaded.await.with_context(|| format!("QEMU says: {}", starting.log()))?;
+        let mut starting = self.start(ready.0, Some(saved))?;
+        let loaded = starting.within(async |this| {
+            Ok(match &self.vmm {
+                Vmm::Qemu(qemu) => Control::Qemu(qemu.load(this, saved).await?),
+                Vmm::Firecracker(_) => Control::Firecracker(Firecracker::load(this, saved).await?),
+            })
+        });
+        let loaded = loaded.await;
+        let control = loaded.with_context(|| format!("the VMM says: {}", starting.log()))?;
         let guest = starting.within(Starting::greet(Mode::Reconnect)).await?;
         let first_reply = started.elapsed();
-        Ok((starting.with(guest, Some(qmp)), Restored { started, first_reply }))
+        let restored = Restored { disk, started, first_reply };
+        Ok((starting.with(guest, Some(control)), restored))
     }
 
-    /// What a machine over that disk needs before it can be started.
-    async fn prepare(&self, format: &str, below: &Utf8Path) -> Result<Prepared> {
+    /// What a machine needs before it can be started, to boot or over the disk of a saved one.
+    async fn prepare(&self, saved: Option<&Saved>) -> Result<Prepared> {
         let id = EngineId::random();
         let dir = tempfile::Builder::new().prefix("bare-").tempdir_in(&self.scratch)?;
         let path = Utf8PathBuf::try_from(dir.path().to_owned())?;
-        let made = Command::new("qemu-img")
-            .args(["create", "-q", "-f", "qcow2", "-F", format, "-b", below.as_str()])
-            .arg(path.join(DISK))
-            .status()
-            .context("cannot run qemu-img")?;
-        ensure!(made.success(), "qemu-img failed: {made}");
-        let tap = self.networks.open_tap(USER, &id).await.context("cannot open a TAP")?;
-        let identity = Self::identity(&guest_mac(&id))?;
-        Ok(Prepared { dir, path, tap, mac: guest_mac(&id), identity })
+        let begun = Instant::now();
+        match &self.vmm {
+            Vmm::Qemu(_) => qemu::make_disk(&path, &self.image, saved)?,
+            Vmm::Firecracker(_) => firecracker::make_disk(&path, &self.image, saved)?,
+        }
+        let took = begun.elapsed();
+        let tap = match &self.vmm {
+            Vmm::Qemu(_) => {
+                let tap = self.networks.open_tap(USER, &id).await;
+                Tap::Open(tap.context("cannot open a TAP")?)
+            }
+            Vmm::Firecracker(_) => Tap::Named(firecracker::NamedTap::new(&id)?),
+        };
+        let mac = guest_mac(&id);
+        let identity = Self::identity(&mac)?;
+        Ok(Prepared { dir, path, tap, mac, identity, took })
     }
 
-    /// Starts the process. Without `memory` it boots.
-    fn start(&self, prepared: Prepared, memory: Option<OwnedFd>) -> Result<Starting> {
-        let Prepared { dir, path, tap, mac, identity } = prepared;
-        let start = memory.as_ref().map_or(Start::Zero, |file| Start::File(file.as_raw_fd()));
-        let mut command = self.command(&path, &tap, &mac, start);
+    /// Starts the process. Without `saved` it is to boot.
+    fn start(&self, prepared: Prepared, saved: Option<&Saved>) -> Result<Starting> {
+        let Prepared { dir, path, tap, mac, identity, .. } = prepared;
+        let mut command = Command::new(&self.program);
+        let memory = match &self.vmm {
+            Vmm::Qemu(qemu) => {
+                let memory = saved.map(Saved::memory).transpose()?;
+                qemu.arguments(&mut command, &path, tap.open()?, &mac, memory.as_ref());
+                memory
+            }
+            Vmm::Firecracker(firecracker) => {
+                firecracker.arguments(&mut command);
+                None
+            }
+        };
         // The child inherits them. They are closed before anything else is started here.
-        for inherited in [Some(&tap), memory.as_ref()].into_iter().flatten() {
+        for inherited in [tap.open().ok(), memory.as_ref()].into_iter().flatten() {
             fcntl(inherited.as_fd(), FcntlArg::F_SETFD(FdFlag::empty()))?;
         }
-        // It complains that /dev/zero has no length, which is of no interest to anybody.
-        command.stderr(fs::File::create(path.join(LOG))?);
-        let child = command.spawn().context("cannot start QEMU by hand")?;
-        Ok(Starting { process: Process(child), dir, path, identity })
-    }
-
-    fn command(&self, path: &Utf8Path, tap: &OwnedFd, mac: &str, start: Start) -> Command {
-        let mut command = Command::new(&self.program);
-        for (option, value) in self.board.options(start) {
-            command.args([option, value]);
-        }
-        for property in ["send-configuration", "store-global-state"] {
-            command.args(["-global", &format!("migration.{property}=off")]);
-        }
-        match start {
-            Start::Zero => {
-                command.args(["-kernel", self.kernel.as_str()]);
-                command.args(["-initrd", self.initramfs.as_str()]);
-            }
-            Start::File(_) => {
-                command.args(["-incoming", "defer", "-S"]);
-            }
-        }
-        let socket = |id: &str, name: &str| format!("socket,id={id},path={path}/{name},{LISTEN}");
-        command
-            .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
-            .args(["-device", "virtio-rng-device"])
-            .args(["-chardev", &socket("qmp", QMP_SOCKET), "-mon", "chardev=qmp,mode=control"])
-            .args(["-chardev", "ringbuf,id=console,size=65536", "-serial", "chardev:console"])
-            .args(["-device", "virtio-serial-device,max_ports=2"])
-            .args(["-chardev", &socket("agent", AGENT_SOCKET)])
-            .args(["-device", "virtserialport,chardev=agent,name=agent"])
-            .arg("-drive")
-            .arg(format!("if=none,id=root,file={path}/{DISK},format=qcow2,discard=unmap"))
-            .args(["-device", "virtio-blk-device,drive=root"])
-            .arg("-netdev")
-            .arg(format!("tap,id=net,fd={}", tap.as_raw_fd()))
-            .arg("-device")
-            .arg(format!("virtio-net-device,netdev=net,mac={mac}"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null());
-        command
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        // QEMU complains that /dev/zero has no length, which is of no interest to anybody.
+        command.stderr(fs::File::create(path.join(LOG))?).current_dir(&path);
+        let child = command.spawn().context("cannot start a VMM by hand")?;
+        let tap = match tap {
+            Tap::Open(_) => None,
+            Tap::Named(tap) => Some(tap),
+        };
+        Ok(Starting { process: Process(child), dir, path, mac, tap, identity })
     }
 
     /// What the daemon would tell the guest.
@@ -203,12 +214,16 @@ impl Bench {
     }
 }
 
-/// How QEMU listens on a socket: it waits for nobody.
-const LISTEN: &str = "server=on,wait=off";
+/// The program of a process, where we can start it too.
+pub(crate) fn program(pid: i32) -> Result<PathBuf> {
+    fs::read_link(format!("/proc/{pid}/exe")).context("cannot find the VMM's program")
+}
 
 /// From the start of the process.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Times {
+    /// Before that: its disk was made.
+    pub(crate) disk: Duration,
     /// The agent has answered the greeting.
     pub(crate) first_reply: Duration,
     /// It has its name and address.
@@ -218,6 +233,7 @@ pub(crate) struct Times {
 /// The same of a machine that was continued.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Restored {
+    pub(crate) disk: Duration,
     pub(crate) started: Instant,
     pub(crate) first_reply: Duration,
 }
@@ -225,9 +241,28 @@ pub(crate) struct Restored {
 struct Prepared {
     dir: tempfile::TempDir,
     path: Utf8PathBuf,
-    tap: OwnedFd,
+    tap: Tap,
     mac: String,
     identity: Configure,
+    /// To make its disk.
+    took: Duration,
+}
+
+/// How a VMM gets its TAP.
+enum Tap {
+    /// Inherited.
+    Open(OwnedFd),
+    /// It opens it itself.
+    Named(firecracker::NamedTap),
+}
+
+impl Tap {
+    fn open(&self) -> Result<&OwnedFd> {
+        match self {
+            Self::Open(tap) => Ok(tap),
+            Self::Named(_) => bail!("it is opened by its name"),
+        }
+    }
 }
 
 /// A machine that can be started; its clock is not running yet.
@@ -238,6 +273,8 @@ struct Starting {
     process: Process,
     dir: tempfile::TempDir,
     path: Utf8PathBuf,
+    mac: String,
+    tap: Option<firecracker::NamedTap>,
     identity: Configure,
 }
 
@@ -247,21 +284,20 @@ impl Starting {
         done.context("a bare machine did not answer in time")?
     }
 
-    /// Connects to one of its sockets as soon as QEMU listens.
-    fn connect(name: &'static str) -> impl AsyncFnOnce(&mut Self) -> Result<UnixStream> {
-        async move |this: &mut Self| this.socket(name).await
-    }
-
     /// Connects to the agent, and exchanges greetings.
     fn greet(mode: Mode) -> impl AsyncFnOnce(&mut Self) -> Result<Guest> {
         async move |this: &mut Self| {
-            let (guest, driver) = Guest::connect(this.socket(AGENT_SOCKET).await?, mode).await?;
+            let (guest, driver) = match this.tap {
+                None => Guest::connect(this.socket(AGENT_SOCKET).await?, mode).await?,
+                Some(_) => Guest::connect(firecracker::link(this).await?, mode).await?,
+            };
             tokio::spawn(driver);
             guest.hello(env!("CARGO_PKG_VERSION")).await?;
             Ok(guest)
         }
     }
 
+    /// Connects to one of its sockets as soon as the VMM listens.
     async fn socket(&mut self, name: &str) -> Result<UnixStream> {
         let socket = self.path.join(name);
         loop {
@@ -271,21 +307,21 @@ impl Starting {
                 Err(error) => return Err(error).context("cannot connect to a bare machine"),
             }
             if let Some(status) = self.process.0.try_wait()? {
-                bail!("QEMU started by hand ended: {status}: {}", self.log());
+                bail!("the VMM started by hand ended: {status}: {}", self.log());
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
 
-    /// The end of what QEMU said.
+    /// The end of what the VMM said.
     fn log(&self) -> String {
         let said = fs::read(self.path.join(LOG)).unwrap_or_default();
         String::from_utf8_lossy(&said[said.len().saturating_sub(LOG_TAIL)..]).into_owned()
     }
 
-    fn with(self, guest: Guest, qmp: Option<Qmp>) -> Bare {
-        let Self { process, dir, path, identity } = self;
-        Bare { guest, qmp, process, path, identity, dir }
+    fn with(self, guest: Guest, control: Option<Control>) -> Bare {
+        let Self { process, dir, path, tap, identity, .. } = self;
+        Bare { guest, control, process, _tap: tap, path, identity, dir }
     }
 }
 
@@ -296,9 +332,11 @@ fn is_not_yet(error: &io::Error) -> bool {
 /// A machine started by hand. Ends when dropped.
 pub(crate) struct Bare {
     pub(crate) guest: Guest,
-    /// Connected when it is needed.
-    qmp: Option<Qmp>,
+    /// QEMU's is connected when it is needed.
+    control: Option<Control>,
     process: Process,
+    /// Goes after the process.
+    _tap: Option<firecracker::NamedTap>,
     path: Utf8PathBuf,
     identity: Configure,
     dir: tempfile::TempDir,
@@ -336,20 +374,26 @@ impl Bare {
 
     /// Stops its virtual CPUs.
     pub(crate) async fn pause(&mut self) -> Result<()> {
-        self.qmp().await?.stop().await
+        match self.control().await? {
+            Control::Qemu(qmp) => qmp.stop().await,
+            Control::Firecracker(api) => firecracker::pause(api).await,
+        }
     }
 
     /// Lets it run on; its clock is behind.
     pub(crate) async fn go_on(&mut self) -> Result<()> {
-        self.qmp().await?.go_on().await
+        match self.control().await? {
+            Control::Qemu(qmp) => qmp.go_on().await,
+            Control::Firecracker(api) => firecracker::go_on(api).await,
+        }
     }
 
-    async fn qmp(&mut self) -> Result<&mut Qmp> {
-        if self.qmp.is_none() {
-            let socket = UnixStream::connect(self.path.join(QMP_SOCKET)).await?;
-            self.qmp = Some(Qmp::greet(socket).await?);
+    async fn control(&mut self) -> Result<&mut Control> {
+        if self.control.is_none() {
+            let socket = UnixStream::connect(self.path.join(CONTROL_SOCKET)).await?;
+            self.control = Some(Control::Qemu(Qmp::greet(socket).await?));
         }
-        self.qmp.as_mut().context("it was just connected")
+        self.control.as_mut().context("it was just connected")
     }
 
     pub(crate) fn pid(&self) -> Result<i32> {

@@ -2,13 +2,14 @@
 
 use anyhow::Result;
 
+use crate::Size;
 use crate::bare::Bench;
-use crate::memory::Footprint;
+use crate::memory::{self, Footprint};
 use crate::report::{Budget, Part, Table};
 use crate::rounds::{Boots, Execs, Starts};
 use crate::same::SameMachine;
 use crate::stats::Series;
-use crate::subject::{self, RESIDENT, Subject};
+use crate::subject::{self, MEMORY_MIB, RESIDENT, Subject};
 
 /// What `create` may take, over the bare boot.
 const CREATE_RATIO: f64 = 1.15;
@@ -19,50 +20,79 @@ const EXEC_EXTRA_MS: f64 = 2.0;
 pub(crate) struct Booted {
     boots: Boots,
     execs: Execs,
-    same: SameMachine,
-    starts: Starts,
-    memory: Vec<(&'static str, Footprint)>,
+    /// Not in a short run.
+    longer: Option<(SameMachine, Starts)>,
+    memory: Vec<Held>,
     /// What the agent wrote about its boot, of the resident.
     phases: String,
 }
 
+/// What a process holds.
+struct Held {
+    what: &'static str,
+    all: Footprint,
+    /// Of a VMM: what is not its guest's.
+    beside: Option<f64>,
+}
+
+impl Held {
+    fn by_vmm(what: &'static str, pid: i32) -> Result<Self> {
+        let beside = Some(memory::overhead(pid, MEMORY_MIB)?);
+        Ok(Self { what, all: Footprint::of(pid)?, beside })
+    }
+}
+
 impl Booted {
-    pub(crate) async fn measure(subject: &mut Subject, bench: &Bench, runs: usize) -> Result<Self> {
+    pub(crate) async fn measure(
+        subject: &mut Subject,
+        bench: &Bench,
+        Size { runs, short }: Size,
+    ) -> Result<Self> {
         let machine = subject.resident_pid()?;
         let serve = subject::newest_daemon(&[])?;
         // Each takes seconds.
         let boots = Boots::measure(subject, bench, runs.div_ceil(2)).await?;
-        let idle = Footprint::of(machine)?;
+        let idle = Held::by_vmm("VMM of a sandbox, idle since its boot", machine)?;
         let (bare, _) = bench.boot().await?;
         let execs = Execs::measure(subject, &bare, runs * 10).await?;
-        let starts = Starts::measure(subject, runs * 5)?;
         let memory = vec![
-            ("`bhatti serve`, one sandbox", Footprint::of(serve)?),
-            ("VMM of a sandbox, idle since its boot", idle),
-            ("the same after the execs", Footprint::of(machine)?),
-            ("QEMU by hand after the execs", Footprint::of(bare.pid()?)?),
+            Held { what: "`bhatti serve`, one sandbox", all: Footprint::of(serve)?, beside: None },
+            idle,
+            Held::by_vmm("the same after the execs", machine)?,
+            Held::by_vmm("VMM by hand after the execs", bare.pid()?)?,
         ];
         subject::connect(&subject.client).await?;
         let phases =
             subject::exec(&subject.client, RESIDENT, "cat /run/bhatti/boot-timing.txt").await?;
         drop(bare);
-        let same = SameMachine::measure(subject, runs * 10).await?;
-        Ok(Self { boots, execs, same, starts, memory, phases })
+        let longer = match short {
+            true => None,
+            false => {
+                let starts = Starts::measure(subject, runs * 5)?;
+                Some((SameMachine::measure(subject, runs * 10).await?, starts))
+            }
+        };
+        Ok(Self { boots, execs, longer, memory, phases })
     }
 
     pub(crate) fn part(&self) -> Result<Part> {
-        let Self { boots, execs, same, starts, memory, phases } = self;
+        let Self { boots, execs, longer, memory, phases } = self;
         let mut boot = Table::of_series("boot", "over bare, by round");
         boot.ratios(&boots.makes.bare, boots.all(), 0)?;
         let mut exec = Table::of_series("exec", "over bare, by round");
         exec.differences(&execs.bare, execs.all())?;
-        exec.differences(&same.link, same.all())?;
-        for series in starts.all() {
-            exec.series(series, 2, [String::new()]);
+        if let Some((same, starts)) = longer {
+            exec.differences(&same.link, same.all())?;
+            for series in starts.all() {
+                exec.series(series, 2, [String::new()]);
+            }
         }
-        let mut held = Table::new(&["memory", "RSS MiB", "PSS MiB"]);
-        for (name, Footprint { rss, pss, .. }) in memory {
-            held.row(vec![(*name).to_owned(), format!("{rss:.1}"), format!("{pss:.1}")]);
+        let columns = ["memory", "RSS MiB", "PSS MiB", "beside the guest's own, MiB"];
+        let mut held = Table::new(&columns);
+        for Held { what, all: Footprint { rss, pss, .. }, beside } in memory {
+            let beside = beside.map_or_else(String::new, |beside| format!("{beside:.1}"));
+            let cells = [(*what).to_owned(), format!("{rss:.1}"), format!("{pss:.1}"), beside];
+            held.row(cells.into());
         }
         Ok(Part {
             tables: vec![boot, exec, held],
@@ -72,10 +102,9 @@ impl Booted {
     }
 
     fn budgets(&self) -> Vec<Budget> {
-        let Self { boots, same, .. } = self;
+        let Self { boots, longer, .. } = self;
         let ratio = |series: &Series| series.percentile(50) / boots.makes.bare.percentile(50);
-        let extra = same.api.percentile(50) - same.link.percentile(50);
-        vec![
+        let mut budgets = vec![
             Budget::at_most(
                 "create by CLI that boots / bare first reply, p50",
                 ratio(&boots.makes.cli),
@@ -88,12 +117,15 @@ impl Booted {
                 CREATE_RATIO,
                 "x",
             ),
-            Budget::at_most(
+        ];
+        if let Some((same, _)) = longer {
+            budgets.push(Budget::at_most(
                 "exec by API - bare link, same machine, p50",
-                extra,
+                same.api.percentile(50) - same.link.percentile(50),
                 EXEC_EXTRA_MS,
                 " ms",
-            ),
-        ]
+            ));
+        }
+        budgets
     }
 }

@@ -16,8 +16,8 @@ pub(crate) struct Environment {
     pub(crate) cpu: String,
     pub(crate) cores: usize,
     pub(crate) kernel: String,
-    /// Version of the VMM program.
-    pub(crate) qemu: String,
+    /// What the VMM program says of itself.
+    pub(crate) vmm: String,
     /// Engine and accelerator, as the daemon says.
     pub(crate) engine: String,
     /// Load over one minute before the first round and after the last. The run itself is about 1.
@@ -27,10 +27,9 @@ pub(crate) struct Environment {
 }
 
 impl Environment {
-    pub(crate) fn observe(engine: String) -> Result<Self> {
+    pub(crate) fn observe(engine: String, vmm: &Path) -> Result<Self> {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").context("cannot read /proc/cpuinfo")?;
-        let qemu = format!("qemu-system-{}", std::env::consts::ARCH);
-        let banner = first_line(Command::new(qemu).arg("--version"));
+        let banner = first_line(Command::new(vmm).arg("--version"));
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let describe = ["describe", "--always", "--dirty", "--exclude=*"];
         let load = load()?;
@@ -40,7 +39,7 @@ impl Environment {
             cpu: cpu_model(&cpuinfo).to_owned(),
             cores: std::thread::available_parallelism()?.get(),
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
-            qemu: banner.trim_start_matches("QEMU emulator version ").to_owned(),
+            vmm: banner,
             engine,
             load: [load, load],
             optimised: !cfg!(debug_assertions),

@@ -4,7 +4,7 @@
 //! ```text
 //!   one fresh host (namespaces of our own)
 //!   ├── bhatti serve ── resident sandbox ◀── API, CLI       the same machine, the same files,
-//!   └── QEMU by hand ── link             ◀── this program   round by round in turn
+//!   └── VMM by hand ── link              ◀── this program   round by round in turn
 //! ```
 //!
 //! A slow machine is no failure: it says which budgets were met, and its exit code tells only
@@ -45,9 +45,22 @@ struct Options {
     /// Only one of the three parts
     #[arg(long)]
     only: Option<Only>,
+    /// For a host with little room: five sandboxes instead of forty, none at once, no restarts of the
+    /// daemon, and work only if asked for
+    #[arg(long)]
+    short: bool,
     /// Everything as JSON, with every sample
     #[arg(long)]
     json: bool,
+}
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug)]
+struct Size {
+    /// Rounds of creates.
+    runs: usize,
+    /// On a host with little room.
+    short: bool,
 }
 
 /// A part of what can be measured.
@@ -64,8 +77,9 @@ enum Only {
 fn main() -> Result<()> {
     let options = Options::parse();
     ensure!(nix::unistd::geteuid().is_root(), "this needs root: it boots machines");
+    let size = Size { runs: options.runs.into(), short: options.short };
     let mut measured = None;
-    on_fresh_host(|| measured = Some(measure(options.runs.into(), options.only)));
+    on_fresh_host(|| measured = Some(measure(size, options.only)));
     let (report, outcome) = measured.context("nothing was measured")??;
     print!("{}", if options.json { report.json()? } else { report.markdown()? });
     outcome
@@ -73,14 +87,17 @@ fn main() -> Result<()> {
 
 /// What was found, and whether that is everything: minutes of measuring are not thrown away
 /// because the rest failed.
-fn measure(runs: usize, only: Option<Only>) -> Result<(Report, Result<()>)> {
+fn measure(size: Size, only: Option<Only>) -> Result<(Report, Result<()>)> {
     // One thread, so that the measuring itself wakes nobody up.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut subject = Subject::start().await?;
-        let environment = Environment::observe(subject.client.health().await?.engine)?;
+        let environment = Environment::observe(
+            subject.client.health().await?.engine,
+            &bare::program(subject.resident_pid()?)?,
+        )?;
         let mut report = Report { environment, parts: Vec::new() };
-        let outcome = measure_parts(&mut subject, runs, only, &mut report.parts).await;
+        let outcome = measure_parts(&mut subject, size, only, &mut report.parts).await;
         let outcome = outcome.and(subject.end().await.map(|part| report.parts.push(part)));
         report.environment.finish()?;
         Ok((report, outcome))
@@ -89,21 +106,22 @@ fn measure(runs: usize, only: Option<Only>) -> Result<(Report, Result<()>)> {
 
 async fn measure_parts(
     subject: &mut Subject,
-    runs: usize,
+    size: Size,
     only: Option<Only>,
     parts: &mut Vec<Part>,
 ) -> Result<()> {
     let (data, scratch) = (subject.daemon.data_dir(), subject.daemon.scratch_path().to_owned());
-    let bench = Bench::like(subject.resident_pid()?, &data, &scratch).await?;
+    let (pid, dir) = (subject.resident_pid()?, subject.resident_dir()?);
+    let bench = Bench::like(pid, &dir, &data, &scratch).await?;
     let wanted = |part| only.is_none_or(|only| only == part);
     if wanted(Only::Boot) {
-        parts.push(Booted::measure(subject, &bench, runs).await?.part()?);
+        parts.push(Booted::measure(subject, &bench, size).await?.part()?);
     }
-    if wanted(Only::Work) {
-        work::measure(subject, runs.div_ceil(4), parts).await?;
+    if wanted(Only::Work) && !(size.short && only.is_none()) {
+        work::measure(subject, size.runs.div_ceil(4), parts).await?;
     }
     if wanted(Only::Sleep) {
-        sleep::measure(&bench, runs, parts).await?;
+        sleep::measure(&bench, size, parts).await?;
     }
     Ok(())
 }

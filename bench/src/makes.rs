@@ -9,6 +9,8 @@ use crate::stats::Series;
 pub(crate) struct Makes {
     /// The first reply by hand: what a create is measured against.
     pub(crate) bare: Series,
+    /// With the making of its disk before that.
+    bare_with_disk: Series,
     bare_configured: Series,
     bare_first_exec: Series,
     pub(crate) api: Series,
@@ -18,6 +20,8 @@ pub(crate) struct Makes {
 
 /// One made by hand, each from the start of its process.
 pub(crate) struct ByHand {
+    /// Before that.
+    pub(crate) disk: Duration,
     pub(crate) first_reply: Duration,
     pub(crate) configured: Duration,
     pub(crate) first_exec: Duration,
@@ -25,10 +29,11 @@ pub(crate) struct ByHand {
 
 impl Makes {
     /// `bare`: what the series by hand are called.
-    pub(crate) fn new(bare: [&'static str; 3]) -> Self {
-        let [first_reply, configured, first_exec] = bare.map(Series::new);
+    pub(crate) fn new(bare: [&'static str; 4]) -> Self {
+        let [with_disk, first_reply, configured, first_exec] = bare.map(Series::new);
         Self {
             bare: first_reply,
+            bare_with_disk: with_disk,
             bare_configured: configured,
             bare_first_exec: first_exec,
             api: Series::new("create, API"),
@@ -39,6 +44,7 @@ impl Makes {
 
     pub(crate) fn by_hand(&mut self, took: &ByHand) {
         self.bare.push(took.first_reply);
+        self.bare_with_disk.push(took.disk + took.first_reply);
         self.bare_configured.push(took.configured);
         self.bare_first_exec.push(took.first_exec);
     }
@@ -50,7 +56,8 @@ impl Makes {
     }
 
     pub(crate) fn all(&self) -> impl Iterator<Item = &Series> {
-        let by_hand = [&self.bare, &self.bare_configured, &self.bare_first_exec];
+        let by_hand =
+            [&self.bare, &self.bare_with_disk, &self.bare_configured, &self.bare_first_exec];
         by_hand.into_iter().chain([&self.api, &self.api_first_exec, &self.cli])
     }
 }

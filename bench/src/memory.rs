@@ -6,7 +6,7 @@ use std::iter::Sum;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 /// Of one process or several, in MiB.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -43,6 +43,35 @@ impl Footprint {
             anonymous: mib(text, "Pss_Anon")?,
         })
     }
+}
+
+/// What a VMM holds beside the memory of its guest, of which it has at least `guest_mib`, in MiB: the
+/// proportional set size of all its smaller mappings.
+pub(crate) fn overhead(pid: i32, guest_mib: u32) -> Result<f64> {
+    let path = format!("/proc/{pid}/smaps");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    beside(&text, u64::from(guest_mib) << 20)
+}
+
+fn beside(smaps: &str, guest_bytes: u64) -> Result<f64> {
+    let (mut sum, mut is_guests, mut seen) = (0.0, false, false);
+    for line in smaps.lines() {
+        if let Some(length) = length_of_mapping(line) {
+            is_guests = length >= guest_bytes;
+            seen |= is_guests;
+        } else if line.starts_with("Pss:") && !is_guests {
+            sum += mib(line, "Pss")?;
+        }
+    }
+    ensure!(seen, "no mapping is as large as the guest's memory");
+    Ok(sum)
+}
+
+/// Of a line that begins a mapping.
+fn length_of_mapping(line: &str) -> Option<u64> {
+    let (start, end) = line.split(' ').next()?.split_once('-')?;
+    let hex = |text| u64::from_str_radix(text, 16).ok();
+    hex(end)?.checked_sub(hex(start)?)
 }
 
 /// A field of one of the kernel's tables, in MiB.
@@ -115,6 +144,19 @@ mod tests {
         assert_eq!(one, Footprint { rss: 2.0, pss: 1.5, anonymous: 0.5 });
         let two: Footprint = [one, one].into_iter().sum();
         assert_eq!(two, Footprint { rss: 4.0, pss: 3.0, anonymous: 1.0 });
+    }
+
+    #[test]
+    fn what_is_beside_the_guests_memory_is_what_is_smaller() {
+        let text = "7f0000000000-7f0000400000 rw-p 00000000 00:01 7  /memfd:x\nRss: 9 kB\n\
+            Pss:   4096 kB\nPss_Anon: 1 kB\n7f0001000000-7f0001001000 r-xp 0 00:00 0 \n\
+            Pss:   512 kB\nSwapPss: 3 kB\nVmFlags: rd\n";
+        assert_eq!(beside(text, 4 << 20).unwrap(), 0.5);
+        assert!(beside(text, 8 << 20).is_err(), "this is another process");
+        let own = i32::try_from(std::process::id()).unwrap();
+        let all = Footprint::of(own).unwrap().pss;
+        let some = fs::read_to_string("/proc/self/smaps").unwrap();
+        assert!(beside(&some, 1).is_ok_and(|beside| beside < all));
     }
 
     #[test]

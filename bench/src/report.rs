@@ -176,7 +176,7 @@ impl Report {
         let [before, after] = env.load;
         writeln!(text, "{}, commit {}", env.date, env.commit)?;
         writeln!(text, "{} cores of {}, Linux {}", env.cores, env.cpu, env.kernel)?;
-        writeln!(text, "{}, QEMU {}, load {before} to {after}", env.engine, env.qemu)?;
+        writeln!(text, "{}, {}, load {before} to {after}", env.engine, env.vmm)?;
         if !env.optimised {
             writeln!(text, "not optimised: these figures are of a debug build")?;
         }

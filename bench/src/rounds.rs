@@ -25,6 +25,7 @@ impl Boots {
     pub(crate) async fn measure(subject: &Subject, bench: &Bench, runs: usize) -> Result<Self> {
         let mut boots = Self {
             makes: Makes::new([
+                "bare engine: its disk and first reply",
                 "bare engine: first reply",
                 "bare engine: configured",
                 "bare engine: first `true` done",
@@ -53,9 +54,9 @@ impl Boots {
         let (bare, times) = bench.boot().await?;
         let after = Instant::now();
         bare.exec_true().await?;
-        let Times { first_reply, configured } = times;
+        let Times { disk, first_reply, configured } = times;
         let first_exec = configured + after.elapsed();
-        self.makes.by_hand(&ByHand { first_reply, configured, first_exec });
+        self.makes.by_hand(&ByHand { disk, first_reply, configured, first_exec });
         Ok(())
     }
 

@@ -21,29 +21,37 @@ use std::time::Instant;
 
 use anyhow::Result;
 
+use crate::Size;
 use crate::bare::{Bare, Bench, Medium};
 use crate::report::{Budget, Part};
 use cold::Cold;
 use create::Creates;
 use crowd::Crowd;
 use density::Density;
-use fleet::{Fleet, Origins};
+use fleet::{Fleet, Origins, USERS};
 use freeze::Freezes;
 use warm::Warm;
 
 /// Measures it all; what has been found is in `parts` even if it ends early. `runs` is how many
 /// creates there are.
-pub(crate) async fn measure(bench: &Bench, runs: usize, parts: &mut Vec<Part>) -> Result<()> {
+pub(crate) async fn measure(
+    bench: &Bench,
+    Size { runs, short }: Size,
+    parts: &mut Vec<Part>,
+) -> Result<()> {
     let (bare, _) = bench.boot().await?;
     bare.exec_true().await?;
     let saved = bare.save(Medium::Memory).await?;
     eprintln!("sleep: a machine was saved by hand, {} MiB", saved.bytes >> 20);
 
     let mut fleet = Fleet::start()?;
-    let (density, sandboxes) = Density::measure(&mut fleet).await?;
+    let counts: &[usize] = if short { &[1, USERS] } else { &[1, 10, 40] };
+    let (density, sandboxes) = Density::measure(&mut fleet, counts).await?;
     parts.push(density.part());
-    let crowd = Crowd::measure(&mut fleet, bench, &saved, &sandboxes).await?;
-    parts.push(crowd.part()?);
+    if !short {
+        let crowd = Crowd::measure(&mut fleet, bench, &saved, &sandboxes).await?;
+        parts.push(crowd.part()?);
+    }
     parts.push(Creates::measure(&mut fleet, bench, &saved, runs).await?.part()?);
     parts.push(Warm::measure(&mut fleet, bench, &saved, runs).await?.part()?);
     let half = runs.div_ceil(2);

@@ -77,10 +77,15 @@ impl Subject {
 
     /// The host's end of the resident's link. Only while it is the only machine.
     pub(crate) fn agent_socket(&self) -> Result<std::path::PathBuf> {
+        Ok(self.resident_dir()?.join("agent.sock"))
+    }
+
+    /// Where the resident's VMM works. Only while it is the only machine.
+    pub(crate) fn resident_dir(&self) -> Result<std::path::PathBuf> {
         let mut dirs = std::fs::read_dir(self.daemon.data_dir().join("sandboxes"))?;
         let dir = dirs.next().context("the resident has a directory")??;
         ensure!(dirs.next().is_none(), "one machine should be there");
-        Ok(dir.path().join("agent.sock"))
+        Ok(dir.path())
     }
 
     /// Removes the resident and ends the daemon. Says what it complained of.

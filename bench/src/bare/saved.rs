@@ -1,7 +1,9 @@
 //! A machine written down by hand, and continued from there any number of times.
 //!
 //! The best that is possible without a daemon: the device state in a file, memory in another that
-//! a new machine maps privately, so that nothing is read, copied or checked before it runs.
+//! a new machine maps privately, so that nothing is read, copied or checked before it runs. QEMU has
+//! no snapshot of that kind, so its memory is copied from outside, as far as it was changed;
+//! Firecracker writes all of it itself.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -11,10 +13,10 @@ use anyhow::{Context as _, Result};
 use camino::{Utf8Path, Utf8PathBuf};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::{Bare, DISK, pages};
+use super::{Bare, Control, firecracker, pages};
 use crate::subject::MEMORY_MIB;
 
-const DEVICES: &str = "devices";
+pub(super) const DEVICES: &str = "devices";
 const MEMORY: &str = "memory";
 const MEMORY_BYTES: u64 = (MEMORY_MIB as u64) << 20;
 
@@ -29,7 +31,7 @@ pub(crate) enum Medium {
 
 /// A machine that can be continued. Its own disk is below those of the machines that do.
 pub(crate) struct Saved {
-    memory: File,
+    pub(super) memory: File,
     path: Utf8PathBuf,
     /// What was copied of its memory.
     pub(crate) bytes: u64,
@@ -74,23 +76,29 @@ impl Bare {
     }
 
     async fn write_down(&mut self, memory: &File) -> Result<u64> {
-        let devices = self.path.join(DEVICES);
-        let pid = self.pid()?;
+        let (devices, pid) = (self.path.join(DEVICES), self.pid()?);
         memory.set_len(MEMORY_BYTES)?;
-        let qmp = self.qmp().await?;
-        qmp.stop().await?;
-        qmp.save_devices(&devices).await?;
-        pages::copy_changed(pid, MEMORY_BYTES, memory)
+        self.pause().await?;
+        match self.control().await? {
+            Control::Qemu(qmp) => {
+                qmp.save_devices(&devices).await?;
+                pages::copy_changed(pid, MEMORY_BYTES, memory)
+            }
+            Control::Firecracker(api) => {
+                firecracker::save(api, memory).await?;
+                Ok(MEMORY_BYTES)
+            }
+        }
     }
 }
 
 impl Saved {
-    /// The disk below those of the machines that continue it.
-    pub(super) fn disk(&self) -> Utf8PathBuf {
-        self.path.join(DISK)
+    /// Where its disk is, below those of the machines that continue it, and its device state.
+    pub(super) fn path(&self) -> &Utf8Path {
+        &self.path
     }
 
-    /// The device state, at its beginning.
+    /// The device state, open at its beginning.
     pub(super) fn devices(&self) -> Result<File> {
         File::open(self.path.join(DEVICES)).context("cannot open a device state")
     }

@@ -31,6 +31,7 @@ impl Creates {
     ) -> Result<Self> {
         let mut creates = Self {
             makes: Makes::new([
+                "bare restore: its disk and first reply",
                 "bare restore: first reply",
                 "bare restore: configured",
                 "bare restore: first `true` done",
@@ -58,8 +59,9 @@ impl Creates {
         bare.configure().await?;
         let configured = times.started.elapsed();
         bare.exec_true().await?;
-        let (first_reply, first_exec) = (times.first_reply, times.started.elapsed());
-        self.makes.by_hand(&ByHand { first_reply, configured, first_exec });
+        let (disk, first_reply) = (times.disk, times.first_reply);
+        let first_exec = times.started.elapsed();
+        self.makes.by_hand(&ByHand { disk, first_reply, configured, first_exec });
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! What sandboxes hold in memory, by how many there are and how awake.
 //!
 //! They are made one after the other, each runs one command, and at 1, 10 and 40 all machines are
-//! weighed. Then all fall asleep and are weighed again, while some after the other goes cold.
+//! weighed (in a short run at 1 and 5). Then all fall asleep and are weighed again, while some after the other goes cold.
 
 use std::time::Duration;
 
@@ -11,10 +11,8 @@ use super::fleet::{Fleet, Keep, Made, Sandbox, Stopped, USERS};
 use crate::memory::{self, Footprint};
 use crate::report::{Budget, Part, Table};
 
-/// At how many sandboxes they are weighed.
-const COUNTS: [usize; 3] = [1, 10, 40];
 /// What 40 clones may hold, in MiB.
-const MOST_MIB: f64 = 2048.0;
+const MOST_MIB: (usize, f64) = (40, 2048.0);
 
 /// All weights, and what was made on the way.
 pub(super) struct Density {
@@ -39,8 +37,11 @@ struct Weight {
 }
 
 impl Density {
-    /// Returns the sandboxes as well; they are cold.
-    pub(super) async fn measure(fleet: &mut Fleet) -> Result<(Self, Vec<Sandbox>)> {
+    /// Weighed at so many sandboxes. Returns them as well; they are cold.
+    pub(super) async fn measure(
+        fleet: &mut Fleet,
+        counts: &[usize],
+    ) -> Result<(Self, Vec<Sandbox>)> {
         let before = memory::available()?;
         let weigh = |fleet: &Fleet, state, sandboxes| -> Result<Weight> {
             let (machines, all) = fleet.machines()?;
@@ -50,13 +51,13 @@ impl Density {
         };
         let (mut weights, mut freezes) = (Vec::new(), Vec::new());
         let (mut sandboxes, mut first) = (Vec::new(), None);
-        let most = COUNTS.into_iter().max().unwrap_or(0);
+        let most = counts.iter().copied().max().unwrap_or(0);
         while sandboxes.len() < most {
             let Made { sandbox, took } = fleet.create(sandboxes.len() % USERS, Keep::Hot).await?;
             first.get_or_insert(took);
             fleet.exec_true(&sandbox).await?;
             sandboxes.push(sandbox);
-            if COUNTS.contains(&sandboxes.len()) {
+            if counts.contains(&sandboxes.len()) {
                 weights.push(weigh(fleet, "hot", sandboxes.len())?);
                 eprintln!("memory: {} sandboxes", sandboxes.len());
             }
@@ -66,7 +67,7 @@ impl Density {
         }
         fleet.until_warm(&sandboxes).await?;
         for awake in (1..=most).rev() {
-            if COUNTS.contains(&awake) {
+            if counts.contains(&awake) {
                 weights.push(weigh(fleet, "warm", awake)?);
             }
             freezes.push(fleet.stop(&sandboxes[awake - 1]).await?);
@@ -106,9 +107,6 @@ impl Density {
                 mib(weight.taken / sandboxes),
             ]);
         }
-        let fullest = self.weights.iter().filter(|weight| weight.state == "hot");
-        let fullest = fullest.max_by_key(|weight| weight.sandboxes);
-        let most = fullest.map_or(f64::NAN, |weight| weight.all.pss + weight.template);
         let first = self.first.as_secs_f64();
         Part {
             tables: vec![table],
@@ -119,12 +117,16 @@ impl Density {
                  more than what is held."
                     .to_owned(),
             ],
-            budgets: vec![Budget::at_most(
-                "40 hot clones of 512 MiB after one command, PSS and template",
-                most,
-                MOST_MIB,
-                " MiB",
-            )],
+            budgets: self.budget().into_iter().collect(),
         }
+    }
+
+    /// If there were as many as it speaks of.
+    fn budget(&self) -> Option<Budget> {
+        let (count, most) = MOST_MIB;
+        let mut hot = self.weights.iter().filter(|weight| weight.state == "hot");
+        let weight = hot.find(|weight| weight.sandboxes == count)?;
+        let promise = "40 hot clones of 512 MiB after one command, PSS and template";
+        Some(Budget::at_most(promise, weight.all.pss + weight.template, most, " MiB"))
     }
 }
