@@ -13,7 +13,7 @@
 //!   and its main thread must go on serving disk, network and us when the guest uses up its
 //!   share; a whole vCPU, which cannot use more than one CPU, is then never stopped for it.
 //! - **Memory**: the guest's plus [`overhead`].
-//! - **Processes**: [`MAX_PIDS`] threads.
+//! - **Processes**: [`MAX_PIDS`] threads, and one for each virtual CPU.
 //!
 //! What the host cannot bound is a sentence in [`Cgroups::warnings`], never silence.
 
@@ -27,15 +27,18 @@ use bhatti_engine::{Accel, EngineError, Shape, VmRecord};
 use bhatti_types::{EngineId, Mib};
 use camino::{Utf8Component, Utf8PathBuf};
 
-/// Threads and processes in one machine's group; QEMU uses at most a dozen and one per vCPU.
-const MAX_PIDS: u32 = 64;
+use crate::process;
+
+/// Threads and processes in one machine's group, beside one for each virtual CPU: a VMM uses at most a
+/// dozen of its own.
+const MAX_PIDS: u32 = 63;
 /// The window in which the CPU quota is counted. Long enough that a short command on a
 /// fractional machine runs at full speed.
 const PERIOD_US: u64 = 100_000;
 /// Added to the quota for the VMM's own work.
 const EMULATION_US: u64 = PERIOD_US / 20;
 /// How long the kernel may take to empty a group whose processes were killed.
-const EMPTY_DEADLINE: Duration = Duration::from_secs(10);
+const EMPTY_DEADLINE: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 10 });
 
 /// What can be bounded, by the name the kernel uses.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
@@ -72,6 +75,7 @@ enum Version {
 pub struct Limits {
     pub cpu_quota_us: u64,
     pub memory: u64,
+    pub pids: u32,
 }
 
 impl Limits {
@@ -80,6 +84,7 @@ impl Limits {
         Self {
             cpu_quota_us: u64::from(shape.milli_cpus) * PERIOD_US / 1000 + EMULATION_US,
             memory: shape.memory.bytes() + overhead(accel).bytes(),
+            pids: MAX_PIDS.saturating_add(shape.vcpus()),
         }
     }
 }
@@ -94,7 +99,9 @@ fn overhead(accel: Accel) -> Mib {
 }
 
 impl Cgroups {
-    /// See [`crate::QemuEngine::claim`].
+    /// Claims the groups for this process until the value is dropped: two daemons that swept the same
+    /// ones would end each other's machines. It holds across namespaces and containers, as the groups
+    /// do.
     pub fn claim(&self) -> Result<Claim, EngineError> {
         let Some(hierarchy) = self.hierarchies.first() else { return Ok(Claim { _lock: None }) };
         let path = hierarchy.mount.join(&self.parent);
@@ -219,6 +226,16 @@ impl Cgroups {
     }
 }
 
+#[cfg(test)]
+impl Cgroups {
+    /// Removes what [`Self::prepare`] made, which is empty.
+    pub(crate) fn forget_parent(&self) {
+        for hierarchy in &self.hierarchies {
+            fs::remove_dir(hierarchy.mount.join(&self.parent)).unwrap();
+        }
+    }
+}
+
 /// Version 2 if it has what we need, else version 1 for what it has. Pure but for `controllers`,
 /// which says what a version 2 mount offers.
 fn choose(mounts: &str, parent: &str, controllers: impl Fn(&Path) -> String) -> Cgroups {
@@ -301,7 +318,7 @@ impl Hierarchy {
                 ("memory", Version::One) => {
                     settings.push(("memory.limit_in_bytes", limits.memory.to_string()));
                 }
-                _ => settings.push(("pids.max", MAX_PIDS.to_string())),
+                _ => settings.push(("pids.max", limits.pids.to_string())),
             }
         }
         settings
@@ -328,13 +345,13 @@ impl Group {
 
     /// Processes in it, in any hierarchy. KVM has a thread of the kernel's own for each machine in
     /// there too: nobody can end that, and it goes with the machine.
-    pub fn processes(&self) -> Vec<i32> {
+    pub fn processes(&self) -> Vec<Member> {
         let mut found = std::collections::BTreeSet::new();
         for place in &self.places {
             let procs = fs::read_to_string(place.join("cgroup.procs")).unwrap_or_default();
-            found.extend(procs.lines().filter_map(|line| line.parse::<i32>().ok()));
+            found.extend(procs.lines().filter_map(Member::parse));
         }
-        found.into_iter().filter(|&pid| !is_kernels(pid)).collect()
+        found.into_iter().filter(|member| !member.is_the_kernels()).collect()
     }
 
     /// Whether the kernel has ended a process in it for want of memory.
@@ -360,17 +377,30 @@ impl Group {
             if processes.is_empty() && self.remove_directories() {
                 return Ok(cleared);
             }
-            for pid in processes {
+            if !processes.is_empty() {
                 cleared = Cleared::Killed;
-                // SAFETY: a system call on integers. The pid was read from our own group a
-                // moment ago; only the kernel's reuse of it within that moment could mislead us.
-                unsafe { libc::kill(pid, libc::SIGKILL) };
+                self.kill(&processes);
             }
             if Instant::now() > deadline {
                 return Err(io::ErrorKind::TimedOut.into());
             }
             // The kernel has no event for "empty" that both versions know.
             std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Ends all that is in it, by way of the group where the kernel can (version 2, from 5.14), which
+    /// reaches also who has no number here and confuses nobody with anybody.
+    fn kill(&self, processes: &[Member]) {
+        let by_group = |place: &PathBuf| write(place, "cgroup.kill", "1").is_ok();
+        if !self.places.is_empty() && self.places.iter().all(by_group) {
+            return;
+        }
+        for member in processes {
+            let Member::Pid(pid) = *member else { continue };
+            // SAFETY: a system call on integers. The pid was read from our own group a moment ago;
+            // only the kernel's reuse of it within that moment could mislead us.
+            unsafe { libc::kill(pid, libc::SIGKILL) };
         }
     }
 
@@ -383,10 +413,28 @@ impl Group {
     }
 }
 
-/// Whether this is a thread of the kernel's own. The parent of all of them has number 2.
-fn is_kernels(pid: i32) -> bool {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    status.lines().any(|line| line == "PPid:\t2")
+/// Who is in a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Member {
+    /// Somebody of another PID namespace, such as a former container of ours. The kernel shows a 0,
+    /// which to `kill` would mean our own process group.
+    Stranger,
+    Pid(i32),
+}
+
+impl Member {
+    /// A line of `cgroup.procs`.
+    fn parse(line: &str) -> Option<Self> {
+        match line.parse::<i32>().ok()? {
+            0 => Some(Self::Stranger),
+            pid => (pid > 0).then_some(Self::Pid(pid)),
+        }
+    }
+
+    /// Whether this is a thread of the kernel's own.
+    fn is_the_kernels(self) -> bool {
+        matches!(self, Self::Pid(pid) if process::is_the_kernels(pid))
+    }
 }
 
 /// What [`Group::clear`] found.
@@ -501,6 +549,22 @@ mod tests {
         }
     }
 
+    /// Signal 9 to "process 0" would end whoever sends it, and all of his group.
+    #[test]
+    fn who_has_no_number_here_is_never_a_number() {
+        assert_eq!(Member::parse("0"), Some(Member::Stranger));
+        assert_eq!(Member::parse("7"), Some(Member::Pid(7)));
+        for nonsense in ["-1", "", "7 8", "4294967296"] {
+            assert_eq!(Member::parse(nonsense), None, "{nonsense}");
+        }
+        // As a group of a former container reads, on a kernel without `cgroup.kill`.
+        let scratch = tempfile::tempdir().unwrap();
+        std::fs::write(scratch.path().join("cgroup.procs"), "0\n0\n").unwrap();
+        let group = Group { places: vec![scratch.path().to_owned()] };
+        assert_eq!(group.processes(), [Member::Stranger]);
+        group.kill(&group.processes());
+    }
+
     /// On this host's real hierarchies; needs root.
     #[test]
     fn a_group_is_bounded_holds_a_process_and_is_cleared() {
@@ -518,7 +582,7 @@ mod tests {
         for join in joins {
             io::Write::write_all(&mut fs::File::from(join), pid.to_string().as_bytes()).unwrap();
         }
-        assert_eq!(group.processes(), [pid]);
+        assert_eq!(group.processes(), [Member::Pid(pid)]);
         assert_eq!(cgroups.machines().unwrap(), [id]);
         assert!(!group.ran_out_of_memory());
 
@@ -526,8 +590,6 @@ mod tests {
         assert!(!child.wait().unwrap().success());
         assert_eq!(group.clear().unwrap(), Cleared::Empty);
         assert!(cgroups.machines().unwrap().is_empty());
-        for hierarchy in &cgroups.hierarchies {
-            fs::remove_dir(hierarchy.mount.join(&parent)).unwrap();
-        }
+        cgroups.forget_parent();
     }
 }

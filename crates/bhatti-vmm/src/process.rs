@@ -14,6 +14,8 @@ use tokio::time::timeout;
 
 /// Set once a task takes its way out, in field 9 of its `stat`.
 const PF_EXITING: u64 = 4;
+/// Set there for threads of the kernel's own.
+const PF_KTHREAD: u64 = 0x0020_0000;
 
 /// A process we may watch and end, child or not.
 #[derive(Debug)]
@@ -108,9 +110,7 @@ impl Process {
     /// connections broke because it dies, this is true by then.
     pub fn is_ending(&self) -> bool {
         // What is read belongs to somebody else only if this one has ended.
-        self.has_ended()
-            || stat(self.pid)
-                .is_ok_and(|stat| field(&stat, 9).is_some_and(|flags| flags & PF_EXITING != 0))
+        self.has_ended() || stat(self.pid).is_ok_and(|stat| has_flag(&stat, PF_EXITING))
     }
 
     /// Waits for the end without collecting. Cancel-safe.
@@ -154,9 +154,28 @@ impl Status {
                 Ok(signal) => format!("it was ended by {signal}"),
                 Err(_) => format!("it was ended by signal {number}"),
             },
-            Self::Unknown => "it ended".to_owned(),
+            Self::Unknown => {
+                "it ended; how, only the daemon that started it would have been told".to_owned()
+            }
         }
     }
+}
+
+/// Collects a child that has been killed, so that no zombie stays.
+pub fn collect(pid: i32) {
+    let pid = nix::unistd::Pid::from_raw(pid);
+    // ECHILD: it was collected already.
+    nix::sys::wait::waitpid(pid, None).ok();
+}
+
+/// Whether this is a thread of the kernel's own, which nobody can end. Not told by its parent: what
+/// has number 2 to us is in a container somebody else.
+pub fn is_the_kernels(pid: i32) -> bool {
+    stat(pid).is_ok_and(|stat| has_flag(&stat, PF_KTHREAD))
+}
+
+fn has_flag(stat: &str, flag: u64) -> bool {
+    field(stat, 9).is_some_and(|flags| flags & flag != 0)
 }
 
 /// Which boot of the host this is.
@@ -215,6 +234,16 @@ mod tests {
         let stat = "7 (a) b) c) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4242 1 1";
         assert_eq!((field(stat, 22), field(stat, 9)), (Some(4242), Some(4_194_560)));
         assert_eq!((field("7 (x", 22), field(stat, 2), field(stat, 99)), (None, None, None));
+    }
+
+    #[test]
+    fn the_kernels_threads_are_told_by_their_flag_and_not_by_their_parent() {
+        // Of a real one, and of a process whose parent has number 2.
+        let thread = "62 (kworker/0:1) I 2 0 0 0 -1 69238880 0 0 0 0 0 0 0 0 20 0 1 0 9 0 0";
+        let child = "62 (qemu) S 2 62 62 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 9 1 1";
+        assert!(has_flag(thread, PF_KTHREAD) && !has_flag(child, PF_KTHREAD));
+        let me = i32::try_from(std::process::id()).unwrap();
+        assert!(!is_the_kernels(me) && !is_the_kernels(i32::MAX));
     }
 
     #[tokio::test]
