@@ -4,7 +4,6 @@
 //! runs in a task of its own, so a caller that goes away in the middle does not leave half a
 //! machine: the task finishes, finds nobody waiting, and ends what it started.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,16 +13,16 @@ use bhatti_engine::{
     Private, RestoreSpec, RootDisk, Vm, VmRecord,
 };
 use bhatti_types::{EngineId, Mib};
-use bhatti_vmm::cgroup::{Cgroups, Claim, Cleared};
+use bhatti_vmm::cgroup::Claim;
 use bhatti_vmm::fingerprint::{Host, series};
+use bhatti_vmm::former::{DEATH_DEADLINE, DEATH_PATIENCE, Machines};
 use bhatti_vmm::jail::Jail;
 use bhatti_vmm::kvm::Facts;
 use bhatti_vmm::machine_dir::MachineDir;
 use bhatti_vmm::manifest::Manifest;
 use bhatti_vmm::memory::{self, Templates};
-use bhatti_vmm::process::{self, Process};
 use bhatti_vmm::vmm_log::VmmLog;
-use bhatti_vmm::{blocking, confine, file_error};
+use bhatti_vmm::{blocking, confine, file_error, start_to_its_end};
 use camino::{Utf8Path, Utf8PathBuf};
 use tokio::time::timeout;
 
@@ -40,10 +39,6 @@ const IDLE_TEMPLATES: usize = 2;
 const IDLE_TEMPLATE_BYTES: u64 = 1 << 30;
 /// How long an adopted VMM may take to say whether its machine runs.
 const ADOPTION_PATIENCE: Duration = Duration::from_secs(1);
-/// How long the kernel may take to end a process that was killed.
-const DEATH_DEADLINE: Duration = Duration::from_secs(10);
-/// How long it may take to begin with that.
-const DEATH_PATIENCE: Duration = Duration::from_secs(1);
 /// Beyond that the guest's memory has a gap, for its devices, and is in two pieces.
 const MOST_MEMORY: Mib = Mib(3072);
 /// The name of the filter inside.
@@ -84,8 +79,7 @@ pub(crate) struct Inner {
     pub jail: Jail,
     pub has_own_filter: bool,
     pub limits: Limits,
-    pub cgroups: Cgroups,
-    pub host_boot_id: String,
+    pub machines: Machines,
     /// What snapshots made here depend on.
     pub host: Arc<Host>,
     pub templates: Templates,
@@ -100,7 +94,7 @@ impl FirecrackerEngine {
     /// Claims the control groups for this process until the value is dropped: two daemons that
     /// swept the same groups would end each other's machines.
     pub fn claim(&self) -> Result<Claim, EngineError> {
-        self.inner.cgroups.claim()
+        self.inner.machines.cgroups.claim()
     }
 
     fn start_blocking(config: &FirecrackerConfig) -> Result<Self, EngineError> {
@@ -115,11 +109,9 @@ impl FirecrackerEngine {
         })?;
         confine::rehearse(&program.path, &jail)?;
         hold::rehearse(&program.path)?;
-        let cgroups = Cgroups::prepare(&config.cgroup)?;
-        let mut warnings = cgroups.warnings().to_vec();
+        let machines = Machines::prepare(&config.cgroup, &program.path)?;
+        let mut warnings = machines.cgroups.warnings().to_vec();
         warnings.extend(program.warning.clone());
-        let path = Utf8Path::new("/proc/sys/kernel/random/boot_id");
-        let host_boot_id = process::host_boot_id().map_err(file_error("read", path))?;
         let version = program.version.clone();
         let name = format!("firecracker {}", series(&version));
         let host = Arc::new(Host::observe(&name, Accel::Kvm, None));
@@ -129,17 +121,8 @@ impl FirecrackerEngine {
         let templates = Templates::new(IDLE_TEMPLATES, IDLE_TEMPLATE_BYTES);
         let has_own_filter = filter.is_some();
         let limits = config.limits;
-        let inner = Inner {
-            info,
-            program,
-            jail,
-            has_own_filter,
-            limits,
-            cgroups,
-            host_boot_id,
-            host,
-            templates,
-        };
+        let inner =
+            Inner { info, program, jail, has_own_filter, limits, machines, host, templates };
         Ok(Self { inner: Arc::new(inner) })
     }
 }
@@ -163,7 +146,7 @@ impl Engine for FirecrackerEngine {
 
     async fn boot(&self, spec: BootSpec) -> Result<Arc<dyn Vm>, EngineError> {
         let inner = Arc::clone(&self.inner);
-        to_its_end(async move {
+        start_to_its_end(async move {
             let started = inner.start(spec, Origin::Kernel).await?;
             match started.boot().await {
                 Ok(()) => Ok(watched(started, &inner)),
@@ -187,7 +170,7 @@ impl Engine for FirecrackerEngine {
     }
 
     async fn restore(&self, spec: RestoreSpec) -> Result<Arc<dyn Vm>, EngineError> {
-        to_its_end(Arc::clone(&self.inner).restore(spec)).await
+        start_to_its_end(Arc::clone(&self.inner).restore(spec)).await
     }
 
     async fn adopt(&self, record: &VmRecord) -> Result<Option<Arc<dyn Vm>>, EngineError> {
@@ -196,20 +179,20 @@ impl Engine for FirecrackerEngine {
     }
 
     async fn end(&self, record: &VmRecord) -> Result<(), EngineError> {
-        self.inner.end(record).await
+        self.inner.machines.end(record).await
     }
 
     async fn sweep(&self, keep: &[EngineId]) -> Result<Vec<EngineId>, EngineError> {
         let inner = Arc::clone(&self.inner);
         let keep = keep.to_vec();
-        blocking(move || inner.sweep(&keep)).await
+        blocking(move || inner.machines.sweep(&keep)).await
     }
 }
 
 impl Inner {
     async fn adopt(&self, record: &VmRecord) -> Result<Option<Arc<FirecrackerVm>>, EngineError> {
-        let Some(process) = self.recorded(record)? else {
-            self.remove_traces(record).await?;
+        let Some(process) = self.machines.recorded(record)? else {
+            self.machines.remove_traces(record).await?;
             return Ok(None);
         };
         // It lives, and could not be spoken to.
@@ -227,12 +210,12 @@ impl Inner {
         // Who was killed closes his socket a moment before he is dead. If he was our child, somebody
         // has to collect him.
         if state.is_none() && process.ends_within(DEATH_PATIENCE, DEATH_DEADLINE).await {
-            self.remove_traces(record).await?;
+            self.machines.remove_traces(record).await?;
             return Ok(None);
         }
         // It lives, so it is the machine, however it behaves.
         let (api, dir, owner) = api?;
-        let (record, group) = (record.clone(), self.cgroups.recorded(record));
+        let (record, group) = (record.clone(), self.machines.cgroups.recorded(record));
         let log = VmmLog::of_descriptor(record.pid, libc::STDERR_FILENO).ok();
         let console = VmmLog::of_descriptor(record.pid, libc::STDOUT_FILENO).ok();
         // Its template, if it stands on one, is kept by its own mapping of it.
@@ -242,84 +225,10 @@ impl Inner {
         let parts = Parts { record, owner, dir, process, group, api, log, console, ground, runs };
         Ok(Some(FirecrackerVm::watch(parts, Arc::clone(&self.host))))
     }
-
-    async fn end(&self, record: &VmRecord) -> Result<(), EngineError> {
-        if let Some(process) = self.recorded(record)? {
-            process.kill();
-            if !process.ends_within(DEATH_DEADLINE, Duration::ZERO).await {
-                let seconds = DEATH_DEADLINE.as_secs();
-                return Err(EngineError::Timeout { action: "end when killed", seconds });
-            }
-        }
-        self.remove_traces(record).await
-    }
-
-    /// Removes what is left of a machine whose process is gone.
-    async fn remove_traces(&self, record: &VmRecord) -> Result<(), EngineError> {
-        // Whatever is in that group was started by us, and nobody can have it any more.
-        let group = self.cgroups.recorded(record);
-        let path = record.dir.clone();
-        blocking(move || {
-            group.clear().map_err(cannot_clear)?;
-            if let Ok(dir) = MachineDir::open(&path) {
-                dir.remove_traces();
-            }
-            Ok(())
-        })
-        .await
-    }
-
-    /// The process of a record, if one with that identity is alive in this boot of the host.
-    fn recorded(&self, record: &VmRecord) -> Result<Option<Process>, EngineError> {
-        if record.host_boot_id != self.host_boot_id {
-            return Ok(None);
-        }
-        let program = self.program.path.to_string();
-        Process::find(record.pid, record.start_ticks)
-            .map_err(|source| EngineError::Spawn { program, source })
-    }
-
-    fn sweep(&self, keep: &[EngineId]) -> Result<Vec<EngineId>, EngineError> {
-        let machines = self.cgroups.machines().map_err(|source| EngineError::Confine {
-            what: "cannot list the control groups".to_owned(),
-            source,
-        })?;
-        let mut ended = Vec::new();
-        for id in machines.into_iter().filter(|id| !keep.contains(id)) {
-            if self.cgroups.group(&id).clear().map_err(cannot_clear)? == Cleared::Killed {
-                ended.push(id);
-            }
-        }
-        Ok(ended)
-    }
-}
-
-/// Starts a machine in a task of its own, which ends what it started if nobody waits any more.
-async fn to_its_end(
-    start: impl Future<Output = Result<Arc<FirecrackerVm>, EngineError>> + Send + 'static,
-) -> Result<Arc<dyn Vm>, EngineError> {
-    let (reply, started) = tokio::sync::oneshot::channel();
-    tokio::spawn(async move {
-        if let Err(Ok(unwanted)) = reply.send(start.await) {
-            let id = unwanted.record().id;
-            tracing::info!(%id, "nobody waits for this machine any more, ending it");
-            if let Err(error) = unwanted.kill().await {
-                tracing::error!(%id, %error, "cannot end it");
-            }
-        }
-    });
-    match started.await {
-        Ok(result) => result.map(|vm| vm as Arc<dyn Vm>),
-        Err(_) => Err(EngineError::Gone), // the runtime is going down
-    }
 }
 
 /// What an adopted VMM says of its machine, if it says anything.
 async fn state_soon(api: &Api) -> Option<InstanceState> {
     let asked = timeout(ADOPTION_PATIENCE, api.get::<InstanceInfo>("/")).await;
     asked.ok()?.ok().map(|info| info.state)
-}
-
-fn cannot_clear(source: io::Error) -> EngineError {
-    EngineError::Confine { what: "cannot empty a control group".to_owned(), source }
 }

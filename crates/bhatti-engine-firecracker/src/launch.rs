@@ -6,7 +6,6 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,10 +18,9 @@ use bhatti_vmm::jail::{DESCRIPTORS, INITRAMFS, KERNEL};
 use bhatti_vmm::machine_dir::MachineDir;
 use bhatti_vmm::memory::Zero;
 use bhatti_vmm::memory::template::InUse;
-use bhatti_vmm::process::Process;
+use bhatti_vmm::process::{Process, collect};
 use bhatti_vmm::vmm_log::VmmLog;
-use bhatti_vmm::{blocking, file_error};
-use camino::Utf8Path;
+use bhatti_vmm::{blocking, check_shared, file_error};
 use tokio::time::{Instant, sleep};
 
 use crate::api::Api;
@@ -111,7 +109,7 @@ impl Inner {
         let (group, launched, origin) = blocking(move || {
             // First, because it claims the id: from here on everything in it is this start's.
             let limits = cgroup::Limits::of(spec.shape, Accel::Kvm);
-            let (group, joins) = this.cgroups.create(&spec.id, limits)?;
+            let (group, joins) = this.machines.cgroups.create(&spec.id, limits)?;
             match this.launch(&spec, nic, &origin, &place, joins) {
                 Ok(launched) => Ok((group, launched, origin)),
                 Err(error) => Err(undo(&place, &group, None, error)),
@@ -129,7 +127,7 @@ impl Inner {
                     dir: dir.path().to_owned(),
                     pid,
                     start_ticks: process.start_ticks(),
-                    host_boot_id: self.host_boot_id.clone(),
+                    host_boot_id: self.machines.host_boot_id.clone(),
                     cgroups: group.paths(),
                     memory: Some(shape.memory),
                 };
@@ -356,28 +354,6 @@ fn undo(dir: &MachineDir, group: &Group, tap: Option<Tap>, cause: EngineError) -
     }
     dir.remove_traces();
     cause
-}
-
-/// Collects a child that has been killed, so that no zombie stays.
-fn collect(pid: i32) {
-    let pid = nix::unistd::Pid::from_raw(pid);
-    // ECHILD: it was collected already.
-    nix::sys::wait::waitpid(pid, None).ok();
-}
-
-/// Whether this is a file every machine may read. It is shown to the VMM under a name of its own,
-/// which skips the directories above but not the permission of the file.
-fn check_shared(path: &Utf8Path) -> Result<(), EngineError> {
-    let metadata = std::fs::metadata(path).map_err(file_error("open", path))?;
-    let refuse = |kind, why: &str| file_error("use", path)(io::Error::new(kind, why));
-    if !metadata.is_file() {
-        return Err(refuse(io::ErrorKind::InvalidInput, "not a regular file"));
-    }
-    if metadata.mode() & 0o004 == 0 {
-        let why = "it is not readable by everyone, so not by the VMM's user";
-        return Err(refuse(io::ErrorKind::PermissionDenied, why));
-    }
-    Ok(())
 }
 
 /// Waits until every thread of a VMM that runs a guest is under a system call filter. Each of its

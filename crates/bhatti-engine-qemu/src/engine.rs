@@ -14,7 +14,7 @@ use bhatti_engine::{
     Private, RestoreSpec, RootDisk, Vm, VmRecord,
 };
 use bhatti_types::{EngineId, Mib};
-use bhatti_vmm::{blocking, file_error};
+use bhatti_vmm::{blocking, file_error, start_to_its_end};
 use camino::{Utf8Path, Utf8PathBuf};
 use tokio::time::timeout;
 
@@ -26,15 +26,16 @@ use crate::launch::Origin;
 use crate::probe::{self, AccelChoice, Program};
 use crate::qmp::Qmp;
 use crate::vm::{Parts, QemuVm};
-use bhatti_vmm::cgroup::{Cgroups, Claim, Cleared};
+use bhatti_vmm::cgroup::Claim;
 use bhatti_vmm::confine;
 use bhatti_vmm::fingerprint::{self, Host};
+use bhatti_vmm::former::{DEATH_DEADLINE, DEATH_PATIENCE, Machines};
 use bhatti_vmm::jail::{FIRMWARE, Jail};
 use bhatti_vmm::kvm::Facts;
 use bhatti_vmm::machine_dir::MachineDir;
 use bhatti_vmm::manifest::Manifest;
 use bhatti_vmm::memory::{self, Templates};
-use bhatti_vmm::process::{self, Process};
+use bhatti_vmm::process::Process;
 use bhatti_vmm::vmm_log::VmmLog;
 
 /// How long an adopted VMM may take to answer before it is taken as it is. Short, because a
@@ -45,11 +46,6 @@ const IDLE_TEMPLATES: usize = 2;
 /// How much memory these may take. A golden one takes some 100 MiB, a named snapshot whatever its
 /// machine had.
 const IDLE_TEMPLATE_BYTES: u64 = 1 << 30;
-/// How long the kernel may take to end a process that was killed.
-const DEATH_DEADLINE: Duration = Duration::from_secs(10);
-/// How long it may take to begin with that.
-const DEATH_PATIENCE: Duration = Duration::from_secs(1);
-
 /// What an operator may choose.
 #[derive(Clone, Debug)]
 pub struct QemuConfig {
@@ -90,8 +86,7 @@ pub(crate) struct Inner {
     pub jail: Jail,
     pub arch: Arch,
     pub acceleration: Acceleration,
-    pub cgroups: Cgroups,
-    pub host_boot_id: String,
+    pub machines: Machines,
     /// What snapshots made here depend on.
     pub host: Arc<Host>,
     pub templates: Templates,
@@ -107,7 +102,7 @@ impl QemuEngine {
     /// swept the same groups would end each other's machines. The daemon calls it before
     /// [`Engine::sweep`]; it holds across namespaces and containers, as the groups do.
     pub fn claim(&self) -> Result<Claim, EngineError> {
-        self.inner.cgroups.claim()
+        self.inner.machines.cgroups.claim()
     }
 
     fn start_blocking(config: &QemuConfig) -> Result<Self, EngineError> {
@@ -128,13 +123,11 @@ impl QemuEngine {
         })?;
         confine::rehearse(&program.path, &jail)?;
         let acceleration = probe::acceleration(arch, chosen);
-        let cgroups = Cgroups::prepare(&config.cgroup)?;
-        let mut warnings = cgroups.warnings().to_vec();
+        let machines = Machines::prepare(&config.cgroup, &program.path)?;
+        let mut warnings = machines.cgroups.warnings().to_vec();
         if program.seccomp == Seccomp::NotBuiltIn {
             warnings.push(format!("{} was built without a system call filter", program.path));
         }
-        let path = Utf8Path::new("/proc/sys/kernel/random/boot_id");
-        let host_boot_id = process::host_boot_id().map_err(file_error("read", path))?;
         let version = program.version.clone();
         let accel = acceleration.accel();
         let name = format!("qemu {} {}", fingerprint::series(&version), arch.machine_type());
@@ -143,17 +136,7 @@ impl QemuEngine {
         let name = EngineName::Qemu;
         let info = EngineInfo { name, version, accel, why, warnings, capabilities };
         let templates = Templates::new(IDLE_TEMPLATES, IDLE_TEMPLATE_BYTES);
-        let inner = Inner {
-            info,
-            program,
-            jail,
-            arch,
-            acceleration,
-            cgroups,
-            host_boot_id,
-            host,
-            templates,
-        };
+        let inner = Inner { info, program, jail, arch, acceleration, machines, host, templates };
         Ok(Self { inner: Arc::new(inner) })
     }
 }
@@ -177,7 +160,7 @@ impl Engine for QemuEngine {
 
     async fn boot(&self, spec: BootSpec) -> Result<Arc<dyn Vm>, EngineError> {
         let inner = Arc::clone(&self.inner);
-        to_its_end(async move {
+        start_to_its_end(async move {
             let started = inner.start(spec, Origin::Kernel).await?;
             Ok(started.watch(&inner))
         })
@@ -198,7 +181,7 @@ impl Engine for QemuEngine {
     }
 
     async fn restore(&self, spec: RestoreSpec) -> Result<Arc<dyn Vm>, EngineError> {
-        to_its_end(Arc::clone(&self.inner).restore(spec)).await
+        start_to_its_end(Arc::clone(&self.inner).restore(spec)).await
     }
 
     async fn adopt(&self, record: &VmRecord) -> Result<Option<Arc<dyn Vm>>, EngineError> {
@@ -207,20 +190,20 @@ impl Engine for QemuEngine {
     }
 
     async fn end(&self, record: &VmRecord) -> Result<(), EngineError> {
-        self.inner.end(record).await
+        self.inner.machines.end(record).await
     }
 
     async fn sweep(&self, keep: &[EngineId]) -> Result<Vec<EngineId>, EngineError> {
         let inner = Arc::clone(&self.inner);
         let keep = keep.to_vec();
-        blocking(move || inner.sweep(&keep)).await
+        blocking(move || inner.machines.sweep(&keep)).await
     }
 }
 
 impl Inner {
     async fn adopt(&self, record: &VmRecord) -> Result<Option<Arc<QemuVm>>, EngineError> {
-        let Some(process) = self.recorded(record)? else {
-            self.remove_traces(record).await?;
+        let Some(process) = self.machines.recorded(record)? else {
+            self.machines.remove_traces(record).await?;
             return Ok(None);
         };
         // It lives, and could not be spoken to.
@@ -233,13 +216,13 @@ impl Inner {
         // A process closes its socket a moment before it is dead. If it was our child, somebody
         // has to collect it.
         if qmp.is_err() && process.ends_within(DEATH_PATIENCE, DEATH_DEADLINE).await {
-            self.remove_traces(record).await?;
+            self.machines.remove_traces(record).await?;
             return Ok(None);
         }
         // It lives, so it is the machine, however it behaves.
         let dir = dir.map_err(file_error("open", &record.dir))?;
         let owner = dir.owner().map_err(file_error("read", &record.dir))?;
-        let (record, group) = (record.clone(), self.cgroups.recorded(record));
+        let (record, group) = (record.clone(), self.machines.cgroups.recorded(record));
         let log = VmmLog::of_process(record.pid).ok();
         let qmp = qmp.map_err(|error| {
             tracing::warn!(id = %record.id, %error, "adopted a VMM that does not answer");
@@ -249,76 +232,6 @@ impl Inner {
         let (host, template) = (Arc::clone(&self.host), None);
         let parts = Parts { record, owner, dir, process, group, qmp, log, host, template };
         Ok(Some(QemuVm::watch(parts)))
-    }
-
-    async fn end(&self, record: &VmRecord) -> Result<(), EngineError> {
-        if let Some(process) = self.recorded(record)? {
-            process.kill();
-            if !process.ends_within(DEATH_DEADLINE, Duration::ZERO).await {
-                let seconds = DEATH_DEADLINE.as_secs();
-                return Err(EngineError::Timeout { action: "end when killed", seconds });
-            }
-        }
-        self.remove_traces(record).await
-    }
-
-    /// Removes what is left of a machine whose process is gone.
-    async fn remove_traces(&self, record: &VmRecord) -> Result<(), EngineError> {
-        // Whatever is in that group was started by us, and nobody can have it any more.
-        let group = self.cgroups.recorded(record);
-        let path = record.dir.clone();
-        blocking(move || {
-            group.clear().map_err(cannot_clear)?;
-            if let Ok(dir) = MachineDir::open(&path) {
-                dir.remove_traces();
-            }
-            Ok(())
-        })
-        .await
-    }
-
-    /// The process of a record, if one with that identity is alive in this boot of the host.
-    fn recorded(&self, record: &VmRecord) -> Result<Option<Process>, EngineError> {
-        if record.host_boot_id != self.host_boot_id {
-            return Ok(None);
-        }
-        let program = self.program.path.to_string();
-        Process::find(record.pid, record.start_ticks)
-            .map_err(|source| EngineError::Spawn { program, source })
-    }
-
-    fn sweep(&self, keep: &[EngineId]) -> Result<Vec<EngineId>, EngineError> {
-        let machines = self.cgroups.machines().map_err(|source| EngineError::Confine {
-            what: "cannot list the control groups".to_owned(),
-            source,
-        })?;
-        let mut ended = Vec::new();
-        for id in machines.into_iter().filter(|id| !keep.contains(id)) {
-            if self.cgroups.group(&id).clear().map_err(cannot_clear)? == Cleared::Killed {
-                ended.push(id);
-            }
-        }
-        Ok(ended)
-    }
-}
-
-/// Starts a machine in a task of its own, which ends what it started if nobody waits any more.
-async fn to_its_end(
-    start: impl Future<Output = Result<Arc<QemuVm>, EngineError>> + Send + 'static,
-) -> Result<Arc<dyn Vm>, EngineError> {
-    let (reply, started) = tokio::sync::oneshot::channel();
-    tokio::spawn(async move {
-        if let Err(Ok(unwanted)) = reply.send(start.await) {
-            let id = unwanted.record().id;
-            tracing::info!(%id, "nobody waits for this machine any more, ending it");
-            if let Err(error) = unwanted.kill().await {
-                tracing::error!(%id, %error, "cannot end it");
-            }
-        }
-    });
-    match started.await {
-        Ok(result) => result.map(|vm| vm as Arc<dyn Vm>),
-        Err(_) => Err(EngineError::Gone), // the runtime is going down
     }
 }
 
@@ -333,8 +246,4 @@ async fn greeted_soon(dir: &MachineDir, process: &Process) -> Result<Qmp, Engine
         }
         _ = process.wait_readable() => Err(EngineError::Gone),
     }
-}
-
-fn cannot_clear(source: io::Error) -> EngineError {
-    EngineError::Confine { what: "cannot empty a control group".to_owned(), source }
 }

@@ -6,7 +6,6 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,9 +24,9 @@ use bhatti_vmm::cgroup::{Group, Limits};
 use bhatti_vmm::confine::{self, Confinement};
 use bhatti_vmm::machine_dir::MachineDir;
 use bhatti_vmm::memory::template::InUse;
-use bhatti_vmm::process::Process;
+use bhatti_vmm::process::{Process, collect};
 use bhatti_vmm::vmm_log::VmmLog;
-use bhatti_vmm::{blocking, file_error};
+use bhatti_vmm::{blocking, check_shared, file_error};
 
 /// How long QEMU may take from its start to its greeting; 40 ms on an idle machine.
 const GREETING_DEADLINE: Duration = Duration::from_secs(20);
@@ -80,7 +79,7 @@ impl Inner {
             }
             // First, because it claims the id: from here on everything in it is this start's.
             let limits = Limits::of(spec.shape, this.acceleration.accel());
-            let (group, joins) = this.cgroups.create(&spec.id, limits)?;
+            let (group, joins) = this.machines.cgroups.create(&spec.id, limits)?;
             match this.launch(&spec, &origin, &dir, joins) {
                 Ok((log, pid)) => Ok((dir, group, log, pid, origin)),
                 Err(error) => Err(undo(&dir, &group, error)),
@@ -96,7 +95,7 @@ impl Inner {
                     dir: dir.path().to_owned(),
                     pid,
                     start_ticks: process.start_ticks(),
-                    host_boot_id: self.host_boot_id.clone(),
+                    host_boot_id: self.machines.host_boot_id.clone(),
                     cgroups: group.paths(),
                     memory: Some(memory),
                 };
@@ -289,23 +288,6 @@ fn open_layers(disk: &RootDisk, top_bytes: u64) -> Result<Vec<File>, EngineError
     Ok(files)
 }
 
-/// Whether this is a file every machine may read. It is shown to the VMM under a name of its own
-/// ([`bhatti_vmm::jail`]), which skips the directories above but not the permission of the file.
-fn check_shared(path: &Utf8Path) -> Result<(), EngineError> {
-    let metadata = std::fs::metadata(path).map_err(file_error("open", path))?;
-    if !metadata.is_file() {
-        return Err(file_error("use", path)(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "not a regular file",
-        )));
-    }
-    if metadata.mode() & 0o004 == 0 {
-        let why = "it is not readable by everyone, so not by the VMM's user";
-        return Err(file_error("use", path)(io::Error::new(io::ErrorKind::PermissionDenied, why)));
-    }
-    Ok(())
-}
-
 /// Opens an image. QEMU uses this very descriptor, so the file may be private to the daemon.
 fn open_base(path: &Utf8Path) -> Result<File, EngineError> {
     let file = File::open(path).map_err(file_error("open", path))?;
@@ -330,11 +312,4 @@ fn undo(dir: &MachineDir, group: &Group, cause: EngineError) -> EngineError {
     }
     dir.remove_traces();
     cause
-}
-
-/// Collects a child that has been killed, so that no zombie stays.
-fn collect(pid: i32) {
-    let pid = nix::unistd::Pid::from_raw(pid);
-    // ECHILD: it was collected already.
-    nix::sys::wait::waitpid(pid, None).ok();
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  jail ─▶ confine ─▶ process          started: own root, namespaces, user, no capabilities
-//!  cgroup            process           bounded, found again, proven, ended
+//!  cgroup            process  former   bounded, found again, proven, ended
 //!  machine_dir       vmm_log  link     what lies in its directory, what it says
 //!  memory            manifest          what it remembers, read and written from outside
 //! ```
@@ -19,6 +19,7 @@
 pub mod cgroup;
 pub mod confine;
 pub mod fingerprint;
+pub mod former;
 pub mod jail;
 pub mod kvm;
 pub mod link;
@@ -29,4 +30,4 @@ pub mod process;
 pub mod vmm_log;
 mod work;
 
-pub use work::{blocking, file_error, nameless, on_path};
+pub use work::{blocking, check_shared, file_error, nameless, on_path, start_to_its_end};

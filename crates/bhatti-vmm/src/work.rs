@@ -1,10 +1,13 @@
-//! Small things every engine needs: blocking work, errors about files, a file without a name.
+//! Small things every engine needs: work that is not left half done, errors about files, a file
+//! without a name.
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 
-use bhatti_engine::EngineError;
+use bhatti_engine::{EngineError, Vm};
 use camino::{Utf8Path, Utf8PathBuf};
 
 /// For `map_err`, on an operation on `path`.
@@ -23,6 +26,41 @@ pub async fn blocking<T: Send + 'static>(
             Err(_) => Err(EngineError::Gone), // the runtime is going down
         },
     }
+}
+
+/// Starts a machine in a task of its own, which ends what it started if nobody waits any more.
+pub async fn start_to_its_end<M: Vm + 'static>(
+    start: impl Future<Output = Result<Arc<M>, EngineError>> + Send + 'static,
+) -> Result<Arc<dyn Vm>, EngineError> {
+    let (reply, started) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        if let Err(Ok(unwanted)) = reply.send(start.await) {
+            let id = unwanted.record().id;
+            tracing::info!(%id, "nobody waits for this machine any more, ending it");
+            if let Err(error) = unwanted.kill().await {
+                tracing::error!(%id, %error, "cannot end it");
+            }
+        }
+    });
+    match started.await {
+        Ok(result) => result.map(|vm| vm as Arc<dyn Vm>),
+        Err(_) => Err(EngineError::Gone), // the runtime is going down
+    }
+}
+
+/// Whether this is a file every machine may read. It is shown to the VMM under a name of its own
+/// ([`crate::jail`]), which skips the directories above but not the permission of the file.
+pub fn check_shared(path: &Utf8Path) -> Result<(), EngineError> {
+    let metadata = std::fs::metadata(path).map_err(file_error("open", path))?;
+    let refuse = |kind, why: &str| file_error("use", path)(io::Error::new(kind, why));
+    if !metadata.is_file() {
+        return Err(refuse(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    if metadata.mode() & 0o004 == 0 {
+        let why = "it is not readable by everyone, so not by the VMM's user";
+        return Err(refuse(io::ErrorKind::PermissionDenied, why));
+    }
+    Ok(())
 }
 
 /// A file in memory with this content, read from its beginning. A VMM gets what was checked, and
