@@ -35,7 +35,7 @@ pub async fn read_message<M: Message + Default>(
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
     }
-    M::decode(body.freeze()).map(Some).map_err(|error| invalid(CodecError::Malformed(error)))
+    codec::decode_body(body.freeze()).map(Some).map_err(invalid)
 }
 
 /// Writes one message and flushes.

@@ -1,20 +1,28 @@
 //! Messages on a byte stream: a big-endian `u32` length, then that many bytes of protobuf.
 //!
-//! Promise: a length above the limit is refused before anything is allocated for it.
+//! Promises: a length above the limit is refused before anything is allocated for it; and what
+//! is decoded takes memory of the order of its length, since it has at most [`MAX_FIELDS`].
 
-use bytes::{Buf, BufMut, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
+use prost::encoding::{DecodeContext, decode_key, skip_field};
 
 use crate::message::MAX_MESSAGE;
 
 /// Bytes before the body.
 pub const PREFIX_LEN: usize = 4;
 
+/// The most fields of one message, each element of a list counted. An empty element is two bytes
+/// on the wire and a hundred in memory.
+pub const MAX_FIELDS: usize = 8192;
+
 /// Bytes that are not a message, or a message too long to be sent.
 #[derive(Debug, thiserror::Error)]
 pub enum CodecError {
     #[error("message of {len} bytes, at most {limit} are allowed")]
     TooLong { len: usize, limit: usize },
+    #[error("message of more than {MAX_FIELDS} fields")]
+    TooMany,
     #[error("malformed message")]
     Malformed(#[source] prost::DecodeError),
 }
@@ -52,14 +60,34 @@ pub fn decode<M: Message + Default>(
         return Ok(None);
     }
     input.advance(PREFIX_LEN);
-    let body = input.split_to(len).freeze();
-    M::decode(body).map(Some).map_err(CodecError::Malformed)
+    decode_body(input.split_to(len).freeze()).map(Some)
+}
+
+/// Decodes what came after a prefix.
+pub fn decode_body<M: Message + Default>(body: Bytes) -> Result<M, CodecError> {
+    count_fields(&body)?;
+    M::decode(body).map_err(CodecError::Malformed)
+}
+
+fn count_fields(mut body: &[u8]) -> Result<(), CodecError> {
+    let mut count = 0;
+    while !body.is_empty() {
+        count += 1;
+        if count > MAX_FIELDS {
+            return Err(CodecError::TooMany);
+        }
+        let skipped = decode_key(&mut body).and_then(|(tag, wire_type)| {
+            skip_field(wire_type, tag, &mut body, DecodeContext::default())
+        });
+        skipped.map_err(CodecError::Malformed)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{ExitStatus, Nothing, WriteFile};
+    use crate::message::{ExitStatus, Nothing, SessionInfo, SessionList, WriteFile};
 
     #[test]
     fn a_message_waits_for_its_last_byte_and_leaves_the_next_alone() {
@@ -95,6 +123,17 @@ mod tests {
         ] {
             let mut input = BytesMut::from(&len.to_be_bytes()[..]);
             assert_eq!(decode::<Nothing>(&mut input, limit).is_ok(), ok, "{len} of {limit}");
+        }
+    }
+
+    #[test]
+    fn a_list_of_nothing_is_not_as_large_as_it_could_be() {
+        for (count, ok) in [(MAX_FIELDS, true), (MAX_FIELDS + 1, false), (MAX_MESSAGE / 2, false)] {
+            let sessions = vec![SessionInfo::default(); count];
+            let mut bytes = BytesMut::new();
+            encode(&SessionList { failure: None, sessions }, &mut bytes).unwrap();
+            let list = decode::<SessionList>(&mut bytes, MAX_MESSAGE);
+            assert_eq!(list.is_ok(), ok, "{count}: {:?}", list.err());
         }
     }
 

@@ -10,7 +10,8 @@ use bhatti_wire::Violation;
 use bhatti_wire::codec;
 use bhatti_wire::frame::{self, Body, Frame, MAX_FRAME, MAX_PAYLOAD};
 use bhatti_wire::message::{
-    ExecOutput, HelloReply, MAX_MESSAGE, Reply, Request, SessionList, SessionOutput,
+    ActivityReply, ArchiveReply, DirectoryPart, ExecInput, ExecOutput, FileReply, HelloReply,
+    MAX_MESSAGE, PortsReply, Reply, Request, SessionInput, SessionList, SessionOutput,
 };
 use bhatti_wire::mux::{MAX_STREAMS, Mux, Role, WINDOW};
 use bhatti_wire::record::{BURST_RECORDS, Nonce, Record, RecordKind};
@@ -279,6 +280,13 @@ pub(crate) fn messages(bytes: &[u8]) {
     all::<ExecOutput>(bytes);
     all::<SessionOutput>(bytes);
     all::<SessionList>(bytes);
+    all::<SessionInput>(bytes);
+    all::<ExecInput>(bytes);
+    all::<FileReply>(bytes);
+    all::<DirectoryPart>(bytes);
+    all::<ArchiveReply>(bytes);
+    all::<PortsReply>(bytes);
+    all::<ActivityReply>(bytes);
     all::<HelloReply>(bytes);
     all::<Reply>(bytes);
 }
