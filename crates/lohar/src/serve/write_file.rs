@@ -33,6 +33,9 @@ where
     let turn = turn(guest).await?;
     let target = blocking(move || Target::prepare(request, owner, turn)).await?;
     let target = receive(size, content, target).await?;
+    // The host half-closes when it means it. One that has given up since has not.
+    let mut excess = [0];
+    content.read(&mut excess).await.map_err(|_| FileError::Short { got: size, size })?;
     blocking(move || target.publish(owner)).await
 }
 
@@ -179,12 +182,11 @@ fn make_parents(parent: &Path, owner: (u32, u32)) -> Result<(), FileError> {
             // Not the umask's decision.
             .and_then(|()| std::fs::set_permissions(path, Permissions::from_mode(0o755)))
             .and_then(|()| chown(path, Some(owner.0), Some(owner.1)))
-            .map_err(|error| match error.kind() {
-                // Something else is there, or it would not be missing.
-                io::ErrorKind::AlreadyExists if !path.is_dir() => {
-                    io::Error::from(io::ErrorKind::NotADirectory)
-                }
-                _ => error,
+            .or_else(|error| match error.kind() {
+                // Somebody else was first, to whom it belongs.
+                io::ErrorKind::AlreadyExists if path.is_dir() => Ok(()),
+                io::ErrorKind::AlreadyExists => Err(io::ErrorKind::NotADirectory.into()),
+                _ => Err(error),
             })
             .map_err(FileError::io("make directory", path))?;
     }

@@ -4,7 +4,10 @@ use super::*;
 use crate::guest::Account;
 use crate::process::Reaper;
 use bhatti_wire::message::ErrorKind;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
+use tokio::io::ReadBuf;
 
 fn me() -> (u32, u32) {
     (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw())
@@ -64,6 +67,50 @@ async fn a_short_stream_leaves_what_was_there() {
     assert_eq!(error.to_string(), "connection lost after 4/10 bytes");
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "old");
     assert_eq!(names(dir.path()), ["file"], "the temporary is gone");
+}
+
+/// A host that gives its stream up.
+struct GivenUp;
+
+impl AsyncRead for GivenUp {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        _: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+    }
+}
+
+#[tokio::test]
+async fn who_gives_up_before_the_end_leaves_what_was_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    std::fs::write(&path, "old").unwrap();
+    for content in ["", "new", &"x".repeat(CHUNK)] {
+        let mut all = content.as_bytes().chain(GivenUp);
+        let request = request(&path, 0o644, content.len() as u64);
+        write_file(&guest(), request, &mut all).await.expect_err("nobody said that this is it");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "old");
+        assert_eq!(names(dir.path()), ["file"]);
+    }
+}
+
+#[test]
+fn several_make_the_same_directories_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    for round in 0..50 {
+        let deep = dir.path().join(format!("{round}/a/b/c/d"));
+        let start = std::sync::Barrier::new(4);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    start.wait();
+                    make_parents(&deep, me()).unwrap();
+                });
+            }
+        });
+    }
 }
 
 #[tokio::test]
