@@ -18,8 +18,9 @@ use crate::random;
 /// Where output goes when nobody says where.
 const SESSIONS: &str = "/var/log/lohar/sessions";
 
-/// How many names are tried for a new file there.
-const NAME_TRIES: usize = 64;
+/// How many names are tried for a new file there. The later ones are long: nobody tidies up, and
+/// one day the short ones are all taken.
+const NAME_TRIES: usize = 16;
 
 /// There is no file for the output.
 #[derive(Debug, thiserror::Error)]
@@ -101,7 +102,7 @@ fn open_output(path: &str) -> Result<(PathBuf, File), OutputError> {
     Ok((target, file))
 }
 
-/// A new `sess-<4 hex>.log` in `directory`.
+/// A new `sess-<4 hex>.log` in `directory`; once those are rare, `sess-<16 hex>.log`.
 fn open_new(directory: &Path) -> Result<(PathBuf, File), OutputError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
@@ -109,8 +110,12 @@ fn open_new(directory: &Path) -> Result<(PathBuf, File), OutputError> {
     };
     std::fs::create_dir_all(directory).map_err(failed(directory))?;
     let mut last = io::Error::from(io::ErrorKind::AlreadyExists);
-    for _ in 0..NAME_TRIES {
-        let random = random::hex::<2>().map_err(failed(directory))?;
+    for attempt in 0..NAME_TRIES {
+        let random = match attempt {
+            0..8 => random::hex::<2>(),
+            _ => random::hex::<8>(),
+        };
+        let random = random.map_err(failed(directory))?;
         let path = directory.join(format!("sess-{random}.log"));
         match std::fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(&path) {
             Ok(file) => return Ok((path, file)),
@@ -156,5 +161,21 @@ mod tests {
         let name = first.file_name().unwrap().to_str().unwrap();
         assert!(name.len() == "sess-0000.log".len() && name.starts_with("sess-"), "{name}");
         assert_eq!(first.metadata().unwrap().mode() & 0o044, 0o044);
+    }
+
+    #[test]
+    fn there_is_a_name_when_all_short_ones_are_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = dir.path().join("sess-0000.log");
+        std::fs::write(&first, "").unwrap();
+        for n in 1..=u16::MAX {
+            // Names of one file: a thousandth of what as many files cost.
+            let name = dir.path().join(format!("sess-{n:04x}.log"));
+            if std::fs::hard_link(&first, &name).is_err() {
+                std::fs::write(&name, "").unwrap();
+            }
+        }
+        let (path, _file) = open_new(dir.path()).unwrap();
+        assert_eq!(path.file_name().unwrap().len(), "sess-0123456789abcdef.log".len());
     }
 }
