@@ -11,7 +11,7 @@ mod lines;
 mod list;
 mod read;
 
-use std::fs::{File, Metadata};
+use std::fs::{File, FileType, Metadata};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -172,14 +172,17 @@ pub(super) fn followed<T>(path: &Path, open: impl Fn(&Path) -> io::Result<T>) ->
 
 /// What the host may know of a file called `name`.
 pub(super) fn info(name: String, meta: &Metadata) -> FileInfo {
-    let kind = match meta.file_type() {
+    let (size, mode, mtime) = (meta.len(), meta.mode() & 0o7777, meta.mtime());
+    FileInfo { name, size, mode, kind: kind(meta.file_type()).into(), mtime }
+}
+
+fn kind(of: FileType) -> FileKind {
+    match of {
         kind if kind.is_file() => FileKind::Regular,
         kind if kind.is_dir() => FileKind::Directory,
         kind if kind.is_symlink() => FileKind::Symlink,
         _ => FileKind::Special,
-    };
-    let (size, mode, mtime) = (meta.len(), meta.mode() & 0o7777, meta.mtime());
-    FileInfo { name, size, mode, kind: kind.into(), mtime }
+    }
 }
 
 /// Opens a regular file to read it.

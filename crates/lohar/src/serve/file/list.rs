@@ -1,10 +1,10 @@
 //! Lists a directory.
 
 use bhatti_link::write_message;
-use bhatti_wire::message::{DirectoryPart, FileInfo, ListDirectory, MAX_ENTRIES};
+use bhatti_wire::message::{DirectoryPart, FileInfo, FileKind, ListDirectory, MAX_ENTRIES};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
-use super::{FileError, absolute, blocking, followed, info, turn};
+use super::{FileError, absolute, blocking, followed, info, kind, turn};
 use crate::guest::Guest;
 
 /// Entries in one message: names of 255 bytes, each of them replaced by three, still fit.
@@ -67,8 +67,11 @@ fn entries(path: String) -> Result<(Vec<FileInfo>, u64), FileError> {
             Ok(meta) => entries.push(info(entry.file_name().to_string_lossy().into_owned(), &meta)),
             // Removed since it was listed.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => total -= 1,
-            Err(error) => {
-                return Err(FileError::io("look at", entry.path())(error));
+            // There, and that is all: somebody's own file system keeps even root from looking.
+            Err(_) => {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                let kind = entry.file_type().map_or(FileKind::Special, kind).into();
+                entries.push(FileInfo { name, kind, ..FileInfo::default() });
             }
         }
     }

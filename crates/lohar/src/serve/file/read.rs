@@ -41,7 +41,12 @@ async fn send<S: AsyncWrite + Unpin>(mut source: Source, stream: &mut S) -> bool
     let (mut sending, mut spare) = (Vec::new(), Vec::new());
     loop {
         let reading = tokio::task::spawn_blocking(move || source.next(spare));
-        if stream.write_all(&sending).await.is_err() {
+        let sent = match sending.is_empty() {
+            // Somebody may have long gone from a file in whose gigabytes a line is looked for.
+            true => stream.write(&[]).await.map(drop),
+            false => stream.write_all(&sending).await,
+        };
+        if sent.is_err() {
             return false;
         }
         match reading.await {
