@@ -169,6 +169,26 @@ async fn a_size_reaches_the_program() {
     }
 }
 
+/// What is typed after a size was said finds that size, however quickly it follows.
+#[tokio::test]
+async fn a_size_is_there_before_what_is_typed_after_it() {
+    let guest = guest();
+    let text = "stty -echo; echo ready; while read line; do echo \"<$(stty size)>\"; done";
+    let mut client = terminal(&guest, text).await;
+    client.until("ready").await;
+    for cols in 100..150 {
+        client.resize(30, cols).await;
+        client.resize(31, cols).await;
+        client.say("now\n").await;
+        client.until(&format!("<31 {cols}>")).await;
+    }
+    let answers: Vec<_> = (100..150).map(|cols| format!("<31 {cols}>")).collect();
+    assert_eq!(
+        client.text().split_whitespace().skip(1).collect::<Vec<_>>().join(" "),
+        answers.join(" ")
+    );
+}
+
 #[tokio::test]
 async fn what_was_printed_is_replayed_and_goes_on() {
     let guest = guest();
