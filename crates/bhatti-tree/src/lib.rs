@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Promises:
-//! - Under its final name a file is never seen half-written, not even after a power cut.
+//! - Under its final name a file is never seen half-written. After a power cut neither, if it was
+//!   synced before it was published; what is unpacked is not.
 //! - Unpacking makes nothing outside the directory it was given, whatever the archive says, and
 //!   whoever exchanges directories for symlinks meanwhile. It makes files, directories and
 //!   symlinks, nothing else, without set-id bits.

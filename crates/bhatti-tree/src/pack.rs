@@ -4,6 +4,9 @@
 //! one file are two files. What cannot be read is left out, and told in the archive (see
 //! [`crate::Problems`]); a file that shrinks while it is read is filled up with zeros, and that is
 //! told too.
+//!
+//! What the kernel only pretends to be files (`/proc`, `/sys`) is an empty directory to whoever
+//! packs what is around it: there is no end to it, `/proc/kcore` alone has 128 TiB.
 
 use std::ffi::OsStr;
 use std::fs::{DirEntry, File, FileType, Metadata};
@@ -15,6 +18,7 @@ use std::path::{Component, Path, PathBuf};
 
 use nix::fcntl::{OFlag, openat, readlinkat};
 use nix::sys::stat::Mode;
+use nix::sys::statfs::{self, FsType, fstatfs};
 use tar::{EntryType, Header};
 
 use crate::problem;
@@ -66,7 +70,7 @@ impl Source {
         let buffer = vec![0; CHUNK].into_boxed_slice();
         let mut packer = Packer { out, tally, buffer };
         let Self { path, file, meta } = self;
-        let mut at = At { name: PathBuf::from(name), path, depth: 0 };
+        let mut at = At { name: PathBuf::from(name), path, depth: 0, device: meta.dev() };
         if meta.is_dir() {
             packer.tree(&mut at, &file, &meta)?;
         } else {
@@ -98,6 +102,8 @@ struct At {
     /// On the disk, for people.
     path: PathBuf,
     depth: usize,
+    /// What the root is on.
+    device: u64,
 }
 
 struct Packer<'a, W> {
@@ -147,6 +153,9 @@ impl<W: Write> Packer<'_, W> {
         let kind = meta.file_type();
         if kind.is_dir() {
             match open(dir, entry, OFlag::O_DIRECTORY) {
+                Ok((below, meta)) if meta.dev() != at.device && is_kernels_own(&below) => {
+                    self.header(EntryType::Directory, at, &meta, 0, &[])
+                }
                 Ok((below, meta)) => self.tree(at, &below, &meta),
                 Err(error) => self.lost(at, error),
             }
@@ -174,6 +183,9 @@ impl<W: Write> Packer<'_, W> {
     }
 
     fn content(&mut self, at: &At, mut file: File, meta: &Metadata) -> io::Result<()> {
+        if meta.len() == 0 {
+            return self.unsized_content(at, &mut file, meta);
+        }
         let size = meta.len();
         self.header(EntryType::Regular, at, meta, size, &[])?;
         let mut left = size;
@@ -203,6 +215,29 @@ impl<W: Write> Packer<'_, W> {
             Some(text) => self.problem(at, text),
             None => Ok(()),
         }
+    }
+
+    /// A file that is empty, or one of the kernel's own, which do not know their size: as much as
+    /// fits the buffer, which is far more than they have.
+    fn unsized_content(&mut self, at: &At, file: &mut File, meta: &Metadata) -> io::Result<()> {
+        let mut size = 0;
+        while size < CHUNK {
+            match file.read(&mut self.buffer[size..]) {
+                Ok(0) => break,
+                Ok(n) => size += n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return self.problem(at, error),
+            }
+        }
+        if size == CHUNK {
+            return self.problem(at, "does not say how long it is");
+        }
+        self.header(EntryType::Regular, at, meta, size as u64, &[])?;
+        self.out.write_all(&self.buffer[..size])?;
+        self.tally.add_bytes(size);
+        self.pad(size as u64)?;
+        self.tally.add_file();
+        Ok(())
     }
 
     /// Something could not be read. What is not there any more was not there.
@@ -280,6 +315,22 @@ fn open(dir: &File, entry: &DirEntry, more: OFlag) -> io::Result<(File, Metadata
     Ok((file, meta))
 }
 
+/// Whether a directory is on a file system that holds no files.
+fn is_kernels_own(dir: &File) -> bool {
+    const KERNELS_OWN: [FsType; 9] = [
+        statfs::PROC_SUPER_MAGIC,
+        statfs::SYSFS_MAGIC,
+        statfs::CGROUP_SUPER_MAGIC,
+        statfs::CGROUP2_SUPER_MAGIC,
+        statfs::DEVPTS_SUPER_MAGIC,
+        statfs::DEBUGFS_MAGIC,
+        statfs::TRACEFS_MAGIC,
+        statfs::SECURITYFS_MAGIC,
+        statfs::BPF_FS_MAGIC,
+    ];
+    fstatfs(dir).is_ok_and(|statfs| KERNELS_OWN.contains(&statfs.filesystem_type()))
+}
+
 fn special(kind: FileType) -> Option<EntryType> {
     if kind.is_fifo() {
         Some(EntryType::Fifo)
@@ -298,4 +349,18 @@ fn fits(text: &[u8], field: &mut [u8]) -> bool {
     let length = if fits { text.len() } else { field.len() - 1 };
     field[..length].copy_from_slice(&text[..length]);
     fits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_makes_up_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let is = |path: &Path| is_kernels_own(&File::open(path).unwrap());
+        assert!(is(Path::new("/proc")) && is(Path::new("/proc/self/fd")));
+        assert!(is(Path::new("/sys")));
+        assert!(!is(dir.path()));
+    }
 }

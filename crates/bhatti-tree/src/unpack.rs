@@ -24,8 +24,10 @@ const MAX_PATH: usize = 4096;
 /// The largest extended header, in bytes.
 const MAX_EXTENDED: usize = 64 * 1024;
 
-/// Bytes of a file moved at a time.
-const CHUNK: usize = 128 * 1024;
+/// Bytes of a file moved at a time: what comes at a time.
+const CHUNK: usize = crate::pipe::CHUNK;
+
+const SPARSE: UnpackError = UnpackError::Format("it has sparse files of GNU tar");
 
 /// Which symlinks are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,9 +121,7 @@ impl Unpacking<'_> {
                     self.problems.add(sentence);
                 }
             }
-            EntryType::GNUSparse => {
-                return Err(UnpackError::Format("it has sparse files of GNU tar"));
-            }
+            EntryType::GNUSparse => return Err(SPARSE),
             kind => {
                 let name = self.name.take().unwrap_or_else(|| entry.path_bytes().into_owned());
                 let target = self.target.take();
@@ -142,6 +142,8 @@ impl Unpacking<'_> {
                 b"linkpath" => self.target = Some(value.to_vec()),
                 // It says where the next entry is, and only sizes that need no extension agree.
                 b"size" => return Err(UnpackError::Format("it has a file of more than 8 GiB")),
+                // Looks like a file, and has a map of holes before what is left of its content.
+                key if key.starts_with(b"GNU.sparse.") => return Err(SPARSE),
                 _ => {}
             }
         }

@@ -202,6 +202,17 @@ impl<A: io::Write, B: io::Write> io::Write for Tee<'_, A, B> {
 }
 
 #[test]
+fn files_that_do_not_know_their_size_are_copied_too() {
+    let path = Path::new("/proc/self/limits");
+    let to = tempfile::tempdir().unwrap();
+    let (archive, tally) = packed(path, "limits");
+    assert_eq!(unpacked(&archive, to.path()).unwrap().sentences, [""; 0]);
+    let content = std::fs::read_to_string(to.path().join("limits")).unwrap();
+    assert_eq!(content, std::fs::read_to_string(path).unwrap());
+    assert_eq!((tally.files(), tally.bytes()), (1, content.len() as u64));
+}
+
+#[test]
 fn special_files_are_not_opened() {
     for path in ["/dev/zero", "/dev/null"] {
         let error = Source::open(Path::new(path)).unwrap_err();

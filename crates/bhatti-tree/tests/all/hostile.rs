@@ -1,7 +1,9 @@
 //! Archives that want more than to be unpacked.
 
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::process::Command;
 
 use bhatti_tree::{Tally, UnpackError};
 use tar::EntryType;
@@ -140,6 +142,27 @@ fn what_is_too_long_is_not_read() {
     let told = unpacked(&archive(&[deep, Member::file("", "x")]), dir.path()).unwrap();
     assert!(told.sentences[0].ends_with("too deep"), "{told:?}");
     assert_eq!(names(dir.path()), [""; 0]);
+}
+
+#[test]
+fn sparse_files_are_refused_however_they_are_written() {
+    let dir = tempfile::tempdir().unwrap();
+    File::create(dir.path().join("sparse")).unwrap().set_len(1 << 20).unwrap();
+    for format in [
+        &["--format=gnu"][..],
+        &["--format=posix", "--sparse-version=0.0"],
+        &["--format=posix", "--sparse-version=0.1"],
+        &["--format=posix", "--sparse-version=1.0"],
+    ] {
+        let mut tar = Command::new("tar");
+        tar.current_dir(dir.path()).args(["-cSf", "-"]).args(format).arg("sparse");
+        let archive = tar.output().unwrap();
+        assert!(archive.status.success(), "{format:?}");
+        let to = tempfile::tempdir().unwrap();
+        let error = unpacked(&archive.stdout, to.path()).unwrap_err();
+        assert!(matches!(error, UnpackError::Format(_)), "{format:?}: {error}");
+        assert_eq!(names(to.path()), [""; 0], "{format:?}");
+    }
 }
 
 #[test]
