@@ -5,7 +5,8 @@
 //! A disk's own file stands for everything below it, which is why merging layers is nothing to do,
 //! and why a new disk needs the topmost of the layers it was made from only.
 //!
-//! Layers of an engine that has real ones are written into one file ([`qcow2`]).
+//! Layers of an engine that has real ones are written into one file ([`qcow2`]). What does not fit on
+//! the host's disk is refused before anything is copied.
 
 use std::fs::File;
 use std::io;
@@ -27,6 +28,9 @@ const SECTOR: u64 = 512;
 const LEAST: u64 = 1 << 20;
 /// Copied at once.
 const BLOCK: usize = 1 << 20;
+/// What a copy leaves free of the host's disk. A machine whose write finds no room is told of an error,
+/// and its guest may lose what it wrote: so no create may take the last.
+const SPARED: u64 = 64 << 20;
 
 /// Makes the disk of a machine in `dir`, owned by `owner`. On failure nothing is left.
 pub(crate) fn create(
@@ -67,21 +71,49 @@ pub(crate) fn create(
     };
     let file = dir.join(ROOT_DISK);
     let to = new_file(&file).map_err(file_error("make", &file))?;
-    let make = || {
-        copy(&from, &to)?;
+    let above = over.iter().map(qcow2::Layer::allocated).sum();
+    let make = || -> Result<(), NotCopied> {
+        copy(&from, &to, above)?;
         to.set_len(bytes)?;
         qcow2::flatten(&over, &to)?;
-        fchown(&to, Some(owner.uid), Some(owner.gid))
+        Ok(fchown(&to, Some(owner.uid), Some(owner.gid))?)
     };
     match make() {
         Ok(()) => {
             let (base, bytes) = (Some(base), Some(bytes));
             Ok(RootDisk { file, base, layers, bytes, format: DiskFormat::Raw })
         }
-        Err(source) => {
+        Err(error) => {
             std::fs::remove_file(&file).ok();
-            Err(EngineError::File { action: "make a disk", path: file, source })
+            Err(error.about("make a disk", file))
         }
+    }
+}
+
+/// Why a disk was not copied.
+enum NotCopied {
+    /// It needs that many bytes, and so many are free.
+    NoRoom {
+        needed: u64,
+        free: u64,
+    },
+    Io(io::Error),
+}
+
+impl NotCopied {
+    fn about(self, action: &'static str, path: Utf8PathBuf) -> EngineError {
+        match self {
+            Self::NoRoom { needed, free } => {
+                EngineError::NoSpace { needed_mib: needed.div_ceil(1 << 20), free_mib: free >> 20 }
+            }
+            Self::Io(source) => EngineError::File { action, path, source },
+        }
+    }
+}
+
+impl From<io::Error> for NotCopied {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
     }
 }
 
@@ -130,21 +162,17 @@ pub(crate) fn seal(
 ) -> Result<RootDisk, EngineError> {
     let (from, bytes) = open_own(disk, dir)?;
     let partial = sealed.with_extension("partial");
-    let make = || {
+    let make = || -> Result<(), NotCopied> {
         std::fs::remove_file(&partial).or_else(absent_is_fine)?;
         let to = new_file(&partial)?;
-        copy(&from, &to)?;
+        copy(&from, &to, 0)?;
         to.set_len(bytes)?;
         to.set_permissions(std::fs::Permissions::from_mode(0o400))?;
-        std::fs::rename(&partial, sealed)
+        Ok(std::fs::rename(&partial, sealed)?)
     };
-    if let Err(source) = make() {
+    if let Err(error) = make() {
         std::fs::remove_file(&partial).ok();
-        return Err(EngineError::File {
-            action: "make a disk layer",
-            path: sealed.to_owned(),
-            source,
-        });
+        return Err(error.about("make a disk layer", sealed.to_owned()));
     }
     let mut sealed_disk = disk.clone();
     sealed_disk.layers.push(sealed.to_owned());
@@ -162,15 +190,23 @@ fn new_file(path: &Utf8Path) -> io::Result<File> {
     options.open(path)
 }
 
-/// Copies a file into an empty one: by reference if the file system can, else without its holes.
-fn copy(from: &File, to: &File) -> io::Result<()> {
+/// Copies a file into an empty one: by reference if the file system can, else without its holes. Refuses
+/// if that, and what will be written over it, leaves too little room.
+fn copy(from: &File, to: &File, more: u64) -> Result<(), NotCopied> {
     // SAFETY: a system call on integers.
     let shared = unsafe { libc::ioctl(to.as_raw_fd(), libc::FICLONE, from.as_raw_fd()) };
+    let metadata = from.metadata()?;
+    let own = if shared == 0 { 0 } else { metadata.blocks().saturating_mul(SECTOR) };
+    let needed = own.saturating_add(more);
+    let place = nix::sys::statvfs::fstatvfs(to).map_err(io::Error::from)?;
+    let free = place.blocks_available().saturating_mul(place.fragment_size());
+    if free < needed.saturating_add(SPARED) {
+        return Err(NotCopied::NoRoom { needed, free });
+    }
     if shared == 0 {
         return Ok(());
     }
-    let bytes = from.metadata()?.size();
-    to.set_len(bytes)?;
+    to.set_len(metadata.size())?;
     let mut block = vec![0; BLOCK];
     let mut at = 0;
     while let Some((start, end)) = next_data(from, at)? {
@@ -179,7 +215,8 @@ fn copy(from: &File, to: &File) -> io::Result<()> {
             let count = BLOCK.min(usize::try_from(end - at).unwrap_or(BLOCK));
             let count = from.read_at(&mut block[..count], at)?;
             if count == 0 {
-                return Ok(()); // it became shorter
+                let why = "it became shorter while it was copied";
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, why).into());
             }
             to.write_all_at(&block[..count], at)?;
             at += count as u64;
@@ -264,6 +301,46 @@ mod tests {
         let heir = create(below, &other, None, OWNER).unwrap();
         assert_eq!(heir.layers, [dir.join("layer")], "the older one need not even exist");
         assert_eq!(std::fs::read(heir.file).unwrap(), std::fs::read(&disk.file).unwrap());
+    }
+
+    /// The last room is not taken: a guest that writes would find none. Needs root.
+    #[test]
+    fn what_does_not_fit_is_refused_before_it_is_copied() {
+        let (_keep, place) = scratch();
+        let mount = |size: &str| {
+            let mounted = std::process::Command::new("mount")
+                .args(["-t", "tmpfs", "-o", size, "none", place.as_str()])
+                .status();
+            assert!(mounted.unwrap().success());
+        };
+        mount("size=80m");
+        let _mounted = Mounted(place.clone());
+        let base = place.join("base");
+        let image = new_file(&base).unwrap();
+        image.set_len(256 << 20).unwrap();
+        image.write_all_at(&[1; 6 << 20], 0).unwrap();
+        // 74 MiB are free, of which 6 are taken: the holes need none.
+        let disk = create(Below::image(base.clone()), &place, None, OWNER).unwrap();
+        assert_eq!(disk.bytes, Some(256 << 20));
+        // Now 62 would be left.
+        let other = place.join("other");
+        std::fs::create_dir(&other).unwrap();
+        let refused = create(Below::image(base), &other, None, OWNER).unwrap_err();
+        assert!(matches!(refused, EngineError::NoSpace { needed_mib: 6, .. }), "{refused:?}");
+        assert_eq!(std::fs::read_dir(&other).unwrap().count(), 0);
+        let machine = MachineDir::open(&place).unwrap();
+        let refused = seal(&disk, &machine, &place.join("layer")).unwrap_err();
+        assert!(matches!(refused, EngineError::NoSpace { needed_mib: 6, .. }), "{refused:?}");
+        assert!(!place.join("layer").exists() && !place.join("layer.partial").exists());
+    }
+
+    /// Unmounted when the test ends, however that is.
+    struct Mounted(camino::Utf8PathBuf);
+
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            std::process::Command::new("umount").arg("-l").arg(&self.0).status().ok();
+        }
     }
 
     /// A disk that came from an engine with layers: the chain is checked as a whole.

@@ -91,6 +91,11 @@ impl Layer {
         self.bytes
     }
 
+    /// The most that is written when it becomes part of a whole disk.
+    pub(crate) fn allocated(&self) -> u64 {
+        self.file_bytes
+    }
+
     /// The second table for a group of clusters; `None` if there is none.
     fn table(&self, group: u64) -> io::Result<Option<Vec<u64>>> {
         let entry = usize::try_from(group).ok().and_then(|at| self.l1.get(at));

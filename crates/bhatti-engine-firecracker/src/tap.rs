@@ -87,10 +87,10 @@ impl Tap {
             setns(&self.network, CloneFlags::CLONE_NEWNET)?;
             work()
         };
-        match std::thread::scope(|scope| scope.spawn(enter).join()) {
-            Ok(done) => done,
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().spawn_scoped(scope, enter)?;
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     }
 
     pub(crate) fn name(&self) -> &str {
