@@ -8,7 +8,7 @@
 //!
 //! The emulated CPU has SVM with nested paging, so in the box the kernel's own KVM runs stock guest
 //! kernels, about ten times slower than a real machine would; its clock goes slower too. Only
-//! correctness is to be seen there, never speed.
+//! correctness is to be seen there, and what is slower than what, never speed.
 //!
 //! What takes long is cached in `target/kvm-box`: the box's root file system by the hash of its
 //! recipe. The disk with what is to be tested is made anew for each run. A box that does not
@@ -66,6 +66,9 @@ impl Suite {
 /// others let a browser of half a gigabyte look at a page.
 const SKIPPED: [&str; 4] = ["--skip", "every_file_is_listed", "--skip", "web_shell_browser::"];
 
+/// These wait for something most of the time, and a second in there is long.
+const END_TO_END_THREADS: &str = "RUST_TEST_THREADS=4";
+
 /// What runs if nothing else is asked for.
 const WHOLE: [Suite; 2] = [
     Suite {
@@ -81,7 +84,7 @@ const WHOLE: [Suite; 2] = [
         name: "e2e",
         package: "bhatti-e2e",
         program: Program::Tests,
-        environment: &[],
+        environment: &[END_TO_END_THREADS],
         arguments: &[],
         brings: &[],
         minutes: 240,
@@ -104,7 +107,7 @@ const FIRECRACKER: [Suite; 2] = [
         name: "firecracker-e2e",
         package: "bhatti-e2e",
         program: Program::Tests,
-        environment: &["BHATTI_TEST_ENGINE=firecracker"],
+        environment: &["BHATTI_TEST_ENGINE=firecracker", END_TO_END_THREADS],
         // What needs both engines, or this one.
         arguments: &["--include-ignored"],
         brings: &["BHATTI_FIRECRACKER_BIN", "BHATTI_FIRECRACKER_SECCOMP"],

@@ -38,7 +38,7 @@ impl Warm {
             hot: Series::new("hot, API"),
             warm: Series::new("warm, API"),
             bare_hot: Series::new("running, bare link"),
-            bare_warm: Series::new("stopped, QMP `cont` and bare link"),
+            bare_warm: Series::new("stopped, gone on by hand, bare link"),
         };
         let mut sandboxes = Vec::new();
         for number in 0..SANDBOXES {
