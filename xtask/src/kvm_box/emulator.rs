@@ -34,8 +34,6 @@ pub(super) struct Emulator {
     pub(super) words: Vec<PathBuf>,
     /// The firmware that comes with it.
     pub(super) firmware: PathBuf,
-    /// Whether nothing but the box's own doing can break the box.
-    pub(super) sound: bool,
 }
 
 /// The host's if it is new enough, else Debian's backport; the host's after all, and a word about
@@ -43,7 +41,7 @@ pub(super) struct Emulator {
 pub(super) fn find(dir: &Path) -> Result<Emulator> {
     let host = version(&mut Command::new(PROGRAM))?;
     if host >= SOUND {
-        return Ok(host_emulator(true));
+        return Ok(host_emulator());
     }
     match backport(dir) {
         Ok(root) => Ok(unpacked_emulator(&root)),
@@ -53,14 +51,14 @@ pub(super) fn find(dir: &Path) -> Result<Emulator> {
                 "kvm-box: NO SOUND QEMU: {error:#}\nkvm-box: the box runs on this host's QEMU \
                  {major}.{minor}, and may break down now and then"
             );
-            Ok(host_emulator(false))
+            Ok(host_emulator())
         }
     }
 }
 
-fn host_emulator(sound: bool) -> Emulator {
+fn host_emulator() -> Emulator {
     let firmware = "/usr/share/qemu/qboot.rom".into();
-    Emulator { words: vec![PROGRAM.into()], firmware, sound }
+    Emulator { words: vec![PROGRAM.into()], firmware }
 }
 
 /// With the libraries it was built for: the host's may be older.
@@ -77,7 +75,7 @@ fn unpacked_emulator(root: &Path) -> Emulator {
         "-L".into(),
         usr.join("share/qemu"),
     ];
-    Emulator { words, firmware: usr.join("share/qemu/qboot.rom"), sound: true }
+    Emulator { words, firmware: usr.join("share/qemu/qboot.rom") }
 }
 
 /// The directory with Debian's backported QEMU and all it is linked with.

@@ -8,6 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
+use super::report::Left;
 use super::{Options, Program, Run, SKIPPED, Suite, root};
 use crate::guest::cpio::{self, Entry, Tree};
 use crate::guest::kernel;
@@ -23,7 +24,7 @@ const SIZE: &str = "16G";
 const GUEST_FILES: [&str; 3] = ["vmlinux", "initramfs.cpio", "rootfs-minimal-amd64.ext4"];
 
 /// Builds the binaries, and the two files the box is booted with.
-pub(super) fn build(run: &Run, suites: &[&Suite], options: &Options) -> Result<()> {
+pub(super) fn build(run: &Run, suites: &[Left], options: &Options) -> Result<()> {
     let tree = run.scratch.path().join("box");
     for dir in ["target/release/deps", "target/guest", "suites", "tmp"] {
         let dir = tree.join(dir);
@@ -35,7 +36,8 @@ pub(super) fn build(run: &Run, suites: &[&Suite], options: &Options) -> Result<(
     eprintln!("kvm-box: building bhatti");
     let program = executable_of(&["build"], "bhatti", "bin", "bhatti")?;
     place(&program, &tree.join("target/release/bhatti"))?;
-    for (number, suite) in suites.iter().enumerate() {
+    for (number, left) in suites.iter().enumerate() {
+        let suite = left.suite;
         eprintln!("kvm-box: building {}", suite.name);
         let binary = match suite.program {
             Program::Tests => executable_of(&["test", "--no-run"], suite.package, "test", "all")?,
@@ -44,7 +46,7 @@ pub(super) fn build(run: &Run, suites: &[&Suite], options: &Options) -> Result<(
         let place_in_box = format!("target/release/deps/{}", suite.name);
         place(&binary, &tree.join(&place_in_box))?;
         let brought = bring(suite, &tree)?;
-        let words = command(suite, &brought, &format!("/box/{place_in_box}"), &options.filter);
+        let words = command(left, &brought, &format!("/box/{place_in_box}"), &options.filter);
         write(&tree.join(format!("suites/{number:02}-{}", suite.name)), &words)?;
     }
     write(&tree.join("init"), include_str!("init.sh"))?;
@@ -82,7 +84,8 @@ fn bring(suite: &Suite, tree: &Path) -> Result<Vec<String>> {
 }
 
 /// The words of a suite's command, for `env`, one a line.
-fn command(suite: &Suite, brought: &[String], binary: &str, filter: &[String]) -> String {
+fn command(left: &Left, brought: &[String], binary: &str, filter: &[String]) -> String {
+    let suite = left.suite;
     let environment =
         ["BHATTI_BIN=/box/target/release/bhatti", "BHATTI_GUEST_DIR=/box/target/guest"]
             .into_iter()
@@ -94,7 +97,8 @@ fn command(suite: &Suite, brought: &[String], binary: &str, filter: &[String]) -
         Program::Bench(_) => &[],
     };
     let arguments = skipped.iter().chain(suite.arguments).copied();
-    let words = environment.chain([binary]).chain(arguments);
+    let passed = left.passed.iter().flat_map(|name| ["--skip", name.as_str()]);
+    let words = environment.chain([binary]).chain(arguments).chain(passed);
     let words = words.chain(filter.iter().map(String::as_str));
     words.map(|word| format!("{word}\n")).collect()
 }
@@ -173,11 +177,12 @@ mod tests {
 
     #[test]
     fn a_suites_words_are_one_a_line_and_the_filter_comes_last() {
-        let suite = &super::super::WHOLE[0];
-        let words = command(suite, &["A=/b".to_owned()], "/box/x", &["boots and".to_owned()]);
+        let mut left = Left::new(&super::super::WHOLE[0]);
+        left.passed.insert("a::test".to_owned());
+        let words = command(&left, &["A=/b".to_owned()], "/box/x", &["boots and".to_owned()]);
         let words: Vec<_> = words.lines().collect();
         assert!(words.contains(&"BHATTI_TEST_ACCEL=kvm") && words.contains(&"/box/x"));
         assert!(words.contains(&"A=/b"));
-        assert_eq!(words.last(), Some(&"boots and"));
+        assert_eq!(words[words.len() - 3..], ["--skip", "a::test", "boots and"]);
     }
 }
