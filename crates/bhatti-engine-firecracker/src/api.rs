@@ -41,6 +41,26 @@ struct Answer {
     body: Bytes,
 }
 
+/// What came of a request that a VMM has answered.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Done,
+    /// Its reason.
+    Refused(String),
+}
+
+impl Outcome {
+    /// Done, or an error.
+    pub(crate) fn done(self, path: &str) -> Result<(), EngineError> {
+        match self {
+            Self::Done => Ok(()),
+            Self::Refused(message) => {
+                Err(EngineError::Control { command: path.to_owned(), message })
+            }
+        }
+    }
+}
+
 impl Api {
     pub(crate) fn new(dir: Arc<MachineDir>, owner: Private) -> Self {
         Self { dir, owner }
@@ -68,29 +88,30 @@ impl Api {
     }
 
     pub(crate) async fn put(&self, path: &str, body: &impl Serialize) -> Result<(), EngineError> {
-        self.tell(Method::PUT, path, body, PATIENCE).await
+        self.tell(Method::PUT, path, body, PATIENCE).await?.done(path)
     }
 
     pub(crate) async fn patch(&self, path: &str, body: &impl Serialize) -> Result<(), EngineError> {
-        self.tell(Method::PATCH, path, body, PATIENCE).await
+        self.tell(Method::PATCH, path, body, PATIENCE).await?.done(path)
     }
 
-    /// A request whose answer is "done" or a refusal.
+    /// A request whose answer is "done" or a refusal. An error means that there was no answer.
     pub(crate) async fn tell(
         &self,
         method: Method,
         path: &str,
         body: &impl Serialize,
         patience: Duration,
-    ) -> Result<(), EngineError> {
+    ) -> Result<Outcome, EngineError> {
         let answer = self.exchange(method, path, encode(path, body)?, patience).await?;
-        if answer.status.is_success() { Ok(()) } else { Err(refused(path, &answer)) }
+        let done = answer.status.is_success();
+        Ok(if done { Outcome::Done } else { Outcome::Refused(reason(&answer)) })
     }
 
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, EngineError> {
         let answer = self.exchange(Method::GET, path, Bytes::new(), PATIENCE).await?;
         if !answer.status.is_success() {
-            return Err(refused(path, &answer));
+            Outcome::Refused(reason(&answer)).done(path)?;
         }
         serde_json::from_slice(&answer.body).map_err(|error| broken(path, &error))
     }
@@ -155,14 +176,104 @@ fn encode(path: &str, body: &impl Serialize) -> Result<Bytes, EngineError> {
     serde_json::to_vec(body).map(Bytes::from).map_err(|error| broken(path, &error))
 }
 
-fn refused(path: &str, answer: &Answer) -> EngineError {
-    let message = match serde_json::from_slice::<Fault>(&answer.body) {
+/// Why a request was refused.
+fn reason(answer: &Answer) -> String {
+    match serde_json::from_slice::<Fault>(&answer.body) {
         Ok(fault) => fault.fault_message.chars().take(SHOWN).collect(),
         Err(_) => format!("status {}", answer.status.as_u16()),
-    };
-    EngineError::Control { command: path.to_owned(), message }
+    }
 }
 
 fn broken(path: &str, error: &(impl std::error::Error + ?Sized)) -> EngineError {
     EngineError::Control { command: path.to_owned(), message: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use camino::Utf8Path;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+
+    use super::*;
+    use crate::config::{InstanceInfo, InstanceState, Vm, VmState};
+
+    /// A way to somebody who listens where a VMM does.
+    fn api() -> (tempfile::TempDir, UnixListener, Api) {
+        let scratch = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(scratch.path().join(API_SOCKET)).unwrap();
+        let dir = MachineDir::open(Utf8Path::from_path(scratch.path()).unwrap()).unwrap();
+        let owner = dir.owner().unwrap();
+        (scratch, listener, Api::new(Arc::new(dir), owner))
+    }
+
+    /// Takes one request and says this.
+    async fn play(listener: &UnixListener, says: &[u8]) -> String {
+        let (mut peer, _) = listener.accept().await.unwrap();
+        let mut request = vec![0; 4096];
+        let count = peer.read(&mut request).await.unwrap();
+        // Who was told too much hangs up.
+        peer.write_all(says).await.ok();
+        String::from_utf8_lossy(&request[..count]).into_owned()
+    }
+
+    fn said(status: &str, body: &str) -> Vec<u8> {
+        format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into()
+    }
+
+    async fn pause(api: &Api) -> Result<Outcome, EngineError> {
+        let pause = Vm { state: VmState::Paused };
+        api.tell(Method::PATCH, "/vm", &pause, Duration::from_secs(20)).await
+    }
+
+    #[tokio::test]
+    async fn what_is_done_refused_and_broken_are_three_things() {
+        let (_keep, listener, api) = api();
+        let (done, request) = tokio::join!(pause(&api), play(&listener, b"HTTP/1.1 204 \r\n\r\n"));
+        assert_eq!(done.unwrap(), Outcome::Done);
+        assert!(request.starts_with("PATCH /vm HTTP/1.1\r\n"), "{request}");
+        assert!(request.ends_with("{\"state\":\"Paused\"}"), "{request}");
+
+        let refusal = said("400 Bad Request", "{\"fault_message\": \"it is asleep\"}");
+        let (refused, _) = tokio::join!(pause(&api), play(&listener, &refusal));
+        let refused = refused.unwrap();
+        assert_eq!(refused, Outcome::Refused("it is asleep".to_owned()));
+        let error = refused.done("/vm").unwrap_err().to_string();
+        assert_eq!(error, "VMM command /vm failed: it is asleep");
+
+        for half in [&b""[..], b"HTTP/1.1 204", b"HTTP/1.1 400 \r\nContent-Length: 9\r\n\r\n{"] {
+            let (broken, _) = tokio::join!(pause(&api), play(&listener, half));
+            assert!(matches!(broken, Err(EngineError::Control { .. })), "{broken:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn no_answer_is_longer_than_its_bound() {
+        let (_keep, listener, api) = api();
+        let endless = said("400 Bad Request", &"x".repeat(MOST_ANSWER + 1));
+        let (told, _) = tokio::join!(pause(&api), play(&listener, &endless));
+        assert!(matches!(told, Err(EngineError::Control { .. })), "{told:?}");
+        let wordy = format!("{{\"fault_message\": \"{}\"}}", "x".repeat(SHOWN * 2));
+        let wordy = said("400 Bad Request", &wordy);
+        let (told, _) = tokio::join!(pause(&api), play(&listener, &wordy));
+        assert_eq!(told.unwrap(), Outcome::Refused("x".repeat(SHOWN)));
+    }
+
+    #[tokio::test]
+    async fn what_is_asked_is_understood_or_an_error() {
+        let (_keep, listener, api) = api();
+        let runs = said("200 OK", "{\"id\": \"x\", \"state\": \"Running\"}");
+        let (info, _) = tokio::join!(api.get::<InstanceInfo>("/"), play(&listener, &runs));
+        assert_eq!(info.unwrap().state, InstanceState::Running);
+        for other in [said("200 OK", "[]"), said("400 Bad Request", "{\"state\": \"Running\"}")] {
+            let (info, _) = tokio::join!(api.get::<InstanceInfo>("/"), play(&listener, &other));
+            assert!(matches!(info, Err(EngineError::Control { .. })), "{info:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_ends_at_the_deadline() {
+        let (_keep, _listener, api) = api();
+        let told = pause(&api).await;
+        assert!(matches!(told, Err(EngineError::Timeout { seconds: 20, .. })), "{told:?}");
+    }
 }

@@ -311,11 +311,12 @@ impl Started {
     pub(crate) async fn give_up(self, cause: EngineError) -> EngineError {
         let ended = self.process.is_ending();
         let cause = match cause {
-            EngineError::Control { .. }
-            | EngineError::File { .. }
-            | EngineError::Confine { .. }
-                if ended =>
-            {
+            // What it was asked last says more than what it printed, which is mostly nothing.
+            EngineError::Control { command, message } if ended => {
+                let log = format!("at {command}: {message}; {}", self.log.tail());
+                EngineError::DiedEarly { log }
+            }
+            EngineError::File { .. } | EngineError::Confine { .. } if ended => {
                 EngineError::DiedEarly { log: self.log.tail() }
             }
             other => other,

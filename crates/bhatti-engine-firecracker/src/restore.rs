@@ -15,6 +15,7 @@ use camino::Utf8PathBuf;
 use hyper::Method;
 use tokio::time::timeout;
 
+use crate::api::Outcome;
 use crate::config::{
     BackendType, DRIVE, INTERFACE, MemoryBackend, NetworkOverride, PartialDrive,
     PartialNetworkInterface, ROOT_DISK, SnapshotLoad,
@@ -27,6 +28,8 @@ use crate::vm::FirecrackerVm;
 /// How long Firecracker may take to load a state and map its memory.
 const LOAD_PATIENCE: Duration = Duration::from_secs(60);
 const LOAD: &str = "/snapshot/load";
+/// As much of its reason as people are shown.
+const SHOWN: usize = 500;
 
 /// What it takes to load a snapshot that fits, beside what the VMM is started with.
 struct Ready {
@@ -102,10 +105,11 @@ impl Started {
             network_overrides: overrides.collect(),
         };
         let answer = self.api.tell(Method::PUT, LOAD, &request, LOAD_PATIENCE * 10);
-        match ready.pages {
+        let outcome = match ready.pages {
             None => answer.await?,
             Some(pages) => self.load_over(answer, pages).await?,
-        }
+        };
+        accepted(outcome)?;
         // It remembers the limits of when it was saved.
         let (rate_limiter, network) = self.limits.again();
         let path_on_host = ready.has_grown.then_some(ROOT_DISK);
@@ -125,9 +129,9 @@ impl Started {
     /// Has the VMM load the devices over memory that is put in while it is held.
     async fn load_over(
         &self,
-        answer: impl Future<Output = Result<(), EngineError>>,
+        answer: impl Future<Output = Result<Outcome, EngineError>>,
         pages: Utf8PathBuf,
-    ) -> Result<(), EngineError> {
+    ) -> Result<Outcome, EngineError> {
         let failed = |error| self.dir.error("watch", ROOT_DISK, error);
         let disk = self.dir.open_file(ROOT_DISK).map_err(failed)?;
         let hold = Hold::on(&disk).map_err(failed)?;
@@ -140,10 +144,13 @@ impl Started {
                 seconds: LOAD_PATIENCE.as_secs(),
             })?.map_err(failed)?,
             answer = &mut answer => {
-                return Err(answer.err().unwrap_or_else(|| EngineError::Control {
-                    command: LOAD.to_owned(),
-                    message: "it has not opened its disk".to_owned(),
-                }));
+                return match answer? {
+                    Outcome::Done => Err(EngineError::Control {
+                        command: LOAD.to_owned(),
+                        message: "it has not opened its disk".to_owned(),
+                    }),
+                    refused => Ok(refused),
+                };
             }
         };
         self.put_pages(pages).await?;
@@ -164,6 +171,39 @@ impl Started {
         match memory {
             Ground::Zero(zero) => Ok(zero.forget()?),
             Ground::Template(_) => Ok(()),
+        }
+    }
+}
+
+/// A state that is whole and that Firecracker refuses: another kernel of this host, or less of its CPU
+/// than there was, is the likeliest reason. So it is of use elsewhere, and nobody may give it up.
+fn accepted(outcome: Outcome) -> Result<(), EngineError> {
+    match outcome {
+        Outcome::Done => Ok(()),
+        Outcome::Refused(message) => {
+            let message: String = message.chars().take(SHOWN).collect();
+            let why = format!(
+                "Firecracker cannot continue its memory on this host as it is now ({message}): what it \
+                 was saved on, the kernel too, can"
+            );
+            Err(EngineError::Foreign { why })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_that_is_refused_is_not_given_up() {
+        accepted(Outcome::Done).unwrap();
+        let message = format!("Load snapshot error: no such MSR{}", "x".repeat(2000));
+        match accepted(Outcome::Refused(message)).unwrap_err() {
+            EngineError::Foreign { why } => {
+                assert!(why.contains("no such MSR") && why.len() < 1000, "{why}");
+            }
+            other => panic!("{other:?}"),
         }
     }
 }

@@ -1,9 +1,9 @@
 //! Writing a paused machine down: its devices through the VMM, its memory from outside.
 //!
 //! Firecracker writes a state file and then a memory file, all of it each time. We want the first and
-//! not the second, and memory as it is at the very moment the state is taken: Firecracker goes on
-//! serving the network and the link of a machine that is paused, into the guest's memory. Both come
-//! from giving it a pipe to write the state to:
+//! not the second, and memory as it is at the very moment the state is taken: Firecracker may go on
+//! serving the network and the link of a machine that stands, into the guest's memory (it does for one
+//! that was restored and has not run yet). Both come from giving it a pipe to write the state to:
 //!
 //! ```text
 //!  Firecracker's thread   state taken ─▶ write… (the pipe is full, it waits) ─▶ …end, refuses to sync
@@ -29,6 +29,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::Receiver;
 use tokio::time::timeout;
 
+use crate::api::Outcome;
 use crate::config::{MachineConfig, NO_MEMORY_FILE, STATE_PIPE, SnapshotCreate, SnapshotType};
 use crate::disk;
 use crate::launch::Ground;
@@ -82,7 +83,7 @@ async fn through(
     tokio::select! {
         biased;
         first = first => { first.map_err(late)?.map_err(|error| failed("read", error))?; }
-        answer = &mut answer => return Err(answer.err().unwrap_or_else(too_short)),
+        answer = &mut answer => return Err(answer?.done(CREATE).err().unwrap_or_else(too_short)),
     }
     // From here until the pipe is drained the VMM's thread stands in its write.
     let (mut saved, into, base) = {
@@ -93,10 +94,9 @@ async fn through(
     let rest = timeout(STATE_PATIENCE, pipe.read_to_end(&mut state));
     rest.await.map_err(late)?.map_err(|error| failed("read", error))?;
     drop(pipe);
-    match answer.await {
-        Err(EngineError::Control { message, .. }) if message.contains(CANNOT_SYNC) => {}
-        Err(error) => return Err(error),
-        Ok(()) => return Err(too_short()),
+    match answer.await? {
+        Outcome::Refused(message) if message.contains(CANNOT_SYNC) => {}
+        other => return Err(other.done(CREATE).err().unwrap_or_else(too_short)),
     }
     if state.len() <= PIPE_BYTES || state.len() as u64 > MOST_STATE {
         return Err(too_short());
