@@ -9,6 +9,7 @@ mod error;
 mod gate;
 mod limits;
 mod sandbox;
+mod shares;
 mod shell_token;
 mod snapshot;
 mod socket;

@@ -38,7 +38,7 @@ pub(in crate::http) async fn piped(
 ) -> Result<Response, ApiError> {
     let row = api.sandboxes.get(&caller, &sandbox).await?;
     let Query(wanted) = Query::<Wanted>::try_from_uri(request.uri()).unwrap_or_default();
-    let upgrade = api.sockets.prepare(request, KIND).await?;
+    let upgrade = api.sockets.prepare(request, KIND, Some(&caller.id)).await?;
     Ok(upgrade.run(|socket| async move {
         let Socket { sender, mut receiver, pulse, stopping } = socket;
         let line =
@@ -54,17 +54,23 @@ struct Refusal {
     error: String,
 }
 
-async fn serve(line: Line<'_>, api: &Api, row: &SandboxRow, session: String) -> Result<End, Gone> {
+async fn serve(
+    mut line: Line<'_>,
+    api: &Api,
+    row: &SandboxRow,
+    session: String,
+) -> Result<End, Gone> {
     let opened = match which(line.receiver, session).await? {
-        Ok(which) => open(api, row, which).await,
-        Err(error) => Err(error),
+        Ok(which) => line.meanwhile(open(api, row, which)).await,
+        Err(error) => Ok(Err(error)),
     };
     let (lease, attached) = match opened {
-        Ok(opened) => opened,
-        Err(error) => {
+        Ok(Ok(opened)) => opened,
+        Ok(Err(error)) => {
             line.sender.send(relay::json(&Refusal { error })).await?;
             return Ok(End::Refused);
         }
+        Err(end) => return Ok(end),
     };
     let session = SessionNotice::Session { session_id: attached.info.id.clone() };
     line.sender.send(relay::json(&session)).await?;

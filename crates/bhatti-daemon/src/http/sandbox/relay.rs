@@ -8,11 +8,9 @@
 //! Promises:
 //! - Nothing is queued here: a guest that does not read is not written for, a client that does
 //!   not read is not read for.
-//! - A client that goes away only detaches; what it said before still arrives.
-//! - A client waits for its guest as long as it likes: what it cannot be heard to answer
-//!   meanwhile is not held against it.
-
-use std::sync::atomic::{AtomicBool, Ordering};
+//! - A client that goes away only detaches; what it said before still arrives. One that goes while
+//!   its sandbox wakes leaves no session behind.
+//! - A client waits for its guest as long as it likes, and is told with pings that we are there.
 
 use axum::extract::ws::Message;
 use bhatti_api::CLOSE_TAKEN;
@@ -74,6 +72,22 @@ pub(in crate::http) struct Line<'a> {
     pub(in crate::http) stopping: &'a CancellationToken,
 }
 
+impl Line<'_> {
+    /// Does `work` while nobody has use for what the client says. An error is why nobody needs it
+    /// any more.
+    pub(in crate::http) async fn meanwhile<T>(
+        &mut self,
+        work: impl Future<Output = T>,
+    ) -> Result<T, End> {
+        tokio::select! {
+            done = work => Ok(done),
+            gone = self.receiver.gone() => Err(End::Gone(gone)),
+            gone = self.pulse.lost() => Err(End::Gone(gone)),
+            () = self.stopping.cancelled() => Err(End::Stopping),
+        }
+    }
+}
+
 /// Relays until one of the two ends. Afterwards nobody is attached.
 pub(in crate::http) async fn relay<S: Speech>(
     line: Line<'_>,
@@ -82,11 +96,10 @@ pub(in crate::http) async fn relay<S: Speech>(
 ) -> End {
     let Line { sender, receiver, pulse, stopping } = line;
     let Attached { mut input, mut output, .. } = attached;
-    let deaf = AtomicBool::new(false);
     let end = tokio::select! {
         end = down(&mut output, sender, speech) => end,
-        gone = up::<S>(receiver, &mut input, &deaf) => End::Gone(gone),
-        gone = lost(pulse, &deaf) => End::Gone(gone),
+        gone = up::<S>(receiver, &mut input) => End::Gone(gone),
+        gone = pulse.lost() => End::Gone(gone),
         () = stopping.cancelled() => End::Stopping,
     };
     input.finish();
@@ -111,37 +124,21 @@ async fn down<S: Speech>(output: &mut SessionReader, sender: &Sender, speech: &m
     }
 }
 
-/// From the client to the session, while both are there. `deaf`: the client is not heard.
-async fn up<S: Speech>(
-    receiver: &mut Receiver,
-    input: &mut SessionWriter,
-    deaf: &AtomicBool,
-) -> Gone {
+/// From the client to the session, while both are there.
+async fn up<S: Speech>(receiver: &mut Receiver, input: &mut SessionWriter) -> Gone {
     loop {
         let message = match receiver.next().await {
             Ok(Some(message)) => message,
             Ok(None) => return Gone::Closed,
             Err(gone) => return gone,
         };
-        deaf.store(true, Ordering::Relaxed);
         let passed_on = match S::input(message) {
             Said::Input(bytes) => input.write(bytes).await,
             Said::Resize(size) => input.resize(size).await,
         };
-        deaf.store(false, Ordering::Relaxed);
         if passed_on.is_err() {
             // The other direction knows why.
             std::future::pending::<()>().await;
-        }
-    }
-}
-
-/// Resolves when the client is gone without having said so.
-async fn lost(pulse: &Pulse, deaf: &AtomicBool) -> Gone {
-    loop {
-        match pulse.lost().await {
-            Gone::Silent if deaf.load(Ordering::Relaxed) => {}
-            gone => return gone,
         }
     }
 }

@@ -52,7 +52,7 @@ pub(in crate::http) async fn shell(
 ) -> Result<Response, ApiError> {
     let row = api.sandboxes.get(&caller, &sandbox).await?;
     let Query(wanted) = Query::<Wanted>::try_from_uri(request.uri()).unwrap_or_default();
-    let upgrade = api.sockets.prepare(request, KIND).await?;
+    let upgrade = api.sockets.prepare(request, KIND, Some(&caller.id)).await?;
     Ok(upgrade.run(|socket| async move {
         let Socket { sender, mut receiver, pulse, stopping } = socket;
         let line =
@@ -62,13 +62,14 @@ pub(in crate::http) async fn shell(
     }))
 }
 
-async fn serve(line: Line<'_>, api: &Api, row: &SandboxRow, which: Which) -> Result<End, Gone> {
-    let (lease, attached) = match open(api, row, which).await {
-        Ok(opened) => opened,
-        Err(refused) => {
+async fn serve(mut line: Line<'_>, api: &Api, row: &SandboxRow, which: Which) -> Result<End, Gone> {
+    let (lease, attached) = match line.meanwhile(open(api, row, which)).await {
+        Ok(Ok(opened)) => opened,
+        Ok(Err(refused)) => {
             line.sender.send(Message::text(refused)).await?;
             return Ok(End::Refused);
         }
+        Err(end) => return Ok(end),
     };
     let session = SessionNotice::Session { session_id: attached.info.id.clone() };
     line.sender.send(relay::json(&session)).await?;

@@ -6,7 +6,7 @@ use axum::Router;
 use axum::extract::State;
 use axum::routing::any;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message as WsMessage};
@@ -25,7 +25,7 @@ struct World {
 }
 
 async fn handle(State(world): State<Arc<World>>, request: Request) -> Result<Response, ApiError> {
-    let upgrade = world.sockets.prepare(request, KIND).await?;
+    let upgrade = world.sockets.prepare(request, KIND, None).await?;
     Ok(upgrade.run(move |socket| (world.serve)(socket)))
 }
 
@@ -38,7 +38,8 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     let places = Arc::new(Semaphore::new(1));
-    let sockets = Sockets { tasks: Tasks::default(), places, patience };
+    let shares = Shares::new(1);
+    let sockets = Sockets { tasks: Tasks::default(), places, shares, patience };
     let serve = Box::new(move |socket| Box::pin(serve(socket)) as _);
     let router =
         Router::new().route("/", any(handle)).with_state(Arc::new(World { sockets, serve }));
@@ -192,4 +193,125 @@ async fn what_cannot_become_a_socket_is_refused_before_anything_happens() {
         }
     };
     timeout(SOON, again).await.expect("the place is free again");
+}
+
+#[tokio::test]
+async fn a_peer_that_is_not_listened_to_is_not_blamed() {
+    let (tell, mut told) = mpsc::channel(1);
+    let serve = move |socket: Socket| {
+        let tell = tell.clone();
+        async move {
+            let Socket { pulse, mut receiver, .. } = socket;
+            receiver.next().await.expect("it says something");
+            // What it said is passed on to somebody who takes nothing.
+            tell.send(pulse.lost().await).await.unwrap_or_default();
+        }
+    };
+    let address = server(brisk(), serve).await;
+    let mut client = connect(&address, "test.v1").await.expect("an upgrade");
+    client.send(WsMessage::text("x")).await.expect("it is sent");
+    let before = Instant::now();
+    while before.elapsed() < brisk().pong * 3 {
+        let heard = timeout(SOON, client.next()).await.expect("soon");
+        assert!(matches!(heard, Some(Ok(WsMessage::Ping(_)))), "{heard:?}");
+    }
+    assert!(told.try_recv().is_err());
+}
+
+/// A client of a server that has no use for messages until the test says so.
+async fn connect_early()
+-> (WebSocketStream<TcpStream>, Arc<Notify>, mpsc::Receiver<Result<Incoming, Gone>>) {
+    let (tell, told) = mpsc::channel(8);
+    let wanted = Arc::new(Notify::new());
+    let now = wanted.clone();
+    let serve = move |mut socket: Socket| {
+        let (tell, now) = (tell.clone(), now.clone());
+        async move {
+            tokio::select! {
+                gone = socket.receiver.gone() => return tell.send(Err(gone)).await.expect("heard"),
+                () = now.notified() => {}
+            }
+            while let Ok(Some(message)) = socket.receiver.next().await {
+                tell.send(Ok(message)).await.expect("heard");
+            }
+        }
+    };
+    let address = server(Patience::default(), serve).await;
+    (connect(&address, "test.v1").await.expect("an upgrade"), wanted, told)
+}
+
+#[tokio::test]
+async fn what_is_said_before_there_is_use_for_it_is_kept() {
+    let (mut client, wanted, mut told) = connect_early().await;
+    client.send(WsMessage::text("a")).await.expect("it is sent");
+    client.send(WsMessage::binary(&b"b"[..])).await.expect("it is sent");
+    client.send(WsMessage::Ping(Bytes::new())).await.expect("it is sent");
+    let pong = timeout(SOON, client.next()).await.expect("soon").expect("one").expect("a message");
+    assert!(pong.is_pong(), "it is heard all the time: {pong:?}");
+    wanted.notify_one();
+    client.send(WsMessage::text("c")).await.expect("it is sent");
+    let text = |text: &str| Incoming::Text(text.to_owned());
+    for message in [text("a"), Incoming::Binary(Bytes::from_static(b"b")), text("c")] {
+        let heard = timeout(SOON, told.recv()).await.expect("soon").expect("one");
+        assert_eq!(heard.expect("it is there"), message);
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_leaves_before_there_is_use_for_it_is_noticed() {
+    let (mut client, _wanted, mut told) = connect_early().await;
+    client.send(WsMessage::text("a")).await.expect("it is sent");
+    drop(client);
+    let heard = timeout(SOON, told.recv()).await.expect("soon").expect("one");
+    assert!(matches!(heard, Err(Gone::Broken(_) | Gone::Closed)), "{heard:?}");
+}
+
+#[tokio::test]
+async fn no_more_is_kept_than_there_is_room_for() {
+    let (tell, mut told) = mpsc::channel(1);
+    let serve = move |socket: Socket| {
+        let tell = tell.clone();
+        async move {
+            let mut receiver = socket.receiver;
+            while receiver.ahead.is_empty() {
+                // Long enough for all of it, if it were taken.
+                timeout(Duration::from_millis(100), receiver.gone()).await.unwrap_err();
+            }
+            tell.send(receiver.ahead.len()).await.expect("heard");
+        }
+    };
+    let address = server(Patience::default(), serve).await;
+    let mut client = connect(&address, "test.v1").await.expect("an upgrade");
+    for _ in 0..4 {
+        client.send(WsMessage::binary(vec![0; AHEAD])).await.expect("it is sent");
+    }
+    assert_eq!(timeout(SOON, told.recv()).await.expect("soon"), Some(1));
+}
+
+#[tokio::test]
+async fn one_account_does_not_take_all_the_places() {
+    let places = Arc::new(Semaphore::new(2));
+    let sockets = Sockets { places, shares: Shares::new(1), ..Sockets::new(Tasks::default()) };
+    let prepare = async |user: &UserId| {
+        let headers = [
+            ("connection", "upgrade"),
+            ("upgrade", "websocket"),
+            ("sec-websocket-version", "13"),
+            ("sec-websocket-key", "AAAAAAAAAAAAAAAAAAAAAA=="),
+            ("sec-websocket-protocol", "test.v1"),
+        ];
+        let request = headers
+            .iter()
+            .fold(Request::builder(), |request, (name, value)| request.header(*name, *value));
+        let mut request = request.body(axum::body::Body::empty()).expect("a request");
+        let connection = hyper::upgrade::on(Request::new(axum::body::Body::empty()));
+        request.extensions_mut().insert(connection);
+        sockets.prepare(request, KIND, Some(user)).await
+    };
+    let (alice, bob) = (UserId::random(), UserId::random());
+    let first = prepare(&alice).await.map_err(|error| error.to_string()).expect("a place");
+    assert!(matches!(prepare(&alice).await, Err(ApiError::TooManySockets)));
+    prepare(&bob).await.map_err(|error| error.to_string()).expect("another's place");
+    drop(first);
+    prepare(&alice).await.map_err(|error| error.to_string()).expect("free again");
 }

@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bhatti_store::{SandboxRow, StoreError};
 use bhatti_types::SandboxId;
@@ -20,13 +21,22 @@ use tokio_util::sync::CancellationToken;
 /// How many clients a sandbox has at most.
 const MAX_CLIENTS: u32 = 5;
 
-/// How often one peer may connect, in a second.
+/// How often one peer may connect, in a second; as often at once.
 const KNOCKS: u32 = 10;
 
-/// How many clients of the whole daemon may be there without a token that was proven. They have ten
-/// seconds to say it, so one peer alone, at its rate, does not take all the places, and all of them
+/// How many clients of the whole daemon may be there without a token that was proven. All of them
 /// together do not take all the sockets.
-const MAX_WAITING: usize = 128;
+const MAX_WAITING: usize = 192;
+
+/// How long each of them may be there: until it has said its token, and until it is gone.
+pub(super) const HELLO: Duration = Duration::from_secs(10);
+pub(super) const FAREWELL: Duration = Duration::from_secs(2);
+
+// One peer alone, at its rate, does not take all the places.
+const _: () = {
+    let stays = HELLO.as_secs() + FAREWELL.as_secs();
+    assert!(KNOCKS as u64 * (1 + stays) < MAX_WAITING as u64);
+};
 
 /// From how many peers on those that have been quiet are forgotten.
 const MANY_PEERS: usize = 1024;

@@ -5,7 +5,6 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Extension;
 use axum::extract::ws::Message;
@@ -18,7 +17,7 @@ use bhatti_store::SandboxRow;
 use bhatti_types::Status;
 use tokio::time::{Instant, timeout};
 
-use super::door::{Place, Refused};
+use super::door::{FAREWELL, HELLO, Place, Refused};
 use crate::http::body::Named;
 use crate::http::connection::Peer;
 use crate::http::sandbox::relay::{self, End, Line};
@@ -28,9 +27,6 @@ use crate::http::{Api, ApiError};
 
 /// The page cuts what is pasted into smaller pieces. Strangers may send as much.
 const KIND: Kind = Kind { protocol: None, max_message: 64 * 1024 };
-
-/// How long a client may take to say its token.
-const HELLO: Duration = Duration::from_secs(10);
 
 /// Closes the socket of who may not be here.
 const NOT_ALLOWED: u16 = 1008;
@@ -46,7 +42,7 @@ pub(super) async fn socket(
         return Err(ApiError::TooManyKnocks);
     }
     let waiting = api.web_shells.waiting_room().ok_or(ApiError::TooManySockets)?;
-    let upgrade = api.sockets.prepare(request, KIND).await?;
+    let upgrade = api.sockets.prepare(request, KIND, None).await?;
     Ok(upgrade.run(move |mut socket| async move {
         match admit(&api, &id, &mut socket).await {
             Ok((row, place, session)) => {
@@ -59,7 +55,9 @@ pub(super) async fn socket(
             Err(Denied::Refused(why)) => {
                 tracing::info!(%peer, why = chain(&why), "refused a web shell");
                 let text = if let Refused::Crowded = why { TOO_MANY } else { UNAUTHORIZED };
-                end(socket.sender, socket.receiver, text).await;
+                let ending = end(socket.sender, socket.receiver, text);
+                // One that does not leave by itself is cut off.
+                timeout(FAREWELL, ending).await.unwrap_or_default();
                 // Until here, so that strangers who do not leave are counted too.
                 drop(waiting);
             }
@@ -139,7 +137,7 @@ async fn serve(
     api: &Api,
     row: &SandboxRow,
     session: Option<String>,
-    line: Line<'_>,
+    mut line: Line<'_>,
 ) -> Result<End, &'static str> {
     let status = row.phase.wire().map_or(Status::Unknown, |(status, _)| status);
     let connected =
@@ -147,12 +145,11 @@ async fn serve(
     if let Err(gone) = line.sender.send(relay::json(&connected)).await {
         return Ok(End::Gone(gone));
     }
-    // A client that leaves meanwhile is noticed afterwards, as it would be in a shell.
-    let lease = relay::lease(api, row).await.map_err(|_| NO_SANDBOX)?;
-    let attached = attach(&lease, session.as_deref()).await.map_err(|error| {
-        tracing::warn!(sandbox = %row.id, error = chain(&error), "no shell for a web shell");
-        NO_SHELL
-    })?;
+    let opened = match line.meanwhile(open(api, row, session.as_deref())).await {
+        Ok(opened) => opened,
+        Err(end) => return Ok(end),
+    };
+    let (lease, attached) = opened?;
     if session.is_some() {
         let notice = WebShellNotice::Session { session_id: attached.info.id.clone() };
         if let Err(gone) = line.sender.send(relay::json(&notice)).await {
@@ -163,6 +160,20 @@ async fn serve(
     // It was kept awake until here.
     drop(lease);
     Ok(ended)
+}
+
+/// Wakes the sandbox and attaches. The error is the sentence for the client.
+async fn open(
+    api: &Api,
+    row: &SandboxRow,
+    session: Option<&str>,
+) -> Result<(Lease, Attached), &'static str> {
+    let lease = relay::lease(api, row).await.map_err(|_| NO_SANDBOX)?;
+    let attached = attach(&lease, session).await.map_err(|error| {
+        tracing::warn!(sandbox = %row.id, error = chain(&error), "no shell for a web shell");
+        NO_SHELL
+    })?;
+    Ok((lease, attached))
 }
 
 /// The session a page comes back to, or else a new one.

@@ -7,8 +7,7 @@
 //!   slowly their clients read; beyond that, each has [`SMALL`] bytes and its command waits
 //!   (`large_answers_wait_for_each_other`). One account cannot take all of it.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -24,6 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use super::text::Utf8Stream;
+use crate::http::shares::Shares;
 
 /// What every call may hold, in bytes.
 const SMALL: usize = 64 * 1024;
@@ -40,13 +40,12 @@ const NO_ROOM: &str = "\n[output truncated: too many large answers at once; stre
 /// The room for large answers of the whole daemon.
 pub(crate) struct Room {
     all: Arc<Semaphore>,
-    /// At most one entry an account.
-    users: Mutex<HashMap<UserId, Arc<Semaphore>>>,
+    shares: Shares,
 }
 
 impl Default for Room {
     fn default() -> Self {
-        Self { all: Arc::new(Semaphore::new(MAX_LARGE)), users: Mutex::default() }
+        Self { all: Arc::new(Semaphore::new(MAX_LARGE)), shares: Shares::new(MAX_LARGE_PER_USER) }
     }
 }
 
@@ -59,11 +58,7 @@ struct Large {
 impl Room {
     /// Waits for room for one large answer of `user`, but not beyond `deadline`.
     async fn large(&self, user: &UserId, deadline: Instant) -> Option<Large> {
-        let of_user = {
-            let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
-            let new = || Arc::new(Semaphore::new(MAX_LARGE_PER_USER));
-            users.entry(user.clone()).or_insert_with(new).clone()
-        };
+        let of_user = self.shares.of(user);
         let both = async {
             // In this order, so that nobody waits for himself while he holds what others need.
             let of_user = of_user.acquire_owned().await.ok()?;

@@ -60,7 +60,7 @@ pub(in crate::http) async fn exec_stream(
 ) -> Result<Response, ApiError> {
     let row = api.sandboxes.get(&caller, &sandbox).await?;
     // Before the sandbox is woken: a GET that is no upgrade changes nothing.
-    let upgrade = api.sockets.prepare(request, KIND).await?;
+    let upgrade = api.sockets.prepare(request, KIND, Some(&caller.id)).await?;
     let lease = api.sandboxes.lease_of(&row).await?;
     let loss = api.sandboxes.loss_since(&row);
     Ok(warned(upgrade.run(|socket| serve(socket, lease)), loss))
@@ -94,7 +94,11 @@ async fn run(sender: &Sender, receiver: &mut Receiver, lease: &Lease) -> Result<
         Ok(understood) => understood,
         Err(refused) => return Ok(error(refused)),
     };
-    let mut running = match lease.guest().exec(spec).await {
+    let started = tokio::select! {
+        started = lease.guest().exec(spec) => started,
+        gone = receiver.gone() => return Err(gone),
+    };
+    let mut running = match started {
         Ok(running) => running,
         Err(failure) => return not_started(sender, failure).await,
     };
