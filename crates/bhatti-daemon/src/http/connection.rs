@@ -1,4 +1,9 @@
 //! Accepting connections: HTTP/1.1, with a deadline for headers and a drain at the end.
+//!
+//! A client that is gone without a word is noticed, and one that reads nothing is not waited for
+//! for ever: behind a request there may be a command that runs, or a sandbox kept awake.
+
+mod patient;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,6 +15,8 @@ use bhatti_lifecycle::Tasks;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use nix::sys::socket::{setsockopt, sockopt};
+use patient::Patient;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -21,6 +28,11 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(20);
 /// The most connections at once. What is beyond waits in the kernel's queue, so that a client that
 /// opens sockets cannot take the descriptors machines need.
 const MAX_CONNECTIONS: usize = 1024;
+/// How long a client may take no byte of an answer. A pager stands still for that long.
+const STALL: Duration = Duration::from_secs(600);
+/// When a silent connection is probed first, how often then, and how often in vain, in seconds.
+/// A client whose machine or network is gone is noticed after 90 seconds, as on a WebSocket.
+const PROBE: (u32, u32, u32) = (30, 15, 4);
 /// How long a failed accept waits: the reason is usually too many open files, and that passes.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -63,10 +75,10 @@ pub(crate) async fn serve(
 
 /// One connection. When the client hangs up, the handler's future is dropped with it.
 async fn converse(stream: TcpStream, peer: Peer, router: Router, stop: CancellationToken) {
-    // Small answers must not wait for the peer's acknowledgement of earlier ones.
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "failed to set TCP_NODELAY");
+    if let Err(error) = set_options(&stream) {
+        tracing::debug!(%error, "failed to set the options of a connection");
     }
+    let stream = Patient::new(stream, STALL);
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
     let service = router.map_request(move |mut request: Request<Incoming>| {
@@ -86,5 +98,33 @@ async fn converse(stream: TcpStream, peer: Peer, router: Router, stop: Cancellat
     };
     if let Err(error) = result {
         tracing::debug!(%error, "connection ended with an error");
+    }
+}
+
+fn set_options(stream: &TcpStream) -> std::io::Result<()> {
+    let (idle, interval, count) = PROBE;
+    // Small answers must not wait for the peer's acknowledgement of earlier ones.
+    stream.set_nodelay(true)?;
+    setsockopt(stream, sockopt::TcpKeepIdle, &idle)?;
+    setsockopt(stream, sockopt::TcpKeepInterval, &interval)?;
+    setsockopt(stream, sockopt::TcpKeepCount, &count)?;
+    setsockopt(stream, sockopt::KeepAlive, &true)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::socket::getsockopt;
+
+    #[tokio::test]
+    async fn a_client_that_vanished_is_looked_for() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let client = TcpStream::connect(address).await.expect("it listens");
+        set_options(&client).expect("options");
+        assert!(getsockopt(&client, sockopt::KeepAlive).expect("an option"));
+        assert_eq!(getsockopt(&client, sockopt::TcpKeepIdle).expect("an option"), PROBE.0);
+        assert_eq!(PROBE.0 + PROBE.1 * PROBE.2, 90);
     }
 }
