@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, BodyDataStream};
 use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
 use axum::http::request::Parts;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bhatti_api::{from_json, route, to_json};
 use bytes::Bytes;
+use futures_util::StreamExt;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -41,6 +42,28 @@ async fn read(body: Body, max: usize) -> Result<Bytes, ApiError> {
             Err(ApiError::Json(format!("body did not arrive within {} s", PATIENCE.as_secs())))
         }
     }
+}
+
+/// Takes what is still being sent, as far as that is bearable: a client that is cut off while it
+/// sends may never read why.
+pub(super) async fn discard(mut body: BodyDataStream) {
+    const MOST: usize = 128 << 20;
+    const PATIENCE: Duration = Duration::from_secs(10);
+    let discarding = async {
+        let mut left = MOST;
+        while let Some(Ok(bytes)) = body.next().await
+            && left > 0
+        {
+            left = left.saturating_sub(bytes.len());
+        }
+    };
+    // What is not taken by then is cut off.
+    drop(tokio::time::timeout(PATIENCE, discarding).await);
+}
+
+/// Whether the client sends its body only when it has been asked to.
+pub(super) fn waits(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::EXPECT)
 }
 
 /// What a path names first: a sandbox by id or name, or a snapshot.

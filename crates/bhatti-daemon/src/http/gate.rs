@@ -12,7 +12,7 @@ use bhatti_store::UserRow;
 use bhatti_types::{ApiKey, RequestId};
 use futures_util::FutureExt;
 
-use super::body::Written;
+use super::body::{self, Written};
 use super::error::Internal;
 use super::limits::Class;
 use super::{Api, ApiError, web_shell};
@@ -41,7 +41,12 @@ pub(super) async fn gate(
         let key = bearer(request.headers());
         let class = Class::of(request.method(), request.uri().path());
         match admit(&api, key, class) {
-            Err(refused) => refused.into_response(),
+            Err(refused) => {
+                if !body::waits(request.headers()) {
+                    body::discard(request.into_body().into_data_stream()).await;
+                }
+                refused.into_response()
+            }
             Ok(user) => {
                 let user_id = user.id.clone();
                 request.extensions_mut().insert(Caller(user));

@@ -5,6 +5,7 @@ mod web_shell;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -20,6 +21,7 @@ use bhatti_store::{
 };
 use bhatti_types::{ApiKey, Cpus, EngineId, Mib, Phase};
 use camino::Utf8PathBuf;
+use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
@@ -164,6 +166,30 @@ async fn stopping_what_is_stopped_changes_nothing() {
     }
     let (_, listed) = world.ask(Method::GET, "/sandboxes", "").await;
     assert!(listed[0].get("last_transition").is_none(), "{listed}");
+}
+
+/// Who is cut off while he sends may never read why.
+#[tokio::test]
+async fn what_a_stranger_sends_is_taken_before_he_is_refused() {
+    let world = world().await;
+    let sent = Arc::new(AtomicUsize::new(0));
+    let refused = async |expect: Option<&str>| {
+        let taken = sent.clone();
+        let pieces = futures_util::stream::iter(0..100).map(move |_| {
+            taken.fetch_add(1, Ordering::Relaxed);
+            Ok::<_, std::convert::Infallible>(vec![0; 1 << 16])
+        });
+        let mut request = Request::put("/sandboxes/dev/files?path=/x");
+        if let Some(expect) = expect {
+            request = request.header("expect", expect);
+        }
+        let request = request.body(Body::from_stream(pieces)).expect("a request");
+        let Ok(response) = world.router.clone().oneshot(request).await;
+        assert_eq!(response.status(), 401);
+        sent.swap(0, Ordering::Relaxed)
+    };
+    assert_eq!(refused(None).await, 100);
+    assert_eq!(refused(Some("100-continue")).await, 0, "it waits to be asked");
 }
 
 #[tokio::test]

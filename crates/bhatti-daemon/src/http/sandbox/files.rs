@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use axum::body::{Body, BodyDataStream};
 use axum::extract::Request;
-use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use bhatti_guest_client::{Download, GuestError};
 use bhatti_lifecycle::{Lease, chain};
@@ -15,7 +14,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 
 use super::exec::warned;
-use crate::http::{Api, ApiError};
+use crate::http::{Api, ApiError, body};
 
 mod read;
 mod write;
@@ -93,7 +92,7 @@ pub(super) struct Incoming {
 
 impl Incoming {
     pub(super) fn new(request: Request) -> Self {
-        let waits = request.headers().contains_key(header::EXPECT);
+        let waits = body::waits(request.headers());
         Self { pieces: request.into_body().into_data_stream(), waits }
     }
 
@@ -111,24 +110,11 @@ impl Incoming {
         }
     }
 
-    /// Takes what is still being sent, as far as that is bearable: a client that is cut off while
-    /// it sends may never read why.
-    pub(super) async fn discard(mut self) {
-        const MOST: usize = 128 << 20;
-        const PATIENCE: Duration = Duration::from_secs(10);
-        if self.waits {
-            return;
+    /// Takes the rest, before a refusal is answered.
+    pub(super) async fn discard(self) {
+        if !self.waits {
+            body::discard(self.pieces).await;
         }
-        let discarding = async {
-            let mut left = MOST;
-            while let Ok(Some(bytes)) = self.next().await
-                && left > 0
-            {
-                left = left.saturating_sub(bytes.len());
-            }
-        };
-        // What is not taken by then is cut off.
-        drop(tokio::time::timeout(PATIENCE, discarding).await);
     }
 }
 
