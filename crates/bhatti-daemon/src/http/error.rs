@@ -88,19 +88,7 @@ impl ApiError {
             Self::RateLimited | Self::TooManySockets | Self::TooManyKnocks => S::TOO_MANY_REQUESTS,
             Self::ShellToken { .. } => S::INTERNAL_SERVER_ERROR,
             Self::Unsupported(_) => S::NOT_IMPLEMENTED,
-            Self::Files(error) => match error {
-                GuestError::NotFound(_) => S::NOT_FOUND,
-                GuestError::Invalid(_) | GuestError::NotExecutable(_) => S::BAD_REQUEST,
-                GuestError::TooLarge(_) => S::PAYLOAD_TOO_LARGE,
-                GuestError::Denied(_) => S::CONFLICT,
-                GuestError::NoSpace(_) => S::INSUFFICIENT_STORAGE,
-                GuestError::Unsupported(_) => S::NOT_IMPLEMENTED,
-                GuestError::TooManyOperations => S::SERVICE_UNAVAILABLE,
-                GuestError::LinkLost(_) | GuestError::Deadline { .. } => S::BAD_GATEWAY,
-                GuestError::Failed(_)
-                | GuestError::Incompatible { .. }
-                | GuestError::Protocol(_) => S::INTERNAL_SERVER_ERROR,
-            },
+            Self::Files(error) => guests_status(error),
             Self::Service(error) => match error {
                 ServiceError::NoSandbox(_)
                 | ServiceError::NoImage { .. }
@@ -122,10 +110,8 @@ impl ApiError {
                 ServiceError::Create(cause) | ServiceError::Wake(cause) if cause.is_foreign() => {
                     S::CONFLICT
                 }
-                ServiceError::Guest(GuestError::Deadline { .. }) => S::BAD_GATEWAY,
-                ServiceError::Guest(GuestError::LinkLost(_)) => S::BAD_GATEWAY,
-                ServiceError::Guest(_)
-                | ServiceError::Wake(_)
+                ServiceError::Guest(error) => guests_status(error),
+                ServiceError::Wake(_)
                 | ServiceError::Failed { .. }
                 | ServiceError::Create(_)
                 | ServiceError::Store(_)
@@ -157,6 +143,24 @@ impl ApiError {
             Self::Service(ServiceError::Guest(cause)) => Some(cause.to_string()),
             Self::Service(error @ ServiceError::BadImage { .. }) => Some(chain(error)),
             other => Some(other.to_string()),
+        }
+    }
+}
+
+/// Whichever way a guest was asked.
+fn guests_status(error: &GuestError) -> StatusCode {
+    use StatusCode as S;
+    match error {
+        GuestError::NotFound(_) => S::NOT_FOUND,
+        GuestError::Invalid(_) | GuestError::NotExecutable(_) => S::BAD_REQUEST,
+        GuestError::TooLarge(_) => S::PAYLOAD_TOO_LARGE,
+        GuestError::Denied(_) => S::CONFLICT,
+        GuestError::NoSpace(_) => S::INSUFFICIENT_STORAGE,
+        GuestError::Unsupported(_) => S::NOT_IMPLEMENTED,
+        GuestError::TooManyOperations => S::SERVICE_UNAVAILABLE,
+        GuestError::LinkLost(_) | GuestError::Deadline { .. } => S::BAD_GATEWAY,
+        GuestError::Failed(_) | GuestError::Incompatible { .. } | GuestError::Protocol(_) => {
+            S::INTERNAL_SERVER_ERROR
         }
     }
 }
@@ -246,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn each_way_a_file_can_be_wrong_has_its_status_and_the_guests_words() {
+    fn each_way_a_guest_can_refuse_has_its_status_and_the_guests_words() {
         let text = || "failed to write /x: why".to_owned();
         for (error, status) in [
             (GuestError::NotFound(text()), 404),
@@ -263,6 +267,10 @@ mod tests {
         }
         let old = ApiError::Files(GuestError::Unsupported("agent 0.1.0".to_owned()));
         assert_eq!(old.status(), StatusCode::NOT_IMPLEMENTED);
+        let shells = ServiceError::Guest(GuestError::Unsupported("agent 0.1.0".to_owned()));
+        assert_eq!(ApiError::from(shells).status(), StatusCode::NOT_IMPLEMENTED);
+        let busy = ServiceError::Guest(GuestError::TooManyOperations);
+        assert_eq!(ApiError::from(busy).status(), StatusCode::SERVICE_UNAVAILABLE);
         let lost = ApiError::Files(GuestError::LinkLost(None)).into_response();
         assert_eq!(lost.status(), StatusCode::BAD_GATEWAY);
         let internal = lost.extensions().get::<Internal>().expect("the log says more");

@@ -10,7 +10,7 @@ use bhatti_api::{Session, SessionKind};
 use bhatti_guest_client::{Kind, SessionInfo};
 use bhatti_lifecycle::ServiceError;
 
-use super::exec::warned;
+use super::files::Use;
 use crate::http::body::{Named, Written};
 use crate::http::gate::Caller;
 use crate::http::{Api, ApiError};
@@ -22,11 +22,13 @@ pub(in crate::http) async fn sessions(
     Named(sandbox): Named,
 ) -> Result<Response, ApiError> {
     let row = api.sandboxes.get(&caller, &sandbox).await?;
-    let lease = api.sandboxes.lease_of(&row).await?;
-    let loss = api.sandboxes.loss_since(&row);
-    let sessions = lease.guest().sessions().await.map_err(ServiceError::Guest)?;
-    let sessions: Vec<Session> = sessions.into_iter().map(view).collect();
-    Ok(warned(Written(StatusCode::OK, sessions).into_response(), loss))
+    let used = Use::of(&api, &row).await?;
+    let listed = used.lease.guest().sessions().await.map_err(ServiceError::Guest);
+    let answered = listed.map(|listed| {
+        let sessions: Vec<Session> = listed.into_iter().map(view).collect();
+        Written(StatusCode::OK, sessions).into_response()
+    });
+    Ok(used.answer(answered.map_err(ApiError::from)))
 }
 
 fn view(info: SessionInfo) -> Session {
