@@ -80,8 +80,10 @@ pub(crate) struct Inner {
     pub has_own_filter: bool,
     pub limits: Limits,
     pub machines: Machines,
-    /// What snapshots made here depend on.
+    /// What snapshots made here depend on, and nothing of it may differ.
     pub host: Arc<Host>,
+    /// The same, and the kernel.
+    fingerprint: String,
     pub templates: Templates,
 }
 
@@ -115,14 +117,25 @@ impl FirecrackerEngine {
         let version = program.version.clone();
         let name = format!("firecracker {}", series(&version));
         let host = Arc::new(Host::observe(&name, Accel::Kvm, None));
+        let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let fingerprint = format!("{} Linux {}", host.fingerprint, kernel.trim());
         let capabilities = Capabilities { hugepages: false, most_memory: Some(MOST_MEMORY) };
         let (name, accel) = (EngineName::Firecracker, Accel::Kvm);
         let info = EngineInfo { name, version, accel, why, warnings, capabilities };
         let templates = Templates::new(IDLE_TEMPLATES, IDLE_TEMPLATE_BYTES);
         let has_own_filter = filter.is_some();
         let limits = config.limits;
-        let inner =
-            Inner { info, program, jail, has_own_filter, limits, machines, host, templates };
+        let inner = Inner {
+            info,
+            program,
+            jail,
+            has_own_filter,
+            limits,
+            machines,
+            host,
+            fingerprint,
+            templates,
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 }
@@ -160,8 +173,10 @@ impl Engine for FirecrackerEngine {
         DiskFormat::Raw
     }
 
+    /// With the kernel, for Firecracker promises nothing across kernels: what can be made anew is.
+    /// What cannot, a sandbox's own memory, is tried all the same ([`Self::recognise`]).
     fn fingerprint(&self) -> &str {
-        &self.inner.host.fingerprint
+        &self.inner.fingerprint
     }
 
     async fn recognise(&self, snapshot: &Utf8Path) -> Result<(), EngineError> {
