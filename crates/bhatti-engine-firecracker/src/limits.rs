@@ -6,7 +6,7 @@
 
 use serde::Serialize;
 
-/// A bucket is filled again in this time: short enough that nobody notices the steps.
+/// A bucket is filled again in this time, if it can be: short enough that nobody notices the steps.
 const REFILL_MS: u64 = 100;
 
 /// The most of each a machine may use in a second; `None`: as much as there is.
@@ -40,8 +40,13 @@ struct TokenBucket {
 
 impl TokenBucket {
     fn of(per_second: u64) -> Self {
-        let size = (per_second * REFILL_MS / 1000).max(1);
-        Self { size, one_time_burst: None, refill_time: REFILL_MS }
+        // A bucket of what does not divide would keep another limit than was asked for.
+        let parts = 1000 / REFILL_MS;
+        let (size, refill_time) = match per_second % parts {
+            0 => (per_second / parts, REFILL_MS),
+            _ => (per_second, 1000),
+        };
+        Self { size, one_time_burst: None, refill_time }
     }
 
     const NONE: Self = Self { size: 0, one_time_burst: None, refill_time: 0 };
@@ -107,7 +112,15 @@ mod tests {
         assert_eq!(serde_json::to_value(limits.again().0).unwrap(), expected);
         assert_eq!(limits.network(), None);
         let least = Limits { network_bytes: Some(1), ..Limits::default() };
-        let expected = json!({"bandwidth": {"size": 1, "refill_time": 100}});
+        let expected = json!({"bandwidth": {"size": 1, "refill_time": 1000}});
         assert_eq!(serde_json::to_value(least.network()).unwrap(), expected, "0 would be no limit");
+    }
+
+    #[test]
+    fn no_limit_is_rounded() {
+        for per_second in [1, 10, 19, 100, 101, 1 << 30] {
+            let TokenBucket { size, refill_time, .. } = TokenBucket::of(per_second);
+            assert_eq!(size * 1000 / refill_time, per_second);
+        }
     }
 }

@@ -63,15 +63,15 @@ fn firecracker(facts: &Facts) -> Item {
         (_, EngineChoice::Qemu) => question.ok("not wanted: the configuration says qemu"),
         (Err(why), _) => question.warning(
             why,
-            "Install release 1.15 and name it with firecracker_bin, or set \"engine: qemu\".",
+            "Install release 1.15.1 and name it with firecracker_bin, or set \"engine: qemu\".",
         ),
         (Ok(Some(found)), _) => match &found.warning {
             None => question.ok(format!("{} at {}", found.version, found.path)),
-            Some(warning) => question.warning(warning, "Use release 1.15."),
+            Some(warning) => question.warning(warning, "Use release 1.15.1."),
         },
         (Ok(None), _) if !kvm_works(facts) => question.ok("not installed; it would need KVM"),
         (Ok(None), _) => {
-            question.warning("not installed", "Install release 1.15, or set \"engine: qemu\".")
+            question.warning("not installed", "Install release 1.15.1, or set \"engine: qemu\".")
         }
     }
 }
