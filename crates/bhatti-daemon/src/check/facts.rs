@@ -109,6 +109,7 @@ impl Facts {
             config.initramfs.clone(),
             config.data_dir.clone(),
         ]);
+        let trusted = trusted.chain(config.firecracker_seccomp_filter.clone());
         let missing = [("guest kernel", &config.kernel), ("guest initramfs", &config.initramfs)];
         let missing = missing.into_iter().filter(|(_, path)| !path.is_file());
         Self {
@@ -239,8 +240,14 @@ fn images(dir: &Utf8Path) -> usize {
     entries.filter(|entry| entry.file_name().ends_with(".ext4")).count()
 }
 
-/// The nearest part of a path that somebody else than root could change, or put another file at.
+/// The nearest part of a path that somebody else than root could change, or put another file at: of the
+/// path as it is written, and of the place it leads to by links.
 fn writable_by_others(path: &Utf8Path) -> Option<Utf8PathBuf> {
+    let leads_to = path.canonicalize_utf8().ok();
+    [Some(path), leads_to.as_deref()].into_iter().flatten().find_map(open_part)
+}
+
+fn open_part(path: &Utf8Path) -> Option<Utf8PathBuf> {
     let open_to_others = |place: &&Utf8Path| {
         let Ok(found) = place.metadata() else { return false };
         // In a directory that is sticky nobody replaces what belongs to root.
@@ -272,4 +279,27 @@ pub(crate) fn files_share_blocks(dir: &Utf8Path) -> io::Result<bool> {
     // SAFETY: a system call on integers.
     let shared = unsafe { nix::libc::ioctl(to.as_raw_fd(), nix::libc::FICLONE, from.as_raw_fd()) };
     Ok(shared == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    /// Needs root.
+    #[test]
+    fn a_link_into_somebody_elses_directory_is_seen() {
+        let scratch = tempfile::tempdir().expect("a directory");
+        let path = Utf8Path::from_path(scratch.path()).expect("UTF-8");
+        let (theirs, ours) = (path.join("theirs"), path.join("ours"));
+        for dir in [&theirs, &ours] {
+            std::fs::create_dir(dir).expect("a directory");
+        }
+        std::fs::write(theirs.join("vmm"), "").expect("a program");
+        symlink(theirs.join("vmm"), ours.join("vmm")).expect("a link");
+        assert_eq!(writable_by_others(&ours.join("vmm")), None, "all of it is root's");
+        std::fs::set_permissions(&theirs, PermissionsExt::from_mode(0o777)).expect("open to all");
+        assert_eq!(writable_by_others(&ours.join("vmm")), Some(theirs));
+    }
 }

@@ -88,8 +88,11 @@ fn vulnerabilities(facts: &Facts) -> Item {
     let open: Vec<_> = facts
         .vulnerabilities
         .iter()
-        // Also in the middle: "Mitigation: …; SMT vulnerable".
-        .filter(|(_, state)| state.to_lowercase().contains("vulnerable"))
+        // Also in the middle: "Mitigation: …; SMT vulnerable". And what nobody looks after any more is
+        // "Unknown: No mitigations".
+        .filter(|(_, state)| {
+            state.to_lowercase().contains("vulnerable") || state.starts_with("Unknown")
+        })
         .map(|(name, state)| format!("{name} ({state})"))
         .collect();
     match open.len() {
@@ -113,9 +116,15 @@ fn mitigations(facts: &Facts) -> Item {
             Some(("mitigations", value)) => off(value),
             Some((name, "off")) => matches!(
                 name,
-                "l1tf"
+                "pti"
+                    | "l1tf"
                     | "mds"
                     | "spectre_v2"
+                    | "spectre_v2_user"
+                    | "spectre_bhi"
+                    | "indirect_target_selection"
+                    | "tsa"
+                    | "vmscape"
                     | "spec_store_bypass_disable"
                     | "tsx_async_abort"
                     | "mmio_stale_data"
@@ -125,6 +134,9 @@ fn mitigations(facts: &Facts) -> Item {
                     | "reg_file_data_sampling"
                     | "spec_rstack_overflow"
             ),
+            Some(("kvm-intel.vmentry_l1d_flush" | "kvm_intel.vmentry_l1d_flush", value)) => {
+                value == "never"
+            }
             Some(_) => false,
             None => matches!(
                 *word,

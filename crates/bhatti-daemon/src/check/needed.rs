@@ -138,6 +138,10 @@ fn cgroups(facts: &Facts) -> Item {
              command line.",
         ),
         Ok(ControlGroups { unified: true, .. }) => question.ok("version 2: cpu, memory, pids"),
+        Ok(ControlGroups { unified: false, .. }) if kvm_works(facts) => question.warning(
+            "version 1: cpu, memory, pids; on KVM it takes longer to wake a machine",
+            "systemd.unified_cgroup_hierarchy=1 on the kernel's command line, then reboot.",
+        ),
         Ok(ControlGroups { unified: false, .. }) => question.ok("version 1: cpu, memory, pids"),
     }
 }

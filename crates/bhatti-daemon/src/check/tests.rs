@@ -122,6 +122,12 @@ fn what_is_missing_is_said_with_what_to_do() {
             Warning,
             "command line",
         ),
+        (
+            "cgroups",
+            |f| f.cgroups = Ok(ControlGroups { unified: false, lacks: Vec::new() }),
+            Warning,
+            "unified_cgroup_hierarchy",
+        ),
         ("tun", |f| f.tun = Err("No such file".to_owned()), Failed, "modprobe tun"),
         ("network-tools", |f| f.ip = Err("not installed".to_owned()), Failed, "iproute2"),
         ("network-tools", |f| f.nft = Err("not installed".to_owned()), Failed, "nftables"),
@@ -153,7 +159,23 @@ fn what_is_missing_is_said_with_what_to_do() {
             Warning,
             "microcode",
         ),
+        (
+            "cpu-weaknesses",
+            |f| {
+                let state = "Unknown: No mitigations".to_owned();
+                f.vulnerabilities.push(("mmio_stale_data".to_owned(), state));
+            },
+            Warning,
+            "microcode",
+        ),
         ("mitigations", |f| f.command_line += " mitigations=off", Warning, "command line"),
+        ("mitigations", |f| f.command_line += " pti=off", Warning, "command line"),
+        (
+            "mitigations",
+            |f| f.command_line += " kvm-intel.vmentry_l1d_flush=never",
+            Warning,
+            "command line",
+        ),
         (
             "mitigations",
             |f| f.command_line += " mitigations=auto,no_guest_host",
@@ -174,12 +196,12 @@ fn what_is_missing_is_said_with_what_to_do() {
         ("kvm", |f| f.kvm.kvm = KvmDevice::Refused(13), Warning, "nested"),
         ("kvm", |f| f.kvm.kvm = KvmDevice::Dead(25), Warning, "nested"),
         ("kvm", |f| f.kvm.cpu = Virtualisation::None, Warning, "nested"),
-        ("firecracker", |f| f.firecracker = Ok(None), Warning, "release 1.15"),
+        ("firecracker", |f| f.firecracker = Ok(None), Warning, "release 1.15.1"),
         (
             "firecracker",
             |f| f.firecracker = Err("release 1.16.0 does not work here".to_owned()),
             Warning,
-            "release 1.15",
+            "release 1.15.1",
         ),
         ("disk-copies", |f| f.data_dir.reflink = Some(false), Warning, "XFS"),
         ("disk-copies", |f| f.data_dir.reflink = None, Warning, "XFS"),
@@ -215,8 +237,17 @@ fn what_does_not_concern_this_host_is_well() {
         facts.data_dir.reflink = Some(false);
         facts.mounts.clear();
         facts.min_timer_period_us = None;
+        facts.cgroups = Ok(ControlGroups { unified: false, lacks: Vec::new() });
     };
-    for id in ["engine", "seccomp", "firecracker", "disk-copies", "machine-start", "guest-timers"] {
+    for id in [
+        "cgroups",
+        "engine",
+        "seccomp",
+        "firecracker",
+        "disk-copies",
+        "machine-start",
+        "guest-timers",
+    ] {
         assert_eq!(item(id, no_kvm).verdict, Verdict::Ok, "{id}");
     }
     assert_eq!(item("kvm", no_kvm).verdict, Verdict::Warning);
