@@ -130,7 +130,16 @@ fn decide(choice: EngineChoice, works: Result<(), String>, bound: Bound) -> Deci
             )),
             ..because(Take::Qemu, "it has saved memory of sandboxes here")
         },
-        (EngineChoice::Auto, Ok(())) => because(Take::Firecracker, "firecracker works here"),
+        (EngineChoice::Auto, Ok(())) => Decision {
+            warning: (qemu > 0).then(|| {
+                format!(
+                    "{qemu} sandboxes and snapshots have memory that qemu has saved and firecracker \
+                     cannot continue (it has saved that of {firecracker}): set \"engine: qemu\" to \
+                     continue them"
+                )
+            }),
+            ..because(Take::Firecracker, "firecracker works here")
+        },
         (EngineChoice::Auto, Err(why)) => Decision {
             warning: (firecracker > 0).then(|| {
                 format!(
@@ -228,8 +237,13 @@ mod tests {
         let stays = auto(Ok(()), Bound { qemu: 2, firecracker: 1 });
         assert_eq!(stays.take, Take::Qemu);
         assert!(stays.warning.expect("a warning").contains("2 sandboxes and snapshots"));
-        let moved = auto(Ok(()), Bound { qemu: 1, firecracker: 2 });
+        let moved = auto(Ok(()), Bound { qemu: 0, firecracker: 2 });
         assert_eq!((moved.take, moved.warning), (Take::Firecracker, None));
+        for bound in [Bound { qemu: 1, firecracker: 2 }, Bound { qemu: 1, firecracker: 1 }] {
+            let mixed = auto(Ok(()), bound);
+            assert_eq!(mixed.take, Take::Firecracker);
+            assert!(mixed.warning.expect("a warning").contains("engine: qemu"), "{bound:?}");
+        }
         let lost = auto(no_kvm(), Bound { qemu: 0, firecracker: 2 });
         assert_eq!(lost.take, Take::Qemu);
         assert!(lost.warning.expect("a warning").contains("no KVM"));
