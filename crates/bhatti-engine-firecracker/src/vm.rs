@@ -80,6 +80,7 @@ impl FirecrackerVm {
         let killed = Arc::new(AtomicBool::new(false));
         let (exit_sender, exit) = watch::channel(None);
         let watcher = Watcher {
+            id: record.id.clone(),
             process: Arc::clone(&process),
             group,
             dir: Arc::clone(&dir),
