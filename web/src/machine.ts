@@ -8,6 +8,7 @@
 // Promises, each with a test:
 // - A lost connection is tried again three times, after 1, 2 and 4 s; then the user is asked.
 // - After `unauthorized` the token is forgotten, and nothing is tried again by itself.
+// - A sandbox that was put to sleep is not woken before the user says so.
 // - A connection that comes back goes on with the same shell, or says that it is another one.
 
 import type { ServerMessage } from "./protocol.ts";
@@ -18,6 +19,8 @@ export type End =
   | "exited"
   /** Another window goes on with the shell. */
   | "taken"
+  /** Somebody has put the sandbox to sleep. */
+  | "asleep"
   /** The token opens nothing, or no longer. */
   | "unauthorized"
   /** Others use the sandbox's web shells already, as many as may. */
@@ -87,9 +90,13 @@ export type Effect =
 /** How long to wait before each new try, in seconds. */
 const DELAYS = [1, 2, 4];
 
-/** What a WebSocket closes with when all is said, and when another client took the shell. */
+/**
+ * What a WebSocket closes with when all is said, when another client took the shell, and when the
+ * sandbox was put to sleep.
+ */
 const NORMAL = 1000;
 const TAKEN = 4001;
+const ASLEEP = 4002;
 
 /** The page before anything happened. */
 export const initial: Model = {
@@ -167,6 +174,7 @@ function closed(model: Model, code: number): Step {
     case "connected":
       if (code === NORMAL) return ended({ ...model, session: "" }, "exited");
       if (code === TAKEN) return ended(model, "taken");
+      if (code === ASLEEP) return ended(model, "asleep");
       break;
     case "connecting":
     case "starting":

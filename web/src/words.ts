@@ -78,6 +78,13 @@ function ending(why: End, name: string, began: boolean): Words {
         asks: false,
         button: { label: "Take it back", event: { type: "retry" } },
       });
+    case "asleep":
+      return over("calm", "Asleep", {
+        title: `${capital(name)} was put to sleep`,
+        text: "What runs in the shell goes on when it wakes.",
+        asks: false,
+        button: { label: "Wake it", event: { type: "retry" } },
+      });
     case "unauthorized":
       return over("bad", "No access", {
         title: "This link does not work",

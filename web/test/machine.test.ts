@@ -114,6 +114,14 @@ test("a shell that another window took can be taken back", () => {
   assert.deepEqual(back.done.at(-1), ["clear", "begin", "keep"], "the same shell");
 });
 
+test("a sandbox that was put to sleep stays asleep until the user wakes it", () => {
+  const { model, done } = after([...start, { type: "closed", code: 4002 }, tick]);
+  assert.deepEqual(model.state, { at: "over", why: "asleep" });
+  assert.deepEqual(done.slice(-2), [["close", "keep"], []]);
+  const back = after([{ type: "retry" }, opened, welcome("stopped"), session("s1")], model);
+  assert.deepEqual(back.done.at(-1), ["clear", "begin", "keep"], "the same shell");
+});
+
 test("a clean end before there was a shell is none", () => {
   assert.equal(after([token, opened, exited]).model.state.at, "waiting");
 });

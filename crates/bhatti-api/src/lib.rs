@@ -26,8 +26,8 @@ pub use json::{BadJson, from_json, to_json, to_json_pretty};
 pub use ports::Port;
 pub use sandbox::{CreateSandbox, FileSpec, PatchSandbox, Sandbox, StartSandbox, Transition};
 pub use session::{
-    CLOSE_TAKEN, DEFAULT_IDLE_SEC, MAX_TERMINAL_CHUNK, PipedRequest, Session, SessionKind,
-    SessionNotice, TerminalCommand,
+    CLOSE_ASLEEP, CLOSE_TAKEN, DEFAULT_IDLE_SEC, MAX_TERMINAL_CHUNK, PipedRequest, Session,
+    SessionKind, SessionNotice, TerminalCommand,
 };
 pub use share::{ShellToken, WebShellHello, WebShellNotice};
 pub use snapshot::{Checkpoint, ResumeSnapshot, Snapshot};

@@ -52,6 +52,10 @@ pub const MAX_TERMINAL_CHUNK: usize = 4096;
 /// program goes on. 1000 means that it has ended; every other code that it goes on, too.
 pub const CLOSE_TAKEN: u16 = 4001;
 
+/// The same when the sandbox was put to sleep: the program goes on when it wakes, for which somebody
+/// has to ask.
+pub const CLOSE_ASLEEP: u16 = 4002;
+
 /// What the server says on a session's WebSocket besides output.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase")]

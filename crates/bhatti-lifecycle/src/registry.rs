@@ -421,6 +421,12 @@ impl Sandboxes {
         tokio::time::timeout(PATIENCE, handle.peek()).await.ok()?.ok()?
     }
 
+    /// Whether it has no machine just now, and will have one when it is used. Asks nobody.
+    pub fn sleeps(&self, row: &SandboxRow) -> bool {
+        let standing = self.inner.handles().get(&row.id).map(Handle::standing);
+        standing.is_some_and(|now| matches!(now.phase, Phase::Cold | Phase::Stopped))
+    }
+
     /// What the sandbox has lost since `row` was looked up, if it has lost something: one that
     /// could not wake as it was, or died and was booted again. Asks nobody.
     pub fn loss_since(&self, row: &SandboxRow) -> Option<String> {

@@ -90,7 +90,13 @@ fn a_piped_session_goes_on_without_its_client() {
         wait_for("nobody is attached", || {
             (daemon.json(&["ps", "dev"])[0]["attached"] == false).then_some(())
         });
+        let mut third = open(&daemon, &format!("{path}?session=s1"));
+        assert_eq!(notice(&mut third)["session_id"], "s1");
+        assert_eq!(text_until(&mut third, "\u{fffd}\n"), replay);
         daemon.cli(&["stop", "dev"]).ok();
+        let asleep = json!({"type": "error", "message": "the sandbox was put to sleep"});
+        assert_eq!(notice(&mut third), asleep);
+        assert_eq!(close_code(&mut third), 4002);
         let mut third = open(&daemon, &format!("{path}?session=s1"));
         assert_eq!(notice(&mut third)["session_id"], "s1");
         assert_eq!(text_until(&mut third, "\u{fffd}\n"), replay);

@@ -203,6 +203,15 @@ fn a_page_finds_its_shell_again() {
         browser.type_keys("echo it was $kept too\n");
         browser.wait_for_text(SCREEN, "it was yes2 too");
 
+        // Who stops a sandbox does not have it woken by a page that is open somewhere.
+        daemon.cli(&["stop", "dev"]).ok();
+        browser.wait_for_text(CARD, "dev was put to sleep");
+        assert_eq!(daemon.state("dev").as_deref(), Some("stopped"));
+        browser.press("#button");
+        browser.wait_for_text(STATE, "Connected");
+        browser.type_keys("echo it is $kept again\n");
+        browser.wait_for_text(SCREEN, "it is yes2 again");
+
         // A shell that is gone is not passed off as the one that was.
         let forged = "for (const key of Object.keys(sessionStorage)) {
             const kept = JSON.parse(sessionStorage.getItem(key));

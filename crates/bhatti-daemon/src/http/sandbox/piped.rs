@@ -64,7 +64,7 @@ async fn serve(
         Ok(which) => line.meanwhile(open(api, row, which)).await,
         Err(error) => Ok(Err(error)),
     };
-    let (lease, attached) = match opened {
+    let opened = match opened {
         Ok(Ok(opened)) => opened,
         Ok(Err(error)) => {
             line.sender.send(relay::json(&Refusal { error })).await?;
@@ -72,16 +72,16 @@ async fn serve(
         }
         Err(end) => return Ok(end),
     };
-    let session = SessionNotice::Session { session_id: attached.info.id.clone() };
+    let session = SessionNotice::Session { session_id: opened.1.info.id.clone() };
     line.sender.send(relay::json(&session)).await?;
     let sender = line.sender;
     let mut pipes = Pipes::default();
-    let end = relay::relay(line, attached, &mut pipes).await;
-    drop(lease);
+    let end = relay::attend(line, api, row, opened, &mut pipes).await;
     let last = match &end {
         End::Exit(code) => SessionNotice::Exit { exit_code: *code },
         End::Taken => failed("another client has attached"),
         End::Lost(error) => failed(&relay::agent_says(error)),
+        End::Asleep => failed(relay::ASLEEP),
         End::Stopping => failed("the daemon stops"),
         End::Gone(_) | End::Refused => return Ok(end),
     };

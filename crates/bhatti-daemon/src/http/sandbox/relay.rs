@@ -13,7 +13,7 @@
 //! - A client waits for its guest as long as it likes, and is told with pings that we are there.
 
 use axum::extract::ws::Message;
-use bhatti_api::CLOSE_TAKEN;
+use bhatti_api::{CLOSE_ASLEEP, CLOSE_TAKEN};
 use bhatti_guest_client::{
     Attached, GuestError, SessionEvent, SessionReader, SessionWriter, WindowSize,
 };
@@ -31,6 +31,9 @@ const GOING_AWAY: u16 = 1001;
 
 /// Closes a socket on which something did not work.
 const FAILED: u16 = 1011;
+
+/// What is said of a sandbox that somebody has stopped.
+pub(in crate::http) const ASLEEP: &str = "the sandbox was put to sleep";
 
 /// How a kind of session is spoken of on a socket.
 pub(in crate::http) trait Speech: Send {
@@ -56,6 +59,8 @@ pub(in crate::http) enum End {
     Taken,
     /// The guest cannot be reached, or says what makes no sense. The program may go on.
     Lost(GuestError),
+    /// Somebody has put the sandbox to sleep, and the program with it.
+    Asleep,
     /// The client left.
     Gone(Gone),
     /// The daemon is about to stop. The program goes on.
@@ -88,12 +93,25 @@ impl Line<'_> {
     }
 }
 
-/// Relays until one of the two ends. Afterwards nobody is attached.
-pub(in crate::http) async fn relay<S: Speech>(
+/// Relays until one of the two ends. Afterwards nobody is attached, and nothing keeps the sandbox
+/// awake any more.
+pub(in crate::http) async fn attend<S: Speech>(
     line: Line<'_>,
-    attached: Attached,
+    api: &Api,
+    row: &SandboxRow,
+    (lease, attached): (Lease, Attached),
     speech: &mut S,
 ) -> End {
+    let end = relay(line, attached, speech).await;
+    drop(lease);
+    match end {
+        // On purpose, so a client that comes back by itself must not wake it.
+        End::Lost(_) if api.sandboxes.sleeps(row) => End::Asleep,
+        end => end,
+    }
+}
+
+async fn relay<S: Speech>(line: Line<'_>, attached: Attached, speech: &mut S) -> End {
     let Line { sender, receiver, pulse, stopping } = line;
     let Attached { mut input, mut output, .. } = attached;
     let end = tokio::select! {
@@ -152,6 +170,7 @@ pub(in crate::http) async fn close(sender: Sender, receiver: Receiver, end: End)
             tracing::debug!(error = chain(&error), "a session was lost");
             (FAILED, "the sandbox cannot be reached")
         }
+        End::Asleep => (CLOSE_ASLEEP, ASLEEP),
         End::Stopping => (GOING_AWAY, "the daemon stops"),
         End::Refused => (FAILED, ""),
         End::Gone(why) => {

@@ -63,7 +63,7 @@ pub(in crate::http) async fn shell(
 }
 
 async fn serve(mut line: Line<'_>, api: &Api, row: &SandboxRow, which: Which) -> Result<End, Gone> {
-    let (lease, attached) = match line.meanwhile(open(api, row, which)).await {
+    let opened = match line.meanwhile(open(api, row, which)).await {
         Ok(Ok(opened)) => opened,
         Ok(Err(refused)) => {
             line.sender.send(Message::text(refused)).await?;
@@ -71,17 +71,14 @@ async fn serve(mut line: Line<'_>, api: &Api, row: &SandboxRow, which: Which) ->
         }
         Err(end) => return Ok(end),
     };
-    let session = SessionNotice::Session { session_id: attached.info.id.clone() };
+    let session = SessionNotice::Session { session_id: opened.1.info.id.clone() };
     line.sender.send(relay::json(&session)).await?;
     if let Some(loss) = api.sandboxes.loss_since(row) {
         // Where a person looks; whatever is attached has a terminal.
         let text = format!("Warning: {loss}\r\n");
         line.sender.send(Message::binary(text.into_bytes())).await?;
     }
-    let end = relay::relay(line, attached, &mut Terminal).await;
-    // It was kept awake until here.
-    drop(lease);
-    Ok(end)
+    Ok(relay::attend(line, api, row, opened, &mut Terminal).await)
 }
 
 /// Wakes the sandbox and attaches. The error is the contract's sentence.

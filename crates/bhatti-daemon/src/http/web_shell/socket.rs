@@ -149,17 +149,14 @@ async fn serve(
         Ok(opened) => opened,
         Err(end) => return Ok(end),
     };
-    let (lease, attached) = opened?;
+    let opened = opened?;
     if session.is_some() {
-        let notice = WebShellNotice::Session { session_id: attached.info.id.clone() };
+        let notice = WebShellNotice::Session { session_id: opened.1.info.id.clone() };
         if let Err(gone) = line.sender.send(relay::json(&notice)).await {
             return Ok(End::Gone(gone));
         }
     }
-    let ended = relay::relay(line, attached, &mut Terminal).await;
-    // It was kept awake until here.
-    drop(lease);
-    Ok(ended)
+    Ok(relay::attend(line, api, row, opened, &mut Terminal).await)
 }
 
 /// Wakes the sandbox and attaches. The error is the sentence for the client.
