@@ -41,6 +41,8 @@ const IDLE_TEMPLATE_BYTES: u64 = 1 << 30;
 const ADOPTION_PATIENCE: Duration = Duration::from_secs(1);
 /// Beyond that the guest's memory has a gap, for its devices, and is in two pieces.
 const MOST_MEMORY: Mib = Mib(3072);
+/// It makes no more.
+const MOST_VCPUS: u32 = 32;
 /// The name of the filter inside.
 pub(crate) const SECCOMP_FILTER: &str = "/seccomp.bpf";
 
@@ -119,7 +121,8 @@ impl FirecrackerEngine {
         let host = Arc::new(Host::observe(&name, Accel::Kvm, None));
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         let fingerprint = format!("{} Linux {}", host.fingerprint, kernel.trim());
-        let capabilities = Capabilities { hugepages: false, most_memory: Some(MOST_MEMORY) };
+        let (most_memory, most_vcpus) = (Some(MOST_MEMORY), Some(MOST_VCPUS));
+        let capabilities = Capabilities { hugepages: false, most_memory, most_vcpus };
         let (name, accel) = (EngineName::Firecracker, Accel::Kvm);
         let info = EngineInfo { name, version, accel, why, warnings, capabilities };
         let templates = Templates::new(IDLE_TEMPLATES, IDLE_TEMPLATE_BYTES);

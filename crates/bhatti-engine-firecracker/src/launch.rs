@@ -99,7 +99,7 @@ impl Inner {
         mut spec: BootSpec,
         origin: Origin,
     ) -> Result<Started, EngineError> {
-        self.info.supports(spec.shape.memory, spec.hugepages)?;
+        self.info.supports(spec.shape, spec.hugepages)?;
         let dir = Arc::new(MachineDir::open(&spec.dir).map_err(file_error("open", &spec.dir))?);
         let (id, owner, shape) = (spec.id.clone(), spec.owner, spec.shape);
         let nic = spec.nic.take();

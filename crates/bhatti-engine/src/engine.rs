@@ -165,23 +165,24 @@ pub struct Capabilities {
     pub hugepages: bool,
     /// The most memory a machine can have, if that is less than the host has.
     pub most_memory: Option<Mib>,
+    /// The most virtual CPUs a machine can have, if that is known.
+    pub most_vcpus: Option<u32>,
 }
 
 impl EngineInfo {
     /// Whether there can be such a machine; [`EngineError::Unsupported`] if not.
-    pub fn supports(&self, memory: Mib, hugepages: bool) -> Result<(), EngineError> {
-        let Self { name, capabilities: Capabilities { hugepages: huge, most_memory }, .. } = self;
-        let refuse = |what: String| Err(EngineError::Unsupported { what });
-        match *most_memory {
-            Some(Mib(most)) if memory.0 > most => refuse(format!(
-                "the {name} engine of this host makes no machines with more than {most} MB of memory"
-            )),
-            _ if hugepages && !huge => refuse(format!(
-                "the {name} engine of this host makes no machines on huge pages: create without \
-                 --hugepages"
-            )),
-            _ => Ok(()),
-        }
+    pub fn supports(&self, shape: Shape, hugepages: bool) -> Result<(), EngineError> {
+        let Self { name, capabilities, .. } = self;
+        let Capabilities { hugepages: huge, most_memory, most_vcpus } = *capabilities;
+        let (Mib(memory), vcpus) = (shape.memory, shape.vcpus());
+        let none_with = match (most_memory, most_vcpus) {
+            (Some(Mib(most)), _) if memory > most => format!("with more than {most} MB of memory"),
+            (_, Some(most)) if vcpus > most => format!("with more than {most} CPUs"),
+            _ if hugepages && !huge => "on huge pages: create without --hugepages".to_owned(),
+            _ => return Ok(()),
+        };
+        let what = format!("the {name} engine of this host makes no machines {none_with}");
+        Err(EngineError::Unsupported { what })
     }
 }
 
@@ -420,26 +421,28 @@ mod tests {
 
     #[test]
     fn what_an_engine_cannot_do_is_refused_with_its_name() {
-        let info = |hugepages, most_memory| EngineInfo {
+        let info = |hugepages, most_memory, most_vcpus| EngineInfo {
             name: EngineName::Firecracker,
             version: String::new(),
             accel: Accel::Kvm,
             why: String::new(),
             warnings: Vec::new(),
-            capabilities: Capabilities { hugepages, most_memory },
+            capabilities: Capabilities { hugepages, most_memory, most_vcpus },
         };
-        let all = info(true, None);
-        let little = info(false, Some(Mib(3072)));
-        for (memory, hugepages) in [(256, false), (3072, false)] {
-            assert!(little.supports(Mib(memory), hugepages).is_ok());
-            assert!(all.supports(Mib(memory << 8), true).is_ok());
+        let all = info(true, None, None);
+        let little = info(false, Some(Mib(3072)), Some(32));
+        let shape = |milli_cpus, memory| Shape { milli_cpus, memory: Mib(memory) };
+        for (milli_cpus, memory) in [(500, 256), (32_000, 3072)] {
+            assert!(little.supports(shape(milli_cpus, memory), false).is_ok());
+            assert!(all.supports(shape(milli_cpus << 3, memory << 8), true).is_ok());
         }
-        let refused = |memory, hugepages| match little.supports(Mib(memory), hugepages) {
+        let refused = |shape, hugepages| match little.supports(shape, hugepages) {
             Err(EngineError::Unsupported { what }) => what,
             other => panic!("{other:?}"),
         };
-        let what = refused(3073, false);
+        let what = refused(shape(500, 3073), false);
         assert!(what.contains("firecracker") && what.contains("more than 3072 MB"), "{what}");
-        assert!(refused(256, true).contains("without --hugepages"));
+        assert!(refused(shape(32_001, 256), false).contains("more than 32 CPUs"));
+        assert!(refused(shape(500, 256), true).contains("without --hugepages"));
     }
 }

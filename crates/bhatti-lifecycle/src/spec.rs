@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use bhatti_engine::EngineInfo;
+use bhatti_engine::{EngineInfo, Shape};
 use bhatti_store::{NewSandbox, SandboxRow, UserRow};
 use bhatti_types::{BadLabel, Cpus, Labels, Mib, Name};
 use sha2::{Digest, Sha256};
@@ -116,7 +116,9 @@ impl CreateSpec {
         caller: &UserRow,
     ) -> Result<(), ServiceError> {
         let memory = self.memory.unwrap_or(DEFAULT_MEMORY.min(caller.max_memory));
-        let supported = engine.supports(memory, self.hugepages.unwrap_or(false));
+        let milli_cpus = self.cpus.unwrap_or(Cpus::ONE).milli();
+        let shape = Shape { milli_cpus, memory };
+        let supported = engine.supports(shape, self.hugepages.unwrap_or(false));
         supported.map_err(|error| ServiceError::Invalid(error.to_string()))
     }
 
