@@ -9,6 +9,9 @@ set -euo pipefail
     REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
     BINARY=/usr/local/bin/bhatti
     LIBDIR=/usr/local/lib/bhatti
+    FIRECRACKER=$LIBDIR/firecracker
+    # Where the daemon finds it.
+    FIRECRACKER_LINK=/usr/local/bin/firecracker
     CONFIG=/etc/bhatti/config.yaml
     UNIT=/etc/systemd/system/bhatti.service
     RUNDIR=/run/bhatti
@@ -36,6 +39,12 @@ host_arch() {
     'Linux aarch64') echo arm64 ;;
     *) die "bhatti runs on Linux on x86_64 and aarch64, this is $(uname -sm)" ;;
     esac
+}
+
+# Whether machines can run on KVM here, as the daemon will find. On arm64 there is none that the CPU
+# does not back.
+has_kvm() {
+    [ -w /dev/kvm ] && { [ "$(host_arch)" = arm64 ] || grep -q -w -E 'vmx|svm' /proc/cpuinfo; }
 }
 
 need_root() {
