@@ -88,8 +88,13 @@ impl AsyncRead for &Stream {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let into = buffer.initialize_unfilled();
-        match self.mux.with(|mux| mux.poll_read(self.id, context, into)) {
+        let polled = self.mux.with(|mux| {
+            // No more than is there: what is read into is often large and new, and setting all of
+            // it to zero for each small piece costs a guest more than the pieces themselves.
+            let room = mux.readable(self.id).max(1).min(buffer.remaining());
+            mux.poll_read(self.id, context, buffer.initialize_unfilled_to(room))
+        });
+        match polled {
             Poll::Ready(Ok(taken)) => {
                 buffer.advance(taken);
                 Poll::Ready(Ok(()))

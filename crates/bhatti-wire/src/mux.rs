@@ -184,6 +184,11 @@ impl Mux {
         }
     }
 
+    /// How many bytes [`Self::poll_read`] could give out now.
+    pub fn readable(&self, id: u32) -> usize {
+        self.streams.get(&id).map_or(0, |entry| entry.inbox.len())
+    }
+
     /// Queues bytes for sending; how many says the result.
     pub fn poll_write(
         &mut self,

@@ -21,7 +21,7 @@ use bhatti_tree::{Links, Problems, Source, Tally, Unpack, UnpackError, root_name
 use bhatti_wire::message::{
     ArchiveReply, ErrorKind, Failure, FileReply, ReadArchive, WriteArchive,
 };
-use bytes::BytesMut;
+use bytes::{BufMut, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 
@@ -145,22 +145,32 @@ where
     }
 }
 
-/// Passes on what the stream brings, until that or the thread ends.
+/// Passes on what the stream brings, until that or the thread ends. In large pieces: handing one to
+/// a thread costs as much as many kilobytes of it.
 async fn forward<S>(stream: &mut S, pieces: mpsc::Sender<Piece>)
 where
     S: AsyncRead + Unpin,
 {
-    let mut buffer = BytesMut::new();
     loop {
-        buffer.reserve(CHUNK);
-        let piece = match stream.read_buf(&mut buffer).await {
-            Ok(0) => return,
-            Ok(_) => Ok(buffer.split().freeze()),
-            Err(error) => Err(error),
+        let mut piece = BytesMut::with_capacity(CHUNK);
+        let end = loop {
+            let room = CHUNK - piece.len();
+            match stream.read_buf(&mut (&mut piece).limit(room)).await {
+                Ok(0) => break Some(Ok(())),
+                Ok(_) if piece.len() == CHUNK => break None,
+                Ok(_) => {}
+                Err(error) => break Some(Err(error)),
+            }
         };
-        let broken = piece.is_err();
-        if pieces.send(piece).await.is_err() || broken {
+        // An empty one says nothing: the channel's end is the end.
+        if !piece.is_empty() && pieces.send(Ok(piece.freeze())).await.is_err() {
             return;
+        }
+        match end {
+            None => {}
+            Some(Ok(())) => return,
+            // If the thread is gone it needs to know nothing.
+            Some(Err(error)) => return drop(pieces.send(Err(error)).await),
         }
     }
 }
