@@ -27,8 +27,8 @@ use crate::config::{AGENT_PORT, VSOCK};
 
 /// Between two attempts, at first and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(20));
-/// How long the agent may take to its first byte, at first and at most. A connection that was dropped
-/// never says anything; a guest on a busy host may be slow.
+/// How long guest and agent may take until the agent's first byte, at first and at most. A connection
+/// that was dropped never says anything; a guest on a busy host may be slow.
 const FIRST_BYTE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(16));
 /// `OK 1073741824` and a line's end.
 const MOST_ANSWER: usize = 32;
@@ -86,13 +86,17 @@ async fn connect(
     loop {
         runs.wait_for(|runs| *runs).await.map_err(io::Error::other)?;
         let stream = dir.connect(VSOCK, owner).await?;
-        // The VMM hangs up if the guest does not listen, or stands for too long.
-        if let Ok(mut stream) = greet(stream).await {
-            match timeout(patience, stream.read_u8()).await {
-                Ok(Ok(first)) => return Ok((stream, first)),
-                Ok(Err(_)) => {}
-                Err(_) => patience = (patience * 2).min(FIRST_BYTE.1),
-            }
+        // The VMM hangs up if the guest does not listen. It does nothing if the guest never answers, which
+        // one does that takes the request for part of a connection of its former life.
+        let answered = async {
+            let mut stream = greet(stream).await?;
+            let first = stream.read_u8().await?;
+            Ok::<_, io::Error>((stream, first))
+        };
+        match timeout(patience, answered).await {
+            Ok(Ok(connected)) => return Ok(connected),
+            Ok(Err(_)) => {}
+            Err(_) => patience = (patience * 2).min(FIRST_BYTE.1),
         }
         sleep(pause).await;
         pause = (pause * 2).min(PAUSE.1);
@@ -221,5 +225,131 @@ impl AsyncWrite for Link {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.0.poll(cx, gone(), |stream, _, cx| stream.poll_write_vectored(cx, bufs))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use camino::Utf8Path;
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(600);
+
+    /// A machine's directory with somebody who listens where a VMM does.
+    struct Place {
+        _scratch: tempfile::TempDir,
+        dir: Arc<MachineDir>,
+        listener: UnixListener,
+        runs: watch::Sender<bool>,
+    }
+
+    impl Place {
+        fn new(runs: bool) -> Self {
+            let scratch = tempfile::tempdir().unwrap();
+            let listener = UnixListener::bind(scratch.path().join(VSOCK)).unwrap();
+            let dir = MachineDir::open(Utf8Path::from_path(scratch.path()).unwrap()).unwrap();
+            let runs = watch::Sender::new(runs);
+            Self { _scratch: scratch, dir: Arc::new(dir), listener, runs }
+        }
+
+        fn open(&self) -> (Link, Closer) {
+            let owner = self.dir.owner().unwrap();
+            open(Arc::clone(&self.dir), owner, self.runs.subscribe())
+        }
+
+        /// The next connection, and what it asks for.
+        async fn asked(&self) -> UnixStream {
+            let (mut stream, _) = timeout(PATIENCE, self.listener.accept()).await.unwrap().unwrap();
+            let mut asked = [0; 11];
+            stream.read_exact(&mut asked).await.unwrap();
+            assert_eq!(&asked, b"CONNECT 52\n");
+            stream
+        }
+    }
+
+    async fn read(link: &mut Link, count: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; count];
+        timeout(PATIENCE, link.read_exact(&mut bytes)).await.unwrap()?;
+        Ok(bytes)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_never_answers_is_asked_again() {
+        let place = Place::new(true);
+        let (mut link, _closer) = place.open();
+        // One whose guest says nothing, one that breaks off, one whose agent says nothing.
+        let mute = place.asked().await;
+        drop(place.asked().await);
+        let mut silent = place.asked().await;
+        silent.write_all(b"OK 1\n").await.unwrap();
+        let mut good = place.asked().await;
+        good.write_all(b"OK 1073741824\nhello").await.unwrap();
+        assert_eq!(read(&mut link, 5).await.unwrap(), b"hello", "the first byte is not lost");
+        link.write_all(b"you").await.unwrap();
+        let mut heard = [0; 3];
+        good.read_exact(&mut heard).await.unwrap();
+        assert_eq!(&heard, b"you");
+        drop((mute, silent));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_asked_while_the_machine_stands() {
+        let place = Place::new(false);
+        let (mut link, _closer) = place.open();
+        let early = timeout(PATIENCE, place.listener.accept()).await;
+        assert!(early.is_err(), "the connection would be lost when it goes on");
+        place.runs.send_replace(true);
+        let mut good = place.asked().await;
+        good.write_all(b"OK 1\nx").await.unwrap();
+        assert_eq!(read(&mut link, 1).await.unwrap(), b"x");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_closed_link_is_closed_for_everybody_and_asks_no_more() {
+        let place = Place::new(true);
+        let (mut link, closer) = place.open();
+        let mut good = place.asked().await;
+        good.write_all(b"OK 1\nx").await.unwrap();
+        assert_eq!(read(&mut link, 1).await.unwrap(), b"x");
+        closer.close();
+        let end = read(&mut link, 1).await.unwrap_err();
+        assert_eq!(end.kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(good.read(&mut [0]).await.unwrap(), 0, "the guest learns of it");
+        link.write_all(b"x").await.unwrap_err();
+
+        // Before there is a connection, by who has it.
+        let (link, _closer) = place.open();
+        let mut asking = place.asked().await;
+        drop(link);
+        assert_eq!(asking.read(&mut [0]).await.unwrap(), 0);
+        assert!(timeout(PATIENCE, place.listener.accept()).await.is_err(), "it asks no more");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_machine_there_is_no_link() {
+        let place = Place::new(true);
+        place.dir.remove(VSOCK).unwrap();
+        let (mut link, _closer) = place.open();
+        let end = read(&mut link, 1).await.unwrap_err();
+        assert_eq!(end.kind(), io::ErrorKind::UnexpectedEof);
+
+        let place = Place::new(false);
+        let (mut link, _closer) = place.open();
+        drop(place.runs);
+        let end = read(&mut link, 1).await.unwrap_err();
+        assert_eq!(end.kind(), io::ErrorKind::UnexpectedEof, "its machine is gone");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_without_end_is_given_up() {
+        let place = Place::new(true);
+        let (mut link, _closer) = place.open();
+        let mut hostile = place.asked().await;
+        hostile.write_all(&[b'x'; 4096]).await.ok();
+        let mut good = place.asked().await;
+        good.write_all(b"OK 1\nx").await.unwrap();
+        assert_eq!(read(&mut link, 1).await.unwrap(), b"x");
     }
 }
