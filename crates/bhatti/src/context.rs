@@ -2,12 +2,15 @@
 
 use std::cell::{Cell, OnceCell};
 use std::future::Future;
-use std::io::{IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
 
 use bhatti_api::to_json_pretty;
 use bhatti_client::{Client, ClientError};
 use bhatti_config::{Config, Places, load, load_endpoint};
 use camino::Utf8PathBuf;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
 use tokio::runtime::Runtime;
 
@@ -204,10 +207,40 @@ impl Context {
 }
 
 /// Writes to one of our streams at once.
-pub(crate) fn flush_to(mut stream: impl Write, bytes: &[u8]) -> Result<(), Failure> {
-    match stream.write_all(bytes).and_then(|()| stream.flush()) {
+pub(crate) fn flush_to(mut stream: impl Write + AsFd, bytes: &[u8]) -> Result<(), Failure> {
+    match write_all(&mut stream, bytes) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(Failure::ClosedPipe),
         Err(error) => Err(Failure::caused("write output", &error)),
+    }
+}
+
+/// Our streams are others' too, and one of those may have made them non-blocking.
+fn write_all(stream: &mut (impl Write + AsFd), mut bytes: &[u8]) -> io::Result<()> {
+    loop {
+        let all = bytes.is_empty();
+        let written = if all { stream.flush().map(|()| 0) } else { stream.write(bytes) };
+        match written {
+            Ok(_) if all => return Ok(()),
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => bytes = &bytes[count..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => wait_if_not_ready(stream, PollFlags::POLLOUT, error)?,
+        }
+    }
+}
+
+/// Waits for a stream that is not ready. Any other error is one.
+pub(crate) fn wait_if_not_ready(
+    stream: &impl AsFd,
+    wanted: PollFlags,
+    error: io::Error,
+) -> io::Result<()> {
+    if error.kind() != io::ErrorKind::WouldBlock {
+        return Err(error);
+    }
+    match poll(&mut [PollFd::new(stream.as_fd(), wanted)], PollTimeout::NONE) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(errno) => Err(errno.into()),
     }
 }

@@ -165,3 +165,30 @@ fn a_reader_that_left_ends_it() {
     assert_eq!(output.status.code(), Some(141));
     assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
 }
+
+/// Whoever shares our stdout may have made it non-blocking.
+#[test]
+fn a_reader_that_is_slow_gets_all_of_it() {
+    // More than a pipe holds.
+    let mut lines: Vec<&str> = std::iter::repeat_n(OUT, 50_000).collect();
+    lines.push(r#"{"type":"exit","exit_code":0}"#);
+    let world = old_world(stream(&lines, true), Ending::KeepAlive);
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let capacity = rustix::pipe::fcntl_getpipe_size(&reader).unwrap();
+    let flags = nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK);
+    nix::fcntl::fcntl(&writer, flags).unwrap();
+    let mut command = world.command(&["exec", "dev", "x"]);
+    command.env("BHATTI_FORCE_STREAM", "1").stdout(writer).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    drop(command);
+    let mut running = || child.try_wait().unwrap().is_none();
+    while rustix::io::ioctl_fionread(&reader).unwrap() < capacity as u64 && running() {
+        std::thread::yield_now();
+    }
+    // The next write finds no room. This is only time for a mistake to show.
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    let mut out = Vec::new();
+    reader.read_to_end(&mut out).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), out.len()), (Some(0), 200_000), "{output:?}");
+}

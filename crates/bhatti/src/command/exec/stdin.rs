@@ -4,8 +4,10 @@ use std::io::{self, IsTerminal, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use bytes::Bytes;
+use nix::poll::PollFlags;
 use tokio::sync::mpsc;
 
+use crate::context::wait_if_not_ready;
 use crate::failure::Failure;
 
 /// How much is read at once, in bytes.
@@ -37,7 +39,10 @@ pub(super) fn read() -> Result<mpsc::Receiver<io::Result<Bytes>>, Failure> {
                     Ok(Bytes::from(piece))
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => Err(error),
+                Err(error) => match wait_if_not_ready(&stdin, PollFlags::POLLIN, error) {
+                    Ok(()) => continue,
+                    Err(error) => Err(error),
+                },
             };
             let last = read.is_err();
             if give.blocking_send(read).is_err() || last {
