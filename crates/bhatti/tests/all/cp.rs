@@ -51,11 +51,15 @@ const DIR: EntryType = EntryType::Directory;
 
 /// What `bhatti cp dev:/out .` does in a home with something to lose.
 fn copied(answers: Vec<Vec<u8>>) -> (World, Ran) {
+    copied_with(&["cp", "dev:/out", "."], answers)
+}
+
+fn copied_with(args: &[&str], answers: Vec<Vec<u8>>) -> (World, Ran) {
     let world = World::with_bytes(VecDeque::from(answers), Ending::Close);
     std::fs::create_dir(world.path("here")).unwrap();
     std::fs::write(world.path("here/.bashrc"), "mine").unwrap();
     std::fs::write(world.path("secret"), "mine").unwrap();
-    let mut command = world.command(&["cp", "dev:/out", "."]);
+    let mut command = world.command(args);
     command.current_dir(world.path("here"));
     let ran = super::world::ran(&mut command);
     assert_eq!(read(&world.path("here/.bashrc")), "mine");
@@ -101,6 +105,25 @@ fn what_leads_out_or_is_no_file_is_named_and_left_out() {
     assert_eq!(names(&world.path("here/out")), ["etc", "run"], "etc is a directory of our own");
     let mode = world.path("here/out/run").metadata().unwrap().permissions().mode();
     assert_eq!(mode & 0o7777, 0o755, "no set-id");
+}
+
+#[test]
+fn all_links_are_kept_if_asked_for_and_none_is_followed() {
+    let evil = archive(&[
+        (DIR, "out/", ""),
+        (EntryType::Symlink, "out/up", "../.bashrc"),
+        (EntryType::Symlink, "out/home", ".."),
+        (FILE, "out/home/.bashrc", "evil"),
+        (FILE, "out/up", "a file in its place"),
+        (EntryType::Symlink, "out/etc", "/etc"),
+    ]);
+    let answers = vec![looked(true), answer(&evil)];
+    let (world, ran) = copied_with(&["cp", "--all-links", "dev:/out", "."], answers);
+    let wanted = "left out: out/home/.bashrc: there is something here that is no directory\n";
+    ran.check(1, "copied 1 file (19 B)\n", wanted);
+    let link = |name: &str| std::fs::read_link(world.path("here/out").join(name)).unwrap();
+    assert_eq!([link("home"), link("etc")], ["..".into(), Path::new("/etc").to_owned()]);
+    assert_eq!(read(&world.path("here/out/up")), "a file in its place");
 }
 
 #[test]

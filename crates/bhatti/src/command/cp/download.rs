@@ -16,7 +16,12 @@ use super::{Copied, There, progress, unless_interrupted};
 use crate::context::Context;
 use crate::failure::Failure;
 
-pub(super) fn run(context: &Context, from: &There, to: &Path) -> Result<Copied, Failure> {
+pub(super) fn run(
+    context: &Context,
+    from: &There,
+    to: &Path,
+    links: Links,
+) -> Result<Copied, Failure> {
     let here = kind(to)?;
     let client = context.client()?;
     context.wait(unless_interrupted(async {
@@ -31,7 +36,7 @@ pub(super) fn run(context: &Context, from: &There, to: &Path) -> Result<Copied, 
             |error| Failure::about(&from.sandbox, super::super::file::named(&from.path, error));
         let archive = client.read_archive(&from.sandbox, &from.path, &name).await.map_err(about)?;
         let goes = goes.ok_or_else(|| Failure::text("it came into being only just now"))?;
-        let unpack = prepare(&goes)?;
+        let unpack = prepare(&goes, links)?;
         let tally = Arc::new(Tally::default());
         let (pieces, reader) = pipe::to_thread();
         let unpacking = {
@@ -62,14 +67,14 @@ fn kind(path: &Path) -> Result<Kind, Failure> {
     }
 }
 
-fn prepare(goes: &Place) -> Result<Unpack, Failure> {
+fn prepare(goes: &Place, links: Links) -> Result<Unpack, Failure> {
     let failed = |error| Failure::caused(format!("open {}", goes.directory.display()), &error);
     if goes.make {
         std::fs::create_dir(&goes.directory).map_err(failed)?;
     }
     let into = File::open(&goes.directory).map_err(failed)?.into();
     let root = (goes.name != ".").then(|| goes.name.clone());
-    Ok(Unpack { into, root, owner: None, links: Links::Inside })
+    Ok(Unpack { into, root, owner: None, links })
 }
 
 /// Passes on what comes, until it has all come, or nobody takes it any more.

@@ -16,7 +16,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use bhatti_tree::Problems;
+use bhatti_tree::{Links, Problems};
 use serde::Serialize;
 
 use crate::context::Context;
@@ -31,17 +31,23 @@ use crate::output;
 /// Otherwise DST is the name of the copy.
 ///
 /// Each file appears under its name only when it is whole. What cannot be copied is named, the
-/// rest is copied, and the exit code is 1. Out of a sandbox come no devices and no links that lead
-/// out of what is copied.
+/// rest is copied, and the exit code is 1. Out of a sandbox come no devices, and no links that lead
+/// out of what is copied unless --all-links asks for them.
 #[derive(clap::Args, Debug)]
 #[command(
-    override_usage = "bhatti cp <src> <sandbox>:<dst>\n       bhatti cp <sandbox>:<src> <dst>"
+    override_usage = "bhatti cp <src> <sandbox>:<dst>\n       bhatti cp [--all-links] <sandbox>:<src> <dst>"
 )]
 pub(crate) struct CpArgs {
     /// What to copy
     src: OsString,
     /// Where to
     dst: OsString,
+    /// Out of a sandbox, keep links that lead out of what is copied too
+    ///
+    /// They are copied as they are, and nothing is written through one. But what follows them here
+    /// later reads and writes files that the sandbox has chosen.
+    #[arg(long)]
+    all_links: bool,
 }
 
 /// One end of a copy.
@@ -77,7 +83,10 @@ impl Copied {
 pub(crate) fn run(context: &Context, args: CpArgs) -> Result<ExitCode, Failure> {
     let copied = match (end(args.src)?, end(args.dst)?) {
         (End::Here(from), End::There(to)) => upload::run(context, &from, &to)?,
-        (End::There(from), End::Here(to)) => download::run(context, &from, &to)?,
+        (End::There(from), End::Here(to)) => {
+            let links = if args.all_links { Links::Any } else { Links::Inside };
+            download::run(context, &from, &to, links)?
+        }
         (End::Here(_), End::Here(_)) => {
             let text = "neither is in a sandbox: write that one as SANDBOX:PATH";
             return Err(Failure::text(text));
