@@ -14,6 +14,7 @@ use bhatti_engine::{Accel, BootSpec, EngineError, EngineName, Nic, Private, Shap
 use bhatti_types::Mib;
 use bhatti_vmm::cgroup::{self, Group};
 use bhatti_vmm::confine::{self, Confinement};
+use bhatti_vmm::former::DEATH_DEADLINE;
 use bhatti_vmm::jail::{DESCRIPTORS, INITRAMFS, KERNEL};
 use bhatti_vmm::machine_dir::MachineDir;
 use bhatti_vmm::memory::Zero;
@@ -339,7 +340,7 @@ async fn give_up(
 ) -> EngineError {
     let end = move || {
         let cause = undo(&dir, &group, tap, cause);
-        collect(pid);
+        collect(pid, DEATH_DEADLINE);
         Ok(cause)
     };
     blocking(end).await.unwrap_or(EngineError::Gone)

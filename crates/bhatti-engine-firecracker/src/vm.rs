@@ -11,6 +11,7 @@ use bhatti_engine::{Carrier, EngineError, Exit, Private, RootDisk, Save, Saved, 
 use bhatti_vmm::blocking;
 use bhatti_vmm::cgroup::Group;
 use bhatti_vmm::fingerprint::Host;
+use bhatti_vmm::former::told_of_the_end;
 use bhatti_vmm::machine_dir::{CONSOLE_LOG, MachineDir};
 use bhatti_vmm::process::Process;
 use bhatti_vmm::vmm_log::VmmLog;
@@ -241,11 +242,7 @@ impl Vm for FirecrackerVm {
     async fn kill(&self) -> Result<(), EngineError> {
         self.killed.store(true, Ordering::Release);
         self.machine.process.kill();
-        let ended = self.machine.exit.clone().wait_for(Option::is_some).await.map(drop);
-        ended.map_err(|_| EngineError::Control {
-            command: "kill".to_owned(),
-            message: "nobody watches this machine any more".to_owned(),
-        })
+        told_of_the_end(self.machine.exit.clone()).await
     }
 
     async fn exited(&self) -> Exit {

@@ -22,6 +22,7 @@ use crate::qmp::Qmp;
 use crate::vm::{AGENT_SOCKET, Parts, QemuVm};
 use bhatti_vmm::cgroup::{Group, Limits};
 use bhatti_vmm::confine::{self, Confinement};
+use bhatti_vmm::former::DEATH_DEADLINE;
 use bhatti_vmm::machine_dir::MachineDir;
 use bhatti_vmm::memory::template::InUse;
 use bhatti_vmm::process::{Process, collect};
@@ -220,7 +221,7 @@ impl Started {
 async fn give_up(dir: MachineDir, group: Group, pid: i32, cause: EngineError) -> EngineError {
     let end = move || {
         let cause = undo(&dir, &group, cause);
-        collect(pid);
+        collect(pid, DEATH_DEADLINE);
         Ok(cause)
     };
     blocking(end).await.unwrap_or(EngineError::Gone)

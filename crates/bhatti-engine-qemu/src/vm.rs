@@ -33,6 +33,7 @@ use crate::watcher::{Command, Reply, Watched, Watcher};
 use crate::{merging, saving, sealing};
 use bhatti_vmm::cgroup::Group;
 use bhatti_vmm::fingerprint::Host;
+use bhatti_vmm::former::told_of_the_end;
 use bhatti_vmm::link::{Link, close_both};
 use bhatti_vmm::machine_dir::{CONSOLE_LOG, MachineDir};
 use bhatti_vmm::memory::template::InUse;
@@ -243,18 +244,11 @@ impl Vm for QemuVm {
             drop(self.machine.commands.send(Command::Kill).await);
             exit.wait_for(Option::is_some).await.map(drop)
         };
-        let ended = match timeout(KILL_PATIENCE, asked).await {
-            Ok(ended) => ended,
-            Err(_) => {
-                self.killed.store(true, Ordering::Release);
-                self.machine.process.kill();
-                self.machine.exit.clone().wait_for(Option::is_some).await.map(drop)
-            }
-        };
-        ended.map_err(|_| EngineError::Control {
-            command: "kill".to_owned(),
-            message: "nobody watches this machine any more".to_owned(),
-        })
+        if timeout(KILL_PATIENCE, asked).await.is_err() {
+            self.killed.store(true, Ordering::Release);
+            self.machine.process.kill();
+        }
+        told_of_the_end(self.machine.exit.clone()).await
     }
 
     async fn exited(&self) -> Exit {

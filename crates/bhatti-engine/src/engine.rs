@@ -123,7 +123,8 @@ pub trait Vm: Send + Sync {
     /// or not its caller lived to hear it.
     async fn disk_top(&self) -> Result<Utf8PathBuf, EngineError>;
 
-    /// Ends the machine now. Returns when its process is gone. Idempotent.
+    /// Ends the machine now. Returns when its process is gone, or with an error if the kernel does not
+    /// end it within a time. Idempotent.
     async fn kill(&self) -> Result<(), EngineError>;
 
     /// Resolves when the machine has ended, however that happened. Cancel-safe.

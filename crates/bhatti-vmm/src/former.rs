@@ -19,6 +19,26 @@ use crate::{blocking, file_error};
 pub const DEATH_DEADLINE: Duration = Duration::from_secs(10);
 /// How long it may take to begin with that.
 pub const DEATH_PATIENCE: Duration = Duration::from_secs(1);
+/// How long until who watches a machine that was killed has told of its end: after the death its control
+/// group is cleared, and its console kept.
+pub const END_DEADLINE: Duration = Duration::from_secs(30);
+
+/// What became of a machine that was killed: it has ended, or nobody will say so in time.
+pub async fn told_of_the_end(
+    mut exit: tokio::sync::watch::Receiver<Option<bhatti_engine::Exit>>,
+) -> Result<(), EngineError> {
+    match tokio::time::timeout(END_DEADLINE, exit.wait_for(Option::is_some)).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(_)) => Err(EngineError::Control {
+            command: "kill".to_owned(),
+            message: "nobody watches this machine any more".to_owned(),
+        }),
+        Err(_) => {
+            let seconds = END_DEADLINE.as_secs();
+            Err(EngineError::Timeout { action: "end when killed", seconds })
+        }
+    }
+}
 
 /// Where machines of this daemon and of those before it are found.
 #[derive(Debug)]
@@ -100,7 +120,22 @@ fn cannot(what: &str, source: io::Error) -> EngineError {
 
 #[cfg(test)]
 mod tests {
+    use bhatti_engine::Exit;
+    use tokio::sync::watch;
+
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_kills_does_not_wait_for_ever() {
+        let exit = watch::Sender::new(None);
+        let waits = told_of_the_end(exit.subscribe()).await;
+        assert!(matches!(waits, Err(EngineError::Timeout { .. })), "{waits:?}");
+        let watched = exit.subscribe();
+        exit.send_replace(Some(Exit::Killed));
+        told_of_the_end(watched).await.unwrap();
+        let unwatched = watch::Sender::new(None).subscribe();
+        assert!(matches!(told_of_the_end(unwatched).await, Err(EngineError::Control { .. })));
+    }
 
     /// On this host's real hierarchies; needs root.
     #[test]

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -161,11 +161,20 @@ impl Status {
     }
 }
 
-/// Collects a child that has been killed, so that no zombie stays.
-pub fn collect(pid: i32) {
-    let pid = nix::unistd::Pid::from_raw(pid);
+/// Collects a child that has been killed, so that no zombie stays. Blocks until it has ended, but for
+/// no longer than that: what the kernel cannot end must not hold up who has killed it.
+pub fn collect(pid: i32, patience: Duration) {
+    use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+    let end = Instant::now() + patience;
+    let child = nix::unistd::Pid::from_raw(pid);
     // ECHILD: it was collected already.
-    nix::sys::wait::waitpid(pid, None).ok();
+    while let Ok(WaitStatus::StillAlive) = waitpid(child, Some(WaitPidFlag::WNOHANG)) {
+        if Instant::now() > end {
+            tracing::error!(pid, "a VMM that was killed does not end");
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// Whether this is a thread of the kernel's own, which nobody can end. Not told by its parent: what
@@ -255,6 +264,18 @@ mod tests {
         assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
         process.kill(); // harmless on the dead
         assert_eq!(process.ended().await.unwrap(), Status::Unknown);
+    }
+
+    #[test]
+    fn who_does_not_end_is_not_collected_for_ever() {
+        let (pid, input) = cat();
+        collect(pid, Duration::from_millis(5));
+        let there = || std::path::Path::new(&format!("/proc/{pid}")).exists();
+        assert!(there(), "nobody has killed it");
+        drop(input);
+        collect(pid, Duration::from_secs(20));
+        assert!(!there());
+        collect(pid, Duration::from_secs(20)); // harmless
     }
 
     #[tokio::test]
