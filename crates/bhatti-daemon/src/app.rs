@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::VERSION;
 use crate::engine::{self, Bound, Chosen};
-use crate::http::{self, Api, Limits, Room, Sockets, WebShells};
+use crate::http::{self, Api, Limits, Room, Sockets, UnderWay, WebShells};
 
 /// Why the daemon did not start. Each is one sentence with what to do.
 #[derive(Debug, thiserror::Error)]
@@ -109,6 +109,7 @@ impl App {
             sandboxes,
             db,
             limits: Limits::default(),
+            under_way: UnderWay::default(),
             sockets: Sockets::new(connections.clone()),
             room: Room::default(),
             web_shells: Arc::new(WebShells::default()),

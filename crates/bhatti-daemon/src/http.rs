@@ -1,7 +1,7 @@
 //! The HTTP API: routes and the order in which a request is examined.
 //!
-//! version header → `/health`, `/_shell` → bearer token → rate limit → request id → path cleaning →
-//! handler → log line. Handlers only translate; decisions are in `bhatti-lifecycle`.
+//! version header → `/health`, `/_shell` → bearer token → rate limit → the account's share of
+//! connections → request id → path cleaning → handler → log line. Handlers only translate; decisions are in `bhatti-lifecycle`.
 
 mod body;
 mod connection;
@@ -24,7 +24,7 @@ use bhatti_engine::EngineInfo;
 use bhatti_lifecycle::Sandboxes;
 use bhatti_store::Db;
 
-pub(crate) use connection::serve;
+pub(crate) use connection::{UnderWay, serve};
 use error::ApiError;
 pub(crate) use limits::Limits;
 pub(crate) use sandbox::Room;
@@ -36,6 +36,7 @@ pub(crate) struct Api {
     pub(crate) sandboxes: Sandboxes,
     pub(crate) db: Db,
     pub(crate) limits: Limits,
+    pub(crate) under_way: UnderWay,
     pub(crate) sockets: Sockets,
     pub(crate) room: Room,
     pub(crate) web_shells: Arc<WebShells>,

@@ -10,17 +10,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::{Body, HttpBody};
 use axum::http::Request;
+use axum::response::Response;
 use bhatti_lifecycle::Tasks;
+use bhatti_types::UserId;
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use nix::sys::socket::{setsockopt, sockopt};
 use patient::Patient;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
+
+use super::ApiError;
+use super::shares::Shares;
 
 /// A client must send its request head within this, counted from the end of the request before:
 /// so it is also how long an idle connection is kept. `bhatti-client` gives up its own earlier.
@@ -28,6 +35,8 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(20);
 /// The most connections at once. What is beyond waits in the kernel's queue, so that a client that
 /// opens sockets cannot take the descriptors machines need.
 const MAX_CONNECTIONS: usize = 1024;
+/// How many of them may be busy for one account: with commands that run, with bytes under way.
+const MAX_PER_USER: usize = 512;
 /// How long a client may take no byte of an answer. A pager stands still for that long.
 const STALL: Duration = Duration::from_secs(600);
 /// When a silent connection is probed first, how often then, and how often in vain, in seconds.
@@ -35,6 +44,35 @@ const STALL: Duration = Duration::from_secs(600);
 const PROBE: (u32, u32, u32) = (30, 15, 4);
 /// How long a failed accept waits: the reason is usually too many open files, and that passes.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The requests under way, of each account.
+pub(crate) struct UnderWay(Shares);
+
+impl Default for UnderWay {
+    fn default() -> Self {
+        Self(Shares::new(MAX_PER_USER))
+    }
+}
+
+impl UnderWay {
+    /// A place for one more of `user`.
+    pub(super) fn place(&self, user: &UserId) -> Result<OwnedSemaphorePermit, ApiError> {
+        self.0.of(user).try_acquire_owned().map_err(|_| ApiError::TooManyUnderWay)
+    }
+}
+
+/// Keeps a place until all of an answer is sent, unless it is in memory as a whole.
+pub(super) fn until_sent(response: Response, place: OwnedSemaphorePermit) -> Response {
+    if response.body().size_hint().exact().is_some() {
+        return response;
+    }
+    response.map(|body| {
+        Body::new(body.map_frame(move |frame| {
+            let _held = &place;
+            frame
+        }))
+    })
+}
 
 /// Who is at the other end of the connection a request came on.
 #[derive(Clone, Copy, Debug)]
@@ -115,7 +153,24 @@ fn set_options(stream: &TcpStream) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::response::IntoResponse;
     use nix::sys::socket::getsockopt;
+
+    #[test]
+    fn a_place_is_kept_until_the_answer_is_sent() {
+        let user = UserId::random();
+        let under_way = UnderWay(Shares::new(1));
+        let place = || under_way.place(&user);
+        let answer = until_sent("in memory".into_response(), place().expect("a place"));
+        assert_eq!(answer.body().size_hint().exact(), Some(9), "its length is said");
+        let stream = futures_util::stream::iter([Ok::<_, std::io::Error>("x")]);
+        let streamed = Body::from_stream(stream).into_response();
+        let answer = until_sent(streamed, place().expect("free again"));
+        assert!(matches!(place(), Err(ApiError::TooManyUnderWay)));
+        assert!(under_way.place(&UserId::random()).is_ok(), "another's");
+        drop(answer);
+        assert!(place().is_ok(), "free again");
+    }
 
     #[tokio::test]
     async fn a_client_that_vanished_is_looked_for() {

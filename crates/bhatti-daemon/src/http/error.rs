@@ -42,6 +42,8 @@ pub(super) enum ApiError {
         #[source]
         cause: StoreError,
     },
+    #[error("too many requests are under way: wait for some to end")]
+    TooManyUnderWay,
     #[error("too many open WebSockets: close some, or try again later")]
     TooManySockets,
     /// Asked for something this version does not do.
@@ -85,7 +87,10 @@ impl ApiError {
             Self::UnknownPath | Self::NotFound(_) => S::NOT_FOUND,
             Self::MethodNotAllowed => S::METHOD_NOT_ALLOWED,
             Self::NoToken | Self::BadToken => S::UNAUTHORIZED,
-            Self::RateLimited | Self::TooManySockets | Self::TooManyKnocks => S::TOO_MANY_REQUESTS,
+            Self::RateLimited
+            | Self::TooManyUnderWay
+            | Self::TooManySockets
+            | Self::TooManyKnocks => S::TOO_MANY_REQUESTS,
             Self::ShellToken { .. } => S::INTERNAL_SERVER_ERROR,
             Self::Unsupported(_) => S::NOT_IMPLEMENTED,
             Self::Files(error) => guests_status(error),

@@ -11,11 +11,12 @@ use bhatti_api::{ErrorBody, Health, route};
 use bhatti_store::UserRow;
 use bhatti_types::{ApiKey, RequestId};
 use futures_util::FutureExt;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::body::{self, Written};
 use super::error::Internal;
 use super::limits::Class;
-use super::{Api, ApiError, web_shell};
+use super::{Api, ApiError, connection, web_shell};
 use crate::VERSION;
 
 /// The authenticated account, as handlers receive it.
@@ -47,10 +48,11 @@ pub(super) async fn gate(
                 }
                 refused.into_response()
             }
-            Ok(user) => {
+            Ok((user, place)) => {
                 let user_id = user.id.clone();
                 request.extensions_mut().insert(Caller(user));
-                handle(&clean, user_id.as_str(), request, next).await
+                let response = handle(&clean, user_id.as_str(), request, next).await;
+                connection::until_sent(response, place)
             }
         }
     };
@@ -62,15 +64,20 @@ pub(super) async fn gate(
     response
 }
 
-/// Token, then rate limit.
-fn admit(api: &Api, key: Option<ApiKey>, class: Class) -> Result<UserRow, ApiError> {
+/// Token, then rate limit, then a place among those whose answers are still to be sent.
+fn admit(
+    api: &Api,
+    key: Option<ApiKey>,
+    class: Class,
+) -> Result<(UserRow, OwnedSemaphorePermit), ApiError> {
     let key = key.ok_or(ApiError::NoToken)?;
     let found = api.db.read(|store| store.user_by_key(&key));
     let user = found.map_err(bhatti_lifecycle::ServiceError::from)?.ok_or(ApiError::BadToken)?;
     if !api.limits.allow(&user.id, class) {
         return Err(ApiError::RateLimited);
     }
-    Ok(user)
+    let place = api.under_way.place(&user.id)?;
+    Ok((user, place))
 }
 
 async fn handle(clean: &str, user: &str, request: Request, next: Next) -> Response {

@@ -25,7 +25,7 @@ use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-use super::{Api, Limits, Room, Sockets, WebShells, router};
+use super::{Api, Limits, Room, Sockets, UnderWay, WebShells, router};
 
 struct NoNetwork;
 
@@ -82,10 +82,12 @@ async fn world() -> World {
     let deps = Deps { engine, taps, layout, db: db.clone(), settings, tasks: Tasks::default() };
     let sandboxes = Sandboxes::recover(deps).await.expect("recovers");
     let limits = Limits::default();
-    let (sockets, room) = (Sockets::new(Tasks::default()), Room::default());
+    let (under_way, sockets) = (UnderWay::default(), Sockets::new(Tasks::default()));
+    let room = Room::default();
     let web_shells = Arc::new(WebShells::default());
     let started = Instant::now();
-    let api = Api { sandboxes, db, limits, sockets, room, web_shells, engine: info, started };
+    let api =
+        Api { sandboxes, db, limits, under_way, sockets, room, web_shells, engine: info, started };
     World { _scratch: scratch, router: router(Arc::new(api)), key, sandbox }
 }
 
