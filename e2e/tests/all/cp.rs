@@ -146,7 +146,8 @@ fn a_file_goes_too(daemon: &TestDaemon, root: &Path) {
 
 fn what_cannot_be_copied(daemon: &TestDaemon, root: &Path) {
     let odd = "mkdir -p odd/d && cd odd && mkfifo fifo && ln -s /etc/passwd out && \
-               ln -s ../../x d/up && ln -s ../file d/in && echo x > file && sudo mknod null c 1 3";
+               ln -s ../../x d/up && ln -s ../file d/in && echo x > file && sudo mknod null c 1 3 && \
+               mkdir kernel && sudo mount -t proc proc kernel";
     there(daemon, "/workspace", odd);
     let ran = daemon.cli(&["cp", "dev:/workspace/odd", root.join("odd").to_str().expect("UTF-8")]);
     let mut told: Vec<&str> = ran.stderr.lines().collect();
@@ -159,7 +160,16 @@ fn what_cannot_be_copied(daemon: &TestDaemon, root: &Path) {
         format!("left out: odd/out: {leads_out}"),
     ];
     assert_eq!((ran.code, told), (1, wanted.iter().map(String::as_str).collect()));
-    assert_eq!(here(root, "find odd | sort"), "odd\nodd/d\nodd/d/in\nodd/file\n");
+    assert_eq!(here(root, "find odd | sort"), "odd\nodd/d\nodd/d/in\nodd/file\nodd/kernel\n");
+    let all = root.join("all");
+    let all = all.to_str().expect("UTF-8");
+    let ran = daemon.cli(&["cp", "--all-links", "dev:/workspace/odd", all]);
+    assert_eq!((ran.code, ran.stderr.lines().count()), (1, 2), "FIFO and device: {}", ran.stderr);
+    assert_eq!(here(root, "readlink all/out all/d/up all/d/in"), "/etc/passwd\n../../x\n../file\n");
+    // What does not know its size is copied all the same.
+    let version = root.join("version");
+    daemon.cli(&["cp", "dev:/proc/version", version.to_str().expect("UTF-8")]).ok();
+    assert!(here(root, "cat version").starts_with("Linux version"));
     // Into a sandbox, which is its user's own, links may lead wherever they like.
     symlink("/etc/hostname", root.join("odd/absolute")).expect("a link");
     let src = root.join("odd");

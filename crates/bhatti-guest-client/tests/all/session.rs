@@ -3,8 +3,8 @@
 use bhatti_guest_client::{GuestError, Kind, SessionEvent, SessionSpec, Which, WindowSize};
 use bhatti_link::{Stream, read_message, write_message};
 use bhatti_wire::message::{
-    ErrorKind, ExitStatus, MAX_CHUNK, Operation, Reply, SCROLLBACK, SessionInfo, SessionInput,
-    SessionInputEvent as Input, SessionKind, SessionList, SessionOutput,
+    ErrorKind, ExitStatus, MAX_CHUNK, MAX_MESSAGE, Operation, Reply, SCROLLBACK, SessionInfo,
+    SessionInput, SessionInputEvent as Input, SessionKind, SessionList, SessionOutput,
     SessionOutputEvent as Event,
 };
 use bytes::Bytes;
@@ -188,6 +188,18 @@ async fn a_list_is_bounded_and_printable() {
     assert_eq!((sessions[0].id.as_str(), sessions[0].exit_code), ("s[2J1", None));
     assert_eq!((sessions[1].kind, sessions[1].output_file.as_str()), (Kind::Detached, "/tmp/ab"));
     assert_eq!(sessions[2].exit_code, Some(137));
+}
+
+/// A megabyte of sessions about which nothing is said would take a hundred here.
+#[tokio::test]
+async fn a_list_of_nothing_without_end_is_refused() {
+    let fake = fake(|_, stream| async move {
+        let sessions = vec![SessionInfo::default(); MAX_MESSAGE / 2];
+        drop(write_message(&stream, &SessionList { failure: None, sessions }).await);
+        half_close(&stream).await;
+    })
+    .await;
+    assert!(matches!(soon(fake.guest.sessions()).await, Err(GuestError::Protocol(_))));
 }
 
 #[tokio::test]
