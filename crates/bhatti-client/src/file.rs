@@ -87,8 +87,8 @@ impl Client {
         path: &str,
     ) -> Result<Option<FileStat>, ClientError> {
         let late = |_| ClientError::Timeout { seconds: MACHINE.as_secs() };
-        let path = route::files(sandbox, path);
-        let call = Call::new(Method::HEAD, &path);
+        let url = route::files(sandbox, path);
+        let call = Call::new(Method::HEAD, &url);
         let Answer { response, stopwatch, sender } =
             timeout(MACHINE, self.send(&call)).await.map_err(late)??;
         self.record(stopwatch);
@@ -97,7 +97,11 @@ impl Client {
         match response.status() {
             http::StatusCode::NOT_FOUND => Ok(None),
             status if status.is_success() => stat(response.headers()).map(Some),
-            status => Err(ClientError::from_body(status, b"")),
+            // Nor why it is refused: who asks for the content is told.
+            status => match self.read_file(sandbox, path).await {
+                Err(told) if told.status() == Some(status) => Err(told),
+                _ => Err(ClientError::from_body(status, b"")),
+            },
         }
     }
 

@@ -22,6 +22,24 @@ fn seen(log: &mut UnboundedReceiver<Seen>) -> Vec<Seen> {
     std::iter::from_fn(|| log.try_recv().ok()).collect()
 }
 
+/// The answer to a look has no body that could say why.
+#[tokio::test]
+async fn a_look_that_is_refused_says_why() {
+    let why = r#"{"error":"wake sandbox: no space left"}"#;
+    let refusal = "503 Service Unavailable";
+    let head = format!("HTTP/1.1 {refusal}\r\ncontent-length: {}\r\n\r\n", why.len());
+    let answers = vec![
+        Step::Answer(head.clone().into_bytes()),
+        Step::Answer(json(refusal, why)),
+        Step::Answer(head.into_bytes()),
+        Step::Answer(json("200 OK", "{}")),
+    ];
+    let (client, _log) = client(answers).await;
+    let refused = async || client.stat_file("dev", "/x").await.unwrap_err().to_string();
+    assert_eq!(refused().await, "503 Service Unavailable: wake sandbox: no space left");
+    assert_eq!(refused().await, "503 Service Unavailable: ", "it was better a moment later");
+}
+
 #[tokio::test]
 async fn an_error_answer_keeps_status_message_and_request() {
     let limit = r#"{"error":"rate limit exceeded"}"#;
