@@ -245,6 +245,13 @@ impl TestDaemon {
         }
     }
 
+    /// The engine it has chosen, as it says itself.
+    pub fn engine(&self) -> String {
+        let log = self.log.lock().expect("not poisoned");
+        let chosen = log.iter().find(|line| message(line) == "engine chosen");
+        chosen.and_then(|line| field(line, "engine")).expect("it runs, so it has chosen one")
+    }
+
     /// `bhatti user create`; the account with its key.
     pub fn create_user(&self, name: &str, max_sandboxes: u32) -> User {
         let max = max_sandboxes.to_string();
