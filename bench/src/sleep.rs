@@ -54,9 +54,9 @@ pub(crate) async fn measure(
     }
     parts.push(Creates::measure(&mut fleet, bench, &saved, runs).await?.part()?);
     parts.push(Warm::measure(&mut fleet, bench, &saved, runs).await?.part()?);
-    let half = runs.div_ceil(2);
-    parts.push(Cold::measure(&mut fleet, bench, half).await?.part()?);
-    let freezes = Freezes::measure(&mut fleet, bench, &saved, &density.freezes, half).await?;
+    let size = Size { runs: runs.div_ceil(2), short };
+    parts.push(Cold::measure(&mut fleet, bench, size).await?.part()?);
+    let freezes = Freezes::measure(&mut fleet, bench, &saved, &density.freezes, size).await?;
     parts.push(freezes.part());
     parts.push(clones(&fleet.origins()));
     parts.push(fleet.end()?);

@@ -139,7 +139,7 @@ const BENCH: [Suite; 2] = [
 ];
 
 /// As much as there is room and time for.
-const MEASURED: [&str; 3] = ["--short", "--runs", "8"];
+const MEASURED: [&str; 3] = ["--short", "--runs", "6"];
 
 /// Small enough for every change: boot, exec, confinement, sleep and wake, clones, and a daemon that
 /// is killed.

@@ -5,11 +5,12 @@ use anyhow::Result;
 
 use super::Guests;
 use super::fleet::{ECHO, Fleet, Keep, Sandbox};
+use crate::Size;
 use crate::bare::{Bench, Medium, Saved};
 use crate::report::{Part, Table};
 use crate::stats::{Series, order};
 
-/// How much is filled, in MiB.
+/// How much is filled, in MiB; only the first in a short run.
 const FILLED: [u32; 2] = [16, 256];
 
 pub(super) struct Cold {
@@ -31,13 +32,18 @@ struct Pair {
 }
 
 impl Cold {
-    pub(super) async fn measure(fleet: &mut Fleet, bench: &Bench, runs: usize) -> Result<Self> {
+    pub(super) async fn measure(
+        fleet: &mut Fleet,
+        bench: &Bench,
+        Size { runs, short }: Size,
+    ) -> Result<Self> {
+        let filled = if short { &FILLED[..1] } else { &FILLED };
         const NAMES: [(&str, &str); 2] = [
             ("16 MiB filled, bare restore", "16 MiB filled, API"),
             ("256 MiB filled, bare restore", "256 MiB filled, API"),
         ];
         let mut pairs = Vec::new();
-        for (number, mib) in FILLED.into_iter().enumerate() {
+        for (number, &mib) in filled.iter().enumerate() {
             let line = Guests::fill(mib);
             let (bare, _) = bench.boot().await?;
             Guests::shell(&bare, &line).await?;
@@ -49,7 +55,7 @@ impl Cold {
         }
         let kind =
             |(bare, api)| Kind { bare: Series::new(bare), api: Series::new(api), bytes: (0, 0) };
-        let mut found = Self { kinds: NAMES.map(kind).into() };
+        let mut found = Self { kinds: NAMES.into_iter().take(filled.len()).map(kind).collect() };
         for round in 0..runs {
             for contender in order(round, 2 * pairs.len()) {
                 let (pair, kind) = (&pairs[contender / 2], &mut found.kinds[contender / 2]);

@@ -4,12 +4,15 @@ use anyhow::Result;
 
 use super::Guests;
 use super::fleet::{Fleet, Keep, Sandbox, Stopped};
+use crate::Size;
 use crate::bare::{Bare, Bench, Saved, Written};
 use crate::report::{Part, Table};
 use crate::stats::Series;
 
 /// How much is written anew between two freezes, in MiB.
 const DIRTIED: u32 = 100;
+/// The same in a short run, where it is only there to be kept.
+const LITTLE: u32 = 16;
 /// For so many rounds the same sandbox is used: every wake leaves a layer of its disk behind, and
 /// merging them is not what is measured here.
 const ROUNDS: usize = 4;
@@ -65,7 +68,7 @@ impl Freezes {
         bench: &Bench,
         saved: &Saved,
         first: &[Stopped],
-        runs: usize,
+        Size { runs, short }: Size,
     ) -> Result<Self> {
         let mut clone = Kind::new("first freeze of a clone, after one command");
         first.iter().for_each(|stopped| clone.stopped(*stopped));
@@ -75,11 +78,12 @@ impl Freezes {
         let mut bare = Kind::new("by hand: a clone, after one command");
         let mut bare_dirtied = Kind::new("by hand: the same, 100 MiB dirtied");
 
-        let mut sandbox = prepared(fleet).await?;
+        let line = Guests::fill(if short { LITTLE } else { DIRTIED });
+        let mut sandbox = prepared(fleet, &line).await?;
         for round in 0..runs {
             if round > 0 && round % ROUNDS == 0 {
                 fleet.destroy(&sandbox).await?;
-                sandbox = prepared(fleet).await?;
+                sandbox = prepared(fleet, &line).await?;
             }
             fleet.exec_true(&sandbox).await?;
             again.stopped(fleet.stop(&sandbox).await?);
@@ -87,16 +91,17 @@ impl Freezes {
             untouched.stopped(fleet.stop(&sandbox).await?);
             bare.by_hand(freeze_by_hand(bench, saved, "true").await?);
             // This takes the guest seconds.
-            if round % 2 == 0 {
-                fleet.shell(&sandbox, &Guests::fill(DIRTIED)).await?;
+            if round % 2 == 0 && !short {
+                fleet.shell(&sandbox, &line).await?;
                 dirtied.stopped(fleet.stop(&sandbox).await?);
-                let line = Guests::fill(DIRTIED);
                 bare_dirtied.by_hand(freeze_by_hand(bench, saved, &line).await?);
             }
             eprintln!("freezes: round {} of {runs}", round + 1);
         }
         fleet.destroy(&sandbox).await?;
-        Ok(Self(vec![clone, again, untouched, dirtied, bare, bare_dirtied]))
+        let mut kinds = vec![clone, again, untouched, dirtied, bare, bare_dirtied];
+        kinds.retain(|kind| kind.took.len() > 0);
+        Ok(Self(kinds))
     }
 
     pub(super) fn part(&self) -> Part {
@@ -118,9 +123,9 @@ impl Freezes {
 }
 
 /// A cold sandbox whose pages to be dirtied are there already, and are only written again.
-async fn prepared(fleet: &mut Fleet) -> Result<Sandbox> {
+async fn prepared(fleet: &mut Fleet, line: &str) -> Result<Sandbox> {
     let sandbox = fleet.create(0, Keep::Hot).await?.sandbox;
-    fleet.shell(&sandbox, &Guests::fill(DIRTIED)).await?;
+    fleet.shell(&sandbox, line).await?;
     fleet.stop(&sandbox).await?;
     Ok(sandbox)
 }
