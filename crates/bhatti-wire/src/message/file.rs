@@ -2,8 +2,9 @@
 
 use super::Failure;
 
-/// Writes one file, atomically (temporary file, fsync, rename), as root, then gives it and the
-/// directories it had to make to uid 1000.
+/// Writes one file, atomically (fsync before it gets its name), as root, and gives it and the
+/// directories it had to make to uid 1000. Without the half-close behind the content there is no
+/// file.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct WriteFile {
     /// Absolute path in the guest. A symlink there is replaced, not followed.

@@ -276,16 +276,30 @@ impl Keeper {
             // Who attached meanwhile is told below.
             self.orders.close();
         }
-        if let Some(client) = self.state.client.take() {
-            client.farewell(Event::Exit(exit));
-        } else if let Ok(Some(Attach { io, .. })) = timeout(REMEMBERED, self.orders.recv()).await {
-            let mut client = Client::new(io);
-            self.welcome(&mut client);
+        let client = match self.state.client.take() {
+            Some(client) => Some(client),
+            None => timeout(REMEMBERED, self.heir()).await.ok().flatten(),
+        };
+        if let Some(client) = client {
             client.farewell(Event::Exit(exit));
         }
         // Whoever comes now is too late.
         self.orders.close();
         while let Ok(Attach { io, refused, .. }) = self.orders.try_recv() {
+            drop(refused.send(io));
+        }
+    }
+
+    /// The next one to ask for this session by its name. Who only wants a free one, and has seen
+    /// this when it still ran, is to look for another.
+    async fn heir(&mut self) -> Option<Client> {
+        loop {
+            let Attach { io, manners, refused } = self.orders.recv().await?;
+            if manners == Manners::Take {
+                let mut client = Client::new(io);
+                self.welcome(&mut client);
+                return Some(client);
+            }
             drop(refused.send(io));
         }
     }
