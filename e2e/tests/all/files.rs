@@ -149,6 +149,8 @@ fn modes_are_given_or_kept(daemon: &TestDaemon) {
     let looked = curl(daemon, url, &["-I"]);
     assert_eq!((looked.status, looked.header("x-file-mode")), (200, Some("0600")));
     assert_eq!(looked.header("x-file-isdir"), Some("false"));
+    assert!(looked.header("content-length").is_some_and(|length| length != "0"));
+    assert_eq!(looked.header("content-length"), looked.header("x-file-size"));
     let directory = curl(daemon, "/sandboxes/dev/files?path=/tmp", &["-I"]);
     assert_eq!(directory.header("x-file-isdir"), Some("true"));
     assert_eq!(directory.header("x-file-mode"), Some("1777"));

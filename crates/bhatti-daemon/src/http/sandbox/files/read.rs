@@ -33,7 +33,12 @@ pub(in crate::http) async fn look(
             (HeaderName::from_static(route::FILE_MODE_HEADER), octal(info.mode)),
             (HeaderName::from_static(route::FILE_IS_DIR_HEADER), is_dir(&info).to_string()),
         ];
-        (headers, Body::empty()).into_response()
+        let mut response = (headers, Body::empty()).into_response();
+        if info.kind == FileKind::Regular {
+            // As GET says it; otherwise it would be the length of nothing.
+            response.headers_mut().insert(header::CONTENT_LENGTH, info.size.into());
+        }
+        response
     });
     Ok(used.answer(answered))
 }
