@@ -16,10 +16,19 @@ use bhatti_vmm::file_error;
 use camino::Utf8Path;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+/// The kernel lets a user have 128 of these at once, where nobody has set another number. Who wants one
+/// more waits: each is held for as long as memory is put in.
+static PLACES: Semaphore = Semaphore::const_new(64);
 
 /// A wish to be asked about every opening of one file.
 #[derive(Debug)]
-pub(crate) struct Hold(AsyncFd<OwnedFd>);
+pub(crate) struct Hold {
+    group: AsyncFd<OwnedFd>,
+    /// Given back after the group is closed.
+    _place: Option<SemaphorePermit<'static>>,
+}
 
 /// Somebody who is being held. Dropping it lets him go on.
 #[derive(Debug)]
@@ -32,7 +41,7 @@ pub(crate) struct Held<'a> {
 /// Finds out whether this kernel can hold anybody, on some file of ours that is always there.
 pub(crate) fn rehearse(path: &Utf8Path) -> Result<(), EngineError> {
     let file = File::open(path).map_err(file_error("open", path))?;
-    match Hold::on(&file) {
+    match Hold::now(&file) {
         Ok(_) => Ok(()),
         Err(source) => Err(EngineError::Confine {
             what: "cannot ask this kernel to hold who opens a file (fanotify permission events), \
@@ -44,8 +53,13 @@ pub(crate) fn rehearse(path: &Utf8Path) -> Result<(), EngineError> {
 }
 
 impl Hold {
-    /// Takes effect at once, also for ourselves: nobody here may open that file any more.
-    pub(crate) fn on(file: &File) -> io::Result<Self> {
+    /// Takes effect when it is returned, also for ourselves: nobody here may open that file any more.
+    pub(crate) async fn on(file: &File) -> io::Result<Self> {
+        let place = PLACES.acquire().await.map_err(io::Error::other)?;
+        Ok(Self { _place: Some(place), ..Self::now(file)? })
+    }
+
+    fn now(file: &File) -> io::Result<Self> {
         let flags = libc::FAN_CLASS_CONTENT | libc::FAN_CLOEXEC | libc::FAN_NONBLOCK;
         let files = libc::O_RDONLY | libc::O_CLOEXEC;
         // SAFETY: a system call on integers.
@@ -66,13 +80,14 @@ impl Hold {
         }
         // SAFETY: an `OwnedFd` stays the same open descriptor until it is dropped, and `AsyncFd`
         // deregisters it before that.
-        Ok(Self(unsafe { AsyncFd::register_with_interest(group, Interest::READABLE) }?))
+        let group = unsafe { AsyncFd::register_with_interest(group, Interest::READABLE) }?;
+        Ok(Self { group, _place: None })
     }
 
     /// Waits until that process opens the file; everybody else may do so. Cancel-safe.
     pub(crate) async fn held(&self, pid: i32) -> io::Result<Held<'_>> {
         loop {
-            let mut ready = self.0.readable().await?;
+            let mut ready = self.group.readable().await?;
             match ready.try_io(|group| read_event(group.get_ref())) {
                 Ok(event) => {
                     let (file, by) = event?;
@@ -111,7 +126,7 @@ impl Drop for Held<'_> {
         let answer =
             libc::fanotify_response { fd: self.file.as_raw_fd(), response: libc::FAN_ALLOW };
         let size = size_of::<libc::fanotify_response>();
-        let group = self.hold.0.get_ref().as_raw_fd();
+        let group = self.hold.group.get_ref().as_raw_fd();
         // SAFETY: pointer and length are those of one valid structure. If it fails, closing the group
         // lets everybody go.
         unsafe { libc::write(group, (&raw const answer).cast(), size) };
@@ -129,9 +144,26 @@ mod tests {
 
     /// Needs root.
     #[tokio::test]
+    async fn more_than_the_kernel_allows_at_once_wait_for_each_other() {
+        let holds = (0..300).map(|_| {
+            tokio::spawn(async {
+                let scratch = tempfile::tempfile().unwrap();
+                let hold = Hold::on(&scratch).await?;
+                tokio::task::yield_now().await;
+                drop(hold);
+                Ok::<_, io::Error>(())
+            })
+        });
+        for hold in holds.collect::<Vec<_>>() {
+            hold.await.unwrap().unwrap();
+        }
+    }
+
+    /// Needs root.
+    #[tokio::test]
     async fn who_opens_the_file_waits_until_he_is_let_go() {
         let scratch = tempfile::NamedTempFile::new().unwrap();
-        let hold = Hold::on(scratch.as_file()).unwrap();
+        let hold = Hold::on(scratch.as_file()).await.unwrap();
         let cat = |path: &std::path::Path| {
             let mut cat = Command::new("cat");
             cat.arg(path).stdout(Stdio::null()).spawn().unwrap()

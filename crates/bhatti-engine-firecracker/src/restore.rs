@@ -134,7 +134,7 @@ impl Started {
     ) -> Result<Outcome, EngineError> {
         let failed = |error| self.dir.error("watch", ROOT_DISK, error);
         let disk = self.dir.open_file(ROOT_DISK).map_err(failed)?;
-        let hold = Hold::on(&disk).map_err(failed)?;
+        let hold = Hold::on(&disk).await.map_err(failed)?;
         tokio::pin!(answer);
         let held = timeout(LOAD_PATIENCE, hold.held(self.record.pid));
         let held = tokio::select! {
