@@ -84,9 +84,12 @@ impl SimEngine {
 
     async fn enter(&self, call: Call) -> Result<(), EngineError> {
         match self.host.enter(call).await {
-            Some(Fault::Fail(message) | Fault::Unheard(message) | Fault::Die(message)) => {
-                Err(failure(call, message))
-            }
+            Some(
+                Fault::Fail(message)
+                | Fault::Unheard(message)
+                | Fault::Refuse(message)
+                | Fault::Die(message),
+            ) => Err(failure(call, message)),
             Some(Fault::Slow(_) | Fault::Hang) | None => Ok(()),
         }
     }
@@ -156,7 +159,8 @@ impl Engine for SimEngine {
 
     async fn boot(&self, spec: BootSpec) -> Result<Arc<dyn Vm>, EngineError> {
         let fault = self.host.enter(Call::Boot).await;
-        if let Some(Fault::Fail(message) | Fault::Unheard(message)) = fault {
+        if let Some(Fault::Fail(message) | Fault::Unheard(message) | Fault::Refuse(message)) = fault
+        {
             return Err(failure(Call::Boot, message));
         }
         for file in [&spec.kernel, &spec.initramfs] {
@@ -169,6 +173,9 @@ impl Engine for SimEngine {
 
     async fn restore(&self, spec: RestoreSpec) -> Result<Arc<dyn Vm>, EngineError> {
         let fault = self.host.enter(Call::Restore).await;
+        if let Some(Fault::Refuse(why)) = fault {
+            return Err(EngineError::Foreign { why });
+        }
         if let Some(Fault::Fail(message) | Fault::Unheard(message)) = fault {
             return Err(failure(Call::Restore, message));
         }

@@ -35,6 +35,9 @@ pub enum Fault {
     /// [`Call::SealDisk`] has its effect, and fails with this text all the same. To other calls it
     /// is [`Fault::Fail`].
     Unheard(String),
+    /// [`Call::Restore`] finds what was saved whole, and of no use on this host for this reason. To
+    /// other calls it is [`Fault::Fail`].
+    Refuse(String),
     /// The call never returns; only dropping it ends it. It has no effect.
     Hang,
     /// The machine dies during the call. On [`Call::Boot`] and [`Call::Restore`] it dies just

@@ -69,7 +69,9 @@ impl SimVm {
 
     fn meet(&self, call: Call, fault: Option<Fault>) -> Result<(), EngineError> {
         match fault {
-            Some(Fault::Fail(message) | Fault::Unheard(message)) => Err(failure(call, message)),
+            Some(Fault::Fail(message) | Fault::Unheard(message) | Fault::Refuse(message)) => {
+                Err(failure(call, message))
+            }
             Some(Fault::Die(detail)) => {
                 self.host.crash(&self.record.id, &detail);
                 Ok(())

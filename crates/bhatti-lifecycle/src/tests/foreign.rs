@@ -1,6 +1,7 @@
 //! What another engine, or another host, has left.
 
 use bhatti_engine::EngineName;
+use bhatti_engine_sim::{Call, Fault};
 use bhatti_store::Change;
 
 use super::*;
@@ -60,6 +61,22 @@ async fn foreign_memory_is_kept_until_somebody_insists() {
     daemon.sandboxes.stop(&alice, "dev").await.unwrap();
     daemon.sandboxes.lease(&alice, "dev").await.unwrap();
     assert_eq!(daemon.row(&alice, "dev").await.reason, "woken");
+}
+
+/// Also if that is found out by trying only: it may be another kernel that could, and is not here now.
+#[tokio::test]
+async fn memory_that_is_refused_is_kept_and_tried_again() {
+    let house = House::new();
+    let (daemon, alice) = with_cold_dev(&house).await;
+    let cold = daemon.row(&alice, "dev").await;
+    house.host.inject(Call::Restore, Fault::Refuse("another kernel".to_owned()));
+    let error = daemon.sandboxes.lease(&alice, "dev").await.map(drop).unwrap_err();
+    let ServiceError::Wake(cause) = &error else { panic!("{error:?}") };
+    assert!(cause.is_foreign() && cause.public().contains("another kernel"), "{cause:?}");
+    assert_eq!(daemon.row(&alice, "dev").await, cold);
+    daemon.sandboxes.lease(&alice, "dev").await.unwrap();
+    assert_eq!(daemon.row(&alice, "dev").await.reason, "woken");
+    assert_eq!(house.host.memory(&house.machine()).as_deref(), Some(&b"work"[..]));
 }
 
 #[tokio::test]

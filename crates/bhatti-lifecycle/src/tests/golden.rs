@@ -126,6 +126,23 @@ async fn a_clone_that_fails_leaves_nothing_and_costs_no_golden() {
     assert_eq!((count(&house, Call::Boot), house.host.faults_left()), (1, 0));
 }
 
+/// By a VMM that could use it yesterday, for one on another kernel: no create fails for that.
+#[tokio::test]
+async fn a_golden_that_is_refused_costs_a_boot_and_is_made_anew() {
+    let house = House::with_goldens(3);
+    let daemon = house.daemon().await;
+    let alice = daemon.user("alice", 5).await;
+    daemon.sandboxes.create(&alice, named("first")).await.unwrap();
+    house.host.inject(Call::Restore, Fault::Refuse("another kernel".to_owned()));
+    assert_eq!(daemon.reason(&alice, named("second")).await, "created by booting");
+    assert_eq!(daemon.reason(&alice, named("third")).await, "created from a golden snapshot");
+    assert_eq!(
+        count(&house, Call::Boot),
+        3,
+        "the first golden, the second sandbox, another golden"
+    );
+}
+
 /// Each step of making one may fail: then the create boots, and nobody tries again at once.
 #[tokio::test]
 async fn what_cannot_be_made_is_done_without() {
