@@ -27,7 +27,7 @@ const QUEUE: usize = bhatti_wire::mux::WINDOW;
 /// Room for the largest chunk and the bytes that say it is one.
 const MAX_INPUT: usize = MAX_CHUNK + 64;
 
-/// Memory set aside for input that has not come yet.
+/// Memory set aside for input of which nothing has come yet; afterwards it is a whole message.
 const STEP: usize = 16 * 1024;
 
 /// How often to look whether the host gave up while the queue is full.
@@ -52,7 +52,7 @@ where
             if full {
                 given_up(&mut input).await
             } else {
-                received.reserve(STEP);
+                received.reserve(if received.is_empty() { STEP } else { MAX_INPUT });
                 end_of(&input.read_buf(&mut received).await)
             }
         };
