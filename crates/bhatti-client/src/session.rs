@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use bhatti_api::route::{self, Terminal as Which};
-use bhatti_api::{CLOSE_TAKEN, Session, SessionNotice, TerminalCommand};
+use bhatti_api::{CLOSE_ASLEEP, CLOSE_TAKEN, Session, SessionNotice, TerminalCommand};
 use bytes::Bytes;
 use http::Method;
 
@@ -77,6 +77,8 @@ pub enum TerminalEvent {
     Exited,
     /// Somebody else has attached; the program goes on. Nothing follows.
     Taken,
+    /// Somebody has put the sandbox to sleep; the program goes on when it wakes. Nothing follows.
+    Asleep,
 }
 
 impl TerminalOutput {
@@ -88,6 +90,7 @@ impl TerminalOutput {
             Ok(Some(Incoming::Text(text))) => Ok(TerminalEvent::Output(text.into())),
             Ok(None) => Ok(TerminalEvent::Exited),
             Err(ClientError::Closed { code: CLOSE_TAKEN, .. }) => Ok(TerminalEvent::Taken),
+            Err(ClientError::Closed { code: CLOSE_ASLEEP, .. }) => Ok(TerminalEvent::Asleep),
             Err(error) => Err(error),
         }
     }

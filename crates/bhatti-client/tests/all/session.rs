@@ -5,8 +5,8 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
 use axum::routing::any;
-use bhatti_api::CLOSE_TAKEN;
 use bhatti_api::route::Terminal as Which;
+use bhatti_api::{CLOSE_ASLEEP, CLOSE_TAKEN};
 use bhatti_client::{Client, ClientError, TerminalEvent};
 use bytes::Bytes;
 use tokio::net::TcpListener;
@@ -74,9 +74,12 @@ async fn what_is_printed_and_typed_passes_as_it_is() {
 
 #[tokio::test]
 async fn a_terminal_that_breaks_is_not_one_that_ended() {
-    let (client, _hears) = server(SESSION, vec![close(CLOSE_TAKEN)]).await;
-    let mut terminal = soon(client.terminal("dev", Which::Named("s1"))).await.unwrap();
-    assert_eq!(soon(terminal.output.next()).await.unwrap(), TerminalEvent::Taken);
+    for (code, end) in [(CLOSE_TAKEN, TerminalEvent::Taken), (CLOSE_ASLEEP, TerminalEvent::Asleep)]
+    {
+        let (client, _hears) = server(SESSION, vec![close(code)]).await;
+        let mut terminal = soon(client.terminal("dev", Which::Named("s1"))).await.unwrap();
+        assert_eq!(soon(terminal.output.next()).await.unwrap(), end);
+    }
     for code in [1001, 1011] {
         let (client, _hears) = server(SESSION, vec![close(code)]).await;
         let mut terminal = soon(client.terminal("dev", Which::New)).await.unwrap();

@@ -72,6 +72,10 @@ pub(crate) fn run(context: &Context, args: &ShellArgs) -> Result<ExitCode, Failu
             "\r\nsession {session} was attached to from elsewhere\r\n{}",
             back(sandbox, &session)
         ),
+        Left::Asleep => format!(
+            "\r\n{sandbox} was put to sleep, and session {session} with it\r\n{}",
+            back(sandbox, &session)
+        ),
         Left::Lost(error) => format!(
             "\r\nconnection lost (session {session} still running)\r\n{}{}\r\n",
             back(sandbox, &session),
@@ -96,6 +100,8 @@ enum Left {
     /// Ctrl+\, or our own terminal is gone.
     Detached,
     Taken,
+    /// The sandbox was put to sleep.
+    Asleep,
     Lost(ClientError),
     /// What the program printed could not be shown.
     NotShown(Failure),
@@ -156,6 +162,7 @@ async fn show(context: &Context, output: &mut TerminalOutput, modes: &mut Modes)
             }
             Ok(TerminalEvent::Exited) => return Left::Exited,
             Ok(TerminalEvent::Taken) => return Left::Taken,
+            Ok(TerminalEvent::Asleep) => return Left::Asleep,
             Err(error) => return Left::Lost(error),
         }
     }
@@ -176,6 +183,10 @@ async fn attend_keys(
     let (mut typed, mut tell_size) = (BytesMut::new(), true);
     loop {
         tokio::select! {
+            // A size is told before what is typed after it, as far as we can know.
+            biased;
+            number = told_to_end(&mut end) => return Left::Signal(number),
+            _ = resized.recv() => tell_size = true,
             // The receiver is where the sender is.
             Ok(place) = queue.reserve(), if tell_size || !typed.is_empty() => {
                 place.send(match std::mem::take(&mut tell_size) {
@@ -194,8 +205,6 @@ async fn attend_keys(
                     return Left::Detached;
                 }
             }
-            _ = resized.recv() => tell_size = true,
-            number = told_to_end(&mut end) => return Left::Signal(number),
         }
     }
 }
