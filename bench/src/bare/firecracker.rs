@@ -14,7 +14,7 @@ use bhatti_types::EngineId;
 use camino::Utf8Path;
 use nix::sys::socket::{MsgFlags, recv};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 
 use super::api::Api;
@@ -140,12 +140,12 @@ async fn greeted(mut stream: UnixStream) -> io::Result<Option<UnixStream>> {
     stream.write_all(format!("CONNECT {AGENT_PORT}\n").as_bytes()).await?;
     // `OK 1073741824` and a line's end; what follows is the guest's.
     while stream.read_u8().await? != b'\n' {}
-    let Ok(ready) = tokio::time::timeout(FIRST_BYTE, stream.readable()).await else {
+    let peek = || Ok(recv(stream.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK)?);
+    let first = stream.async_io(Interest::READABLE, peek);
+    let Ok(there) = tokio::time::timeout(FIRST_BYTE, first).await else {
         return Ok(None);
     };
-    ready?;
-    let there = recv(stream.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK)?;
-    Ok((there > 0).then_some(stream))
+    Ok((there? > 0).then_some(stream))
 }
 
 fn tap(starting: &Starting) -> Result<&str> {
@@ -212,6 +212,30 @@ fn shared(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The connection of a guest that is slow to speak is waited for, that of one that has gone is not
+    /// taken.
+    #[tokio::test]
+    async fn a_link_counts_from_the_guests_first_byte_on() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let guest = async {
+            let mut asked = [0; 11];
+            theirs.read_exact(&mut asked).await.unwrap();
+            assert_eq!(&asked, b"CONNECT 52\n");
+            theirs.write_all(b"OK 1073741824\n").await.unwrap();
+            // Whoever looks now finds nothing.
+            tokio::task::yield_now().await;
+            theirs.write_all(b"x").await.unwrap();
+            theirs
+        };
+        let (link, _guest) = tokio::join!(greeted(ours), guest);
+        assert_eq!(link.unwrap().expect("it has spoken").read_u8().await.unwrap(), b'x');
+
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(b"OK 1\n").await.unwrap();
+        theirs.shutdown().await.unwrap();
+        assert!(greeted(ours).await.unwrap().is_none(), "it has gone");
+    }
 
     #[test]
     fn a_filter_is_found_in_a_command_line() {
