@@ -177,7 +177,7 @@ where
             return guest.power_off.notify_one();
         }
         Some(Operation::Activity(_)) => {
-            return send_last(&mut stream, &activity::activity(guest)).await;
+            return send_last(&mut stream, &activity::activity(guest).await).await;
         }
         Some(Operation::Quiesce(_)) => {
             reply(quiesce::quiesce(guest).await.map_err(|error| error.failure()))

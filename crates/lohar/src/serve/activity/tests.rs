@@ -13,6 +13,22 @@ fn who_reads_is_not_at_work() {
     assert_eq!(runnable("cpu 1\n"), None);
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_is_over_in_a_moment_is_no_work() {
+    for (seen, fewest, looks) in [
+        (&[0][..], 0, 1),
+        (&[2, 0], 0, 2),
+        (&[1, 3, 1, 0], 0, 4),
+        (&[1, 1, 1, 1, 0], 1, 4),
+        (&[3, 2, 4, 5], 2, 4),
+    ] {
+        let mut left = seen.iter();
+        let found = lasting(|| Ok(*left.next().expect("not so many looks"))).await;
+        assert_eq!(found.expect("the looks work"), fewest, "{seen:?}");
+        assert_eq!(seen.len() - left.len(), looks, "{seen:?}");
+    }
+}
+
 #[test]
 fn the_time_of_all_cpus_is_added_up() {
     let text = "version 15\ntimestamp 4294901771\n\
