@@ -29,6 +29,9 @@ pub enum GuestError {
     /// The guest's file system does not allow it: read-only, immutable.
     #[error("not allowed in the guest: {0}")]
     Denied(String),
+    /// Nobody listens on the port.
+    #[error("{0}")]
+    Refused(String),
     /// The agent in this guest does not know the operation.
     #[error("not supported by this guest's agent: {0}")]
     Unsupported(String),
@@ -92,6 +95,7 @@ impl From<Failure> for GuestError {
             Ok(ErrorKind::NoSpace) => Self::NoSpace(text),
             Ok(ErrorKind::TooLarge) => Self::TooLarge(text),
             Ok(ErrorKind::Denied) => Self::Denied(text),
+            Ok(ErrorKind::Refused) => Self::Refused(text),
             // Kinds of a later agent are failures like any other.
             Ok(ErrorKind::Other) | Err(_) => Self::Failed(text),
         }

@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 mod archive;
+mod dial;
 mod error;
 mod exec;
 mod file;
@@ -38,5 +39,5 @@ pub use session::{
 };
 pub use transfer::Download;
 
-pub use bhatti_link::Mode;
+pub use bhatti_link::{Mode, Stream};
 pub use bhatti_wire::message::{Configure, Network};

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod all {
+    mod dial;
     mod exec;
     mod fake;
     mod files;

@@ -18,6 +18,7 @@
 //! | [`StatFile`] | nothing | one [`FileReply`] |
 //! | [`ListDirectory`] | nothing | [`DirectoryPart`]s, half-close |
 //! | [`ListeningPorts`] | nothing | one [`PortsReply`] |
+//! | [`Dial`] | nothing | one [`Reply`]; if that is no failure, raw bytes both ways, each way to its half-close |
 //! | [`ReadArchive`] | nothing | one [`FileReply`], raw bytes, half-close |
 //! | [`WriteArchive`] | raw bytes, then half-close | one [`ArchiveReply`] |
 //! | [`OpenSession`] | any number of [`SessionInput`] | [`SessionOutput`]: `opened`, `replay`, output…, one `exit`, `taken` or `failed` |
@@ -58,7 +59,7 @@ pub const MAX_CHUNK: usize = 64 * 1024;
 pub struct Request {
     #[prost(
         oneof = "Operation",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 21, 22, 23, 24, 25"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 21, 22, 23, 24, 25, 26"
     )]
     pub operation: Option<Operation>,
 }
@@ -100,6 +101,8 @@ pub enum Operation {
     ReadArchive(ReadArchive),
     #[prost(message, tag = "25")]
     WriteArchive(WriteArchive),
+    #[prost(message, tag = "26")]
+    Dial(Dial),
 }
 
 /// The first operation on every new link: who is there, what time it is, and randomness.
@@ -399,4 +402,6 @@ pub enum ErrorKind {
     TooLarge = 6,
     /// The guest's file system does not allow it, not even root: read-only, immutable.
     Denied = 7,
+    /// Nobody listens there.
+    Refused = 8,
 }

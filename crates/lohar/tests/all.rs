@@ -4,6 +4,8 @@
 
 #[path = "all/activity.rs"]
 mod activity;
+#[path = "all/dial.rs"]
+mod dial;
 #[path = "all/exec.rs"]
 mod exec;
 #[path = "all/hold.rs"]

@@ -163,7 +163,9 @@ fn guests_status(error: &GuestError) -> StatusCode {
         GuestError::NoSpace(_) => S::INSUFFICIENT_STORAGE,
         GuestError::Unsupported(_) => S::NOT_IMPLEMENTED,
         GuestError::TooManyOperations => S::SERVICE_UNAVAILABLE,
-        GuestError::LinkLost(_) | GuestError::Deadline { .. } => S::BAD_GATEWAY,
+        GuestError::LinkLost(_) | GuestError::Deadline { .. } | GuestError::Refused(_) => {
+            S::BAD_GATEWAY
+        }
         GuestError::Failed(_) | GuestError::Incompatible { .. } | GuestError::Protocol(_) => {
             S::INTERNAL_SERVER_ERROR
         }

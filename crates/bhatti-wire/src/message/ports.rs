@@ -1,4 +1,4 @@
-//! What listens in the guest.
+//! What listens in the guest, and a way to it.
 
 use super::Failure;
 
@@ -15,4 +15,15 @@ pub struct PortsReply {
     /// In order, each once.
     #[prost(uint32, repeated, tag = "2")]
     pub ports: Vec<u32>,
+}
+
+/// Connects to a TCP port of the guest's own loopback: `127.0.0.1`, or `::1` where only that is
+/// listened on. Feature `dial`.
+///
+/// [`ErrorKind::Refused`](super::ErrorKind::Refused): nobody listens.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct Dial {
+    /// 1 to 65535.
+    #[prost(uint32, tag = "1")]
+    pub port: u32,
 }

@@ -42,6 +42,7 @@ const FEATURES: &[&str] = &[
     "ports",
     "sessions",
     "kill-exec",
+    "dial",
 ];
 
 /// The kernel was not given the host's randomness.

@@ -10,6 +10,7 @@ pub mod activity;
 pub mod archive;
 pub mod carrier;
 pub mod configure;
+pub mod dial;
 pub mod exec;
 pub mod file;
 pub mod hello;
@@ -203,6 +204,7 @@ where
         Some(Operation::ListeningPorts(_)) => {
             return send_last(&mut stream, &ports::ports().await).await;
         }
+        Some(Operation::Dial(request)) => return dial::dial(request, stream).await,
         Some(Operation::ReadArchive(request)) => {
             return archive::read(guest, request, &mut stream).await;
         }
