@@ -20,6 +20,8 @@ mod limits;
 mod network;
 #[path = "all/ports.rs"]
 mod ports;
+#[path = "all/proxy.rs"]
+mod proxy;
 #[path = "all/recovery.rs"]
 mod recovery;
 #[path = "all/recovery_sleep.rs"]

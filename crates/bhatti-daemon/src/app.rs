@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::VERSION;
 use crate::engine::{self, Bound, Chosen};
-use crate::http::{self, Api, Limits, Room, Sockets, UnderWay, WebShells};
+use crate::http::{self, Api, Limits, Proxy, Room, Sockets, UnderWay, WebShells};
 
 /// Why the daemon did not start. Each is one sentence with what to do.
 #[derive(Debug, thiserror::Error)]
@@ -112,6 +112,7 @@ impl App {
             under_way: UnderWay::default(),
             sockets: Sockets::new(connections.clone()),
             room: Room::default(),
+            proxy: Proxy::new(connections.clone()),
             web_shells: Arc::new(WebShells::default()),
             engine: info,
             started: Instant::now(),

@@ -8,6 +8,7 @@ mod connection;
 mod error;
 mod gate;
 mod limits;
+mod proxy;
 mod sandbox;
 mod shares;
 mod shell_token;
@@ -27,6 +28,7 @@ use bhatti_store::Db;
 pub(crate) use connection::{UnderWay, serve};
 use error::ApiError;
 pub(crate) use limits::Limits;
+pub(crate) use proxy::Proxy;
 pub(crate) use sandbox::Room;
 pub(crate) use socket::Sockets;
 pub(crate) use web_shell::WebShells;
@@ -39,6 +41,7 @@ pub(crate) struct Api {
     pub(crate) under_way: UnderWay,
     pub(crate) sockets: Sockets,
     pub(crate) room: Room,
+    pub(crate) proxy: Proxy,
     pub(crate) web_shells: Arc<WebShells>,
     pub(crate) engine: EngineInfo,
     pub(crate) started: Instant,
@@ -74,6 +77,9 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
             get(sandbox::pack).head(not_allowed).put(sandbox::unpack).fallback(not_allowed),
         )
         .route("/sandboxes/{sandbox}/ports", get(sandbox::ports).fallback(not_allowed))
+        .route("/sandboxes/{sandbox}/proxy/{port}", any(sandbox::proxy))
+        .route("/sandboxes/{sandbox}/proxy/{port}/", any(sandbox::proxy))
+        .route("/sandboxes/{sandbox}/proxy/{port}/{*path}", any(sandbox::proxy))
         .route("/ports", get(sandbox::all_ports).fallback(not_allowed))
         .route("/sandboxes/{sandbox}/stop", post(sandbox::stop).fallback(not_allowed))
         .route("/sandboxes/{sandbox}/start", post(sandbox::start).fallback(not_allowed))

@@ -68,13 +68,13 @@ fn read(daemon: &TestDaemon, path: &str) -> Vec<u8> {
 pub(crate) struct Answer {
     pub(crate) status: u16,
     /// In lower case.
-    headers: String,
-    body: Vec<u8>,
+    pub(crate) headers: String,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Answer {
     /// The value of a header.
-    fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.lines().find_map(|line| line.strip_prefix(&format!("{name}: "))).map(str::trim)
     }
 
@@ -84,7 +84,7 @@ impl Answer {
     }
 
     /// The sentence of an error.
-    fn error(&self) -> String {
+    pub(crate) fn error(&self) -> String {
         self.json()["error"].as_str().unwrap_or_default().to_owned()
     }
 }

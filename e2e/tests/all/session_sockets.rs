@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{Error, HandshakeError, Message, WebSocket, client};
 
-type Socket = WebSocket<TcpStream>;
+pub(crate) type Socket = WebSocket<TcpStream>;
 
 /// Connects, or gives the status and body of the refusal.
-fn connect(daemon: &TestDaemon, key: &str, path: &str) -> Result<Socket, (u16, String)> {
+pub(crate) fn connect(daemon: &TestDaemon, key: &str, path: &str) -> Result<Socket, (u16, String)> {
     let address = daemon.url().trim_start_matches("http://");
     let mut request = format!("ws://{address}{path}").into_client_request().expect("a URL");
     let value = format!("Bearer {key}").parse().expect("a header");

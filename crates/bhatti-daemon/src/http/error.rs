@@ -46,6 +46,12 @@ pub(super) enum ApiError {
     TooManyUnderWay,
     #[error("too many open WebSockets: close some, or try again later")]
     TooManySockets,
+    /// As many requests to programs of a sandbox are under way as may be, or as many tunnels.
+    #[error("server busy, retry shortly")]
+    Busy,
+    /// A program in a guest did not answer; the text says why.
+    #[error("{0}")]
+    Gateway(String),
     /// Asked for something this version does not do.
     #[error("{0}")]
     Unsupported(String),
@@ -93,6 +99,8 @@ impl ApiError {
             | Self::TooManyKnocks => S::TOO_MANY_REQUESTS,
             Self::ShellToken { .. } => S::INTERNAL_SERVER_ERROR,
             Self::Unsupported(_) => S::NOT_IMPLEMENTED,
+            Self::Busy => S::SERVICE_UNAVAILABLE,
+            Self::Gateway(_) => S::BAD_GATEWAY,
             Self::Files(error) => guests_status(error),
             Self::Service(error) => match error {
                 ServiceError::NoSandbox(_)
@@ -182,10 +190,11 @@ impl IntoResponse for ApiError {
         let status = self.status();
         let error = self.public().unwrap_or_else(|| "internal error".to_owned());
         let mut response = Written(status, ErrorBody { error, request_id: None }).into_response();
-        // What this version does not do is nobody's fault, and a tenant's full disk is the tenant's:
-        // nothing to look up in a log.
+        // What this version does not do is nobody's fault, and a tenant's full disk is the tenant's,
+        // as is a program that does not answer: nothing to look up in a log.
         let unlogged = [StatusCode::NOT_IMPLEMENTED, StatusCode::INSUFFICIENT_STORAGE];
-        if status.is_server_error() && !unlogged.contains(&status) {
+        let quiet = matches!(self, Self::Busy | Self::Gateway(_));
+        if status.is_server_error() && !unlogged.contains(&status) && !quiet {
             let guests_fault = match &self {
                 Self::Service(ServiceError::Guest(_)) | Self::Files(_) => true,
                 Self::Service(

@@ -25,7 +25,7 @@ use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-use super::{Api, Limits, Room, Sockets, UnderWay, WebShells, router};
+use super::{Api, Limits, Proxy, Room, Sockets, UnderWay, WebShells, router};
 
 struct NoNetwork;
 
@@ -86,8 +86,9 @@ async fn world() -> World {
     let room = Room::default();
     let web_shells = Arc::new(WebShells::default());
     let started = Instant::now();
-    let api =
-        Api { sandboxes, db, limits, under_way, sockets, room, web_shells, engine: info, started };
+    let proxy = Proxy::new(Tasks::default());
+    let engine = info;
+    let api = Api { sandboxes, db, limits, under_way, sockets, room, proxy, web_shells, engine, started };
     World { _scratch: scratch, router: router(Arc::new(api)), key, sandbox }
 }
 

@@ -1,0 +1,356 @@
+//! One request and its answer, over a connection of its own.
+//!
+//! The connection lives in the answer's body: it moves when somebody reads that, and goes when
+//! the client does. Only what became a tunnel is a task.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::{StatusCode, Uri, header};
+use axum::response::Response;
+use bhatti_guest_client::GuestError;
+use bhatti_lifecycle::{Lease, chain};
+use bhatti_types::SandboxId;
+use bytes::Bytes;
+use hyper::body::{Body as _, Frame, Incoming, SizeHint};
+use hyper::client::conn::http1;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::head::{self, Asker};
+use super::meter::Meter;
+use super::{Place, Proxy, Relay, relay};
+
+/// The largest head of an answer, and the most of its body that is held, in bytes.
+const MAX_BUFFER: usize = 128 * 1024;
+
+/// How long an answer may go on when the daemon stops.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// How long a request may take.
+#[derive(Clone, Debug)]
+pub(in crate::http) struct Limit {
+    /// From its head to the last byte of the answer, tunnels included.
+    pub(in crate::http) whole: Option<Duration>,
+    /// Without a byte of the two bodies.
+    pub(in crate::http) idle: Duration,
+    /// The largest body of a request, in bytes.
+    pub(in crate::http) body: Option<u64>,
+}
+
+/// Where a request goes, and what is held while it is under way.
+pub(in crate::http) struct Visit {
+    pub(in crate::http) port: u16,
+    pub(in crate::http) lease: Lease,
+    pub(in crate::http) _place: Place<SandboxId>,
+    /// Fires when nobody may ask there any more.
+    pub(in crate::http) out: CancellationToken,
+    /// More that is free again afterwards.
+    pub(in crate::http) _kept: Box<dyn Send + Sync>,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::http) enum Failure {
+    #[error("the port could not be connected to")]
+    Dial(#[source] GuestError),
+    /// What was said instead of an answer, or that nothing was.
+    #[error("the program broke off, or its answer is no HTTP")]
+    NoAnswer(#[source] hyper::Error),
+    #[error("{0}")]
+    Late(Late),
+    #[error("the program changed the protocol without being asked to")]
+    Unasked,
+    #[error("the request body is larger than it may be")]
+    TooLarge,
+    #[error("too many tunnels are open")]
+    NoTunnel,
+}
+
+/// A failure as clients read it: one sentence.
+pub(in crate::http) fn words(failure: &Failure) -> String {
+    match failure {
+        Failure::Dial(error) => error.to_string(),
+        other => other.to_string(),
+    }
+}
+
+/// Why a request was given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(in crate::http) enum Late {
+    #[error("no byte came for {0} s")]
+    Quiet(u64),
+    #[error("it took longer than {0} s")]
+    Whole(u64),
+    #[error("it is not published any more")]
+    Out,
+    #[error("the daemon stops")]
+    Stopping,
+}
+
+/// Both directions of one exchange.
+#[derive(Debug)]
+struct Traffic {
+    meter: Meter,
+    /// The request's body was larger than it may be.
+    too_large: AtomicBool,
+}
+
+type Upstream = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
+type Ending = Pin<Box<dyn Future<Output = Late> + Send>>;
+
+/// Sends `request` with `uri` in place of its own, and returns the answer as it begins.
+pub(in crate::http) async fn exchange(
+    proxy: &Proxy,
+    mut request: Request,
+    uri: Uri,
+    asker: Asker,
+    visit: Visit,
+    limit: &Limit,
+) -> Result<Response, Failure> {
+    let client = request.extensions_mut().remove::<OnUpgrade>();
+    let client = client.filter(|_| head::asks_for_upgrade(request.headers()));
+    let place = match &client {
+        Some(_) => Some(proxy.tunnel().ok_or(Failure::NoTunnel)?),
+        None => None,
+    };
+    let traffic = Arc::new(Traffic { meter: Meter::new(), too_large: AtomicBool::new(false) });
+    let mut ending = ending(proxy, &traffic, visit.out.clone(), limit);
+    let request = outgoing(request, uri, asker, visit.port, client.is_some(), &traffic, limit)?;
+    let begun = begin(&visit, request);
+    let (mut answer, upstream) = tokio::select! {
+        begun = begun => begun.map_err(|failure| {
+            let too_large = traffic.too_large.load(Ordering::Relaxed);
+            if too_large { Failure::TooLarge } else { failure }
+        })?,
+        late = &mut ending => return Err(Failure::Late(late)),
+    };
+    let upgraded = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
+    head::answer(answer.headers_mut(), upgraded);
+    if !upgraded {
+        let answered = |incoming| Answer { incoming, upstream, ending, traffic, _visit: visit };
+        return Ok(answer.map(|incoming| Body::new(answered(incoming))));
+    }
+    let (Some(client), Some(place)) = (client, place) else { return Err(Failure::Unasked) };
+    let program = hyper::upgrade::on(&mut answer);
+    let tunnel = Tunnel { client, program, upstream, visit, place };
+    tunnel.spawn(proxy, limit.clone());
+    Ok(answer.map(|_| Body::empty()))
+}
+
+/// Resolves when the exchange has to end. Counts from now.
+fn ending(proxy: &Proxy, traffic: &Arc<Traffic>, out: CancellationToken, limit: &Limit) -> Ending {
+    let (traffic, Limit { whole, idle, .. }) = (Arc::clone(traffic), limit.clone());
+    let stopping = proxy.stopping();
+    Box::pin(async move {
+        let stopping = async {
+            stopping.cancelled().await;
+            sleep(FAREWELL).await;
+        };
+        tokio::select! {
+            () = stopping => Late::Stopping,
+            () = out.cancelled() => Late::Out,
+            () = traffic.meter.quiet_for(idle) => Late::Quiet(idle.as_secs()),
+            () = wait(whole) => Late::Whole(whole.unwrap_or_default().as_secs()),
+        }
+    })
+}
+
+async fn wait(limit: Option<Duration>) {
+    match limit {
+        Some(limit) => sleep(limit).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The request as it goes to the program.
+fn outgoing(
+    request: Request,
+    uri: Uri,
+    asker: Asker,
+    port: u16,
+    upgrade: bool,
+    traffic: &Arc<Traffic>,
+    limit: &Limit,
+) -> Result<hyper::Request<Asked>, Failure> {
+    let (mut parts, body) = request.into_parts();
+    let body = Asked { body, left: limit.body, traffic: Arc::clone(traffic) };
+    let size = body.size_hint();
+    if limit.body.is_some_and(|most| size.lower() > most) {
+        return Err(Failure::TooLarge);
+    }
+    if size.exact().is_none() {
+        // It comes in chunks, whatever else was said of its length.
+        parts.headers.remove(header::CONTENT_LENGTH);
+    }
+    head::request(&mut parts.headers, asker, port, upgrade);
+    let mut request = hyper::Request::new(body);
+    *request.method_mut() = parts.method;
+    *request.uri_mut() = uri;
+    *request.headers_mut() = parts.headers;
+    Ok(request)
+}
+
+/// Connects, sends, and waits for the answer's head.
+async fn begin(
+    visit: &Visit,
+    request: hyper::Request<Asked>,
+) -> Result<(hyper::Response<Incoming>, Option<Upstream>), Failure> {
+    let stream = visit.lease.guest().dial(visit.port).await.map_err(Failure::Dial)?;
+    let mut builder = http1::Builder::new();
+    builder.max_buf_size(MAX_BUFFER);
+    let (mut sender, connection) =
+        builder.handshake(TokioIo::new(stream)).await.map_err(Failure::NoAnswer)?;
+    let mut upstream: Option<Upstream> = Some(Box::pin(connection.with_upgrades()));
+    let mut answer = std::pin::pin!(sender.send_request(request));
+    loop {
+        tokio::select! {
+            biased;
+            answer = &mut answer => return Ok((answer.map_err(Failure::NoAnswer)?, upstream)),
+            // How it ended is told to whoever waits for the answer.
+            _ = drive(&mut upstream) => upstream = None,
+        }
+    }
+}
+
+/// Moves the bytes of a connection until that has ended; never ends again.
+async fn drive(upstream: &mut Option<Upstream>) -> hyper::Result<()> {
+    match upstream {
+        Some(upstream) => upstream.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A connection that is no HTTP any more.
+struct Tunnel {
+    client: OnUpgrade,
+    program: OnUpgrade,
+    upstream: Option<Upstream>,
+    visit: Visit,
+    place: OwnedSemaphorePermit,
+}
+
+impl Tunnel {
+    fn spawn(self, proxy: &Proxy, limit: Limit) {
+        let Self { client, program, mut upstream, visit, place } = self;
+        proxy.spawn("tunnel", move |stop| async move {
+            let joined = async {
+                let program = async {
+                    tokio::pin!(program);
+                    loop {
+                        tokio::select! {
+                            program = &mut program => return program,
+                            _ = drive(&mut upstream) => upstream = None,
+                        }
+                    }
+                };
+                let (client, program) = tokio::try_join!(client, program)?;
+                let (client, program) = (TokioIo::new(client), TokioIo::new(program));
+                Ok::<_, hyper::Error>(relay(client, program, Some(limit.idle)).await)
+            };
+            let end = tokio::select! {
+                end = joined => end,
+                () = visit.out.cancelled() => Ok(Relay::Broke),
+                () = wait(limit.whole) => Ok(Relay::Quiet),
+                () = stop.cancelled() => Ok(Relay::Broke),
+            };
+            match end {
+                Ok(end) => tracing::debug!(?end, port = visit.port, "a tunnel ended"),
+                Err(error) => tracing::debug!(error = chain(&error), "a tunnel did not begin"),
+            }
+            drop((visit, place));
+        });
+    }
+}
+
+/// The body of a request on its way to the program.
+struct Asked {
+    body: Body,
+    /// How much of it there may still be.
+    left: Option<u64>,
+    traffic: Arc<Traffic>,
+}
+
+impl hyper::body::Body for Asked {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        if let Poll::Ready(Some(Ok(frame))) = &polled {
+            self.traffic.meter.touch();
+            let length = frame.data_ref().map_or(0, |data| data.len() as u64);
+            match self.left.map(|left| left.checked_sub(length)) {
+                Some(None) => {
+                    self.traffic.too_large.store(true, Ordering::Relaxed);
+                    return Poll::Ready(Some(Err(axum::Error::new(Failure::TooLarge))));
+                }
+                Some(left) => self.left = left,
+                None => {}
+            }
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The body of an answer on its way to the client, and all that has to live as long.
+struct Answer {
+    incoming: Incoming,
+    upstream: Option<Upstream>,
+    ending: Ending,
+    traffic: Arc<Traffic>,
+    _visit: Visit,
+}
+
+impl hyper::body::Body for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if let Some(upstream) = &mut self.upstream
+            && upstream.as_mut().poll(context).is_ready()
+        {
+            // What it failed with, the body says.
+            self.upstream = None;
+        }
+        if let Poll::Ready(late) = self.ending.as_mut().poll(context) {
+            // All the client sees of it is a body that breaks off.
+            return Poll::Ready(Some(Err(axum::Error::new(late))));
+        }
+        let polled = Pin::new(&mut self.incoming).poll_frame(context);
+        if polled.is_ready() {
+            self.traffic.meter.touch();
+        }
+        polled.map_err(axum::Error::new)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
