@@ -9,6 +9,7 @@ mod exec;
 mod file;
 mod json;
 mod ports;
+mod publish;
 pub mod route;
 mod sandbox;
 mod session;
@@ -24,6 +25,7 @@ pub use exec::{
 pub use file::{FileInfo, MAX_FILE, Unpacked, octal};
 pub use json::{BadJson, from_json, to_json, to_json_pretty};
 pub use ports::Port;
+pub use publish::{NO_PUBLIC_PROXY, Publish, PublishRule, Published};
 pub use sandbox::{CreateSandbox, FileSpec, PatchSandbox, Sandbox, StartSandbox, Transition};
 pub use session::{
     CLOSE_ASLEEP, CLOSE_TAKEN, DEFAULT_IDLE_SEC, MAX_TERMINAL_CHUNK, PipedRequest, Session,

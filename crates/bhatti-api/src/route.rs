@@ -72,6 +72,16 @@ pub fn proxy(sandbox: &str, port: u16) -> String {
     format!("{SANDBOXES}/{}/proxy/{port}/", escape(sandbox))
 }
 
+/// `/sandboxes/:sandbox/publish`, escaped.
+pub fn publish(sandbox: &str) -> String {
+    format!("{SANDBOXES}/{}/publish", escape(sandbox))
+}
+
+/// `/sandboxes/:sandbox/publish/:port`, escaped.
+pub fn unpublish(sandbox: &str, port: u16) -> String {
+    format!("{}/{port}", publish(sandbox))
+}
+
 /// `/sandboxes/:sandbox/ws`, escaped: a WebSocket on a terminal. See [`Terminal`].
 pub fn terminal(sandbox: &str, which: Terminal<'_>) -> String {
     let path = format!("{SANDBOXES}/{}/ws", escape(sandbox));

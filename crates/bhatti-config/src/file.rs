@@ -14,7 +14,7 @@ use crate::server::{self, EngineChoice, Limits, OnShutdown, Thermal};
 const MAX_BYTES: u64 = 1 << 20;
 
 /// Keys that do something.
-const KEYS: [&str; 16] = [
+const KEYS: [&str; 17] = [
     "api_url",
     "auth_token",
     "boot_timeout_sec",
@@ -30,6 +30,7 @@ const KEYS: [&str; 16] = [
     "listen",
     "network_prefix",
     "on_shutdown",
+    "public_proxy_listen",
     "qemu_bin",
 ];
 
@@ -41,7 +42,7 @@ const SECTIONS: [(&str, &[&str]); 3] = [
 ];
 
 /// Keys an existing installation's file has and this version does nothing with.
-const UNUSED: [&str; 8] = [
+const UNUSED: [&str; 7] = [
     "backup",
     "domain",
     "firecracker_jailer",
@@ -49,7 +50,6 @@ const UNUSED: [&str; 8] = [
     "firecracker_rootfs",
     "jail_gid",
     "jail_uid",
-    "public_proxy_listen",
 ];
 
 /// What one file says, each value checked on its own. `None`: not mentioned.
@@ -71,6 +71,8 @@ pub(crate) struct FileSettings {
     pub(crate) jail_uid_base: Option<u32>,
     pub(crate) boot_timeout_sec: Option<u32>,
     pub(crate) on_shutdown: Option<OnShutdown>,
+    /// The outer `Option` is whether it was mentioned, the inner one `none`.
+    pub(crate) public_proxy_listen: Option<Option<SocketAddr>>,
     /// The outer `Option` is whether it was mentioned, the inner one `never`.
     pub(crate) warm_after: Option<Option<std::time::Duration>>,
     pub(crate) cold_after: Option<Option<std::time::Duration>>,
@@ -236,6 +238,11 @@ impl Reader<'_> {
             }
             "boot_timeout_sec" => settings.boot_timeout_sec = Some(number(key, value, 1, 3600)?),
             "on_shutdown" => settings.on_shutdown = Some(on_shutdown(key, value)?),
+            "public_proxy_listen" => {
+                let off = matches!(value, Node::Text(text) if text == "none");
+                let at = if off { None } else { Some(listen(key, value)?) };
+                settings.public_proxy_listen = Some(at);
+            }
             "thermal.warm_after" => settings.warm_after = Some(duration::read(key, value)?),
             "thermal.cold_after" => settings.cold_after = Some(duration::read(key, value)?),
             "goldens.max_count" => settings.goldens_max_count = Some(number(key, value, 1, 1024)?),

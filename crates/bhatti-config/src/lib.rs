@@ -25,4 +25,6 @@ mod server;
 
 pub use layer::{Config, Endpoint, Places, load, load_endpoint};
 pub use problem::{ConfigError, Problem, Problems};
-pub use server::{EngineChoice, Goldens, JAIL_UIDS, Limits, OnShutdown, ServerConfig, Thermal};
+pub use server::{
+    EngineChoice, Goldens, JAIL_UIDS, Limits, OnShutdown, PublicProxy, ServerConfig, Thermal,
+};

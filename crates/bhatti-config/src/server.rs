@@ -75,6 +75,21 @@ pub enum OnShutdown {
     Freeze,
 }
 
+/// Where published ports are answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PublicProxy {
+    pub address: SocketAddr,
+    /// Whether somebody asked for this address: the usual one may be taken without harm.
+    pub asked_for: bool,
+}
+
+impl Default for PublicProxy {
+    /// This host only, where nothing else is usually found.
+    fn default() -> Self {
+        Self { address: SocketAddr::from((Ipv4Addr::LOCALHOST, 8090)), asked_for: false }
+    }
+}
+
 /// How many user ids from [`ServerConfig::jail_uid_base`] on belong to the daemon.
 pub(crate) const JAIL_UID_COUNT: u32 = 65_536;
 
@@ -89,6 +104,8 @@ pub struct ServerConfig {
     pub engine: EngineChoice,
     /// `listen`; the API's address, `:8080` by default.
     pub listen: SocketAddr,
+    /// `public_proxy_listen`; `None`: published ports are not answered.
+    pub public_proxy: Option<PublicProxy>,
     /// `data_dir`, absolute; `~/.bhatti` by default.
     pub data_dir: Utf8PathBuf,
     /// `kernel`; `<data_dir>/kernel/vmlinux` by default.
@@ -150,6 +167,10 @@ impl ServerConfig {
         Self {
             engine: file.engine.unwrap_or_default(),
             listen: file.listen.unwrap_or(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080))),
+            public_proxy: match file.public_proxy_listen {
+                None => Some(PublicProxy::default()),
+                Some(asked) => asked.map(|address| PublicProxy { address, asked_for: true }),
+            },
             kernel: below(&file.kernel, "vmlinux"),
             initramfs: below(&file.initramfs, "initramfs.cpio"),
             qemu_bin: file.qemu_bin.clone(),

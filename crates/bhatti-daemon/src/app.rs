@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bhatti_config::{OnShutdown, ServerConfig};
+use bhatti_config::{OnShutdown, PublicProxy, ServerConfig};
 use bhatti_engine::{Engine, EngineError};
 use bhatti_lifecycle::{Deps, GoldenLimits, Sandboxes, ServiceError, Settings, Tasks, Thermal};
 use bhatti_net::{NetConfig, NetError, Networks};
@@ -18,7 +18,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::VERSION;
 use crate::engine::{self, Bound, Chosen};
-use crate::http::{self, Api, Limits, Proxy, Room, Sockets, UnderWay, WebShells};
+use crate::http::{
+    self, Api, Guests, Limits, Proxy, Public, Room, Site, Sockets, UnderWay, WebShells,
+};
 
 /// Why the daemon did not start. Each is one sentence with what to do.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +66,8 @@ pub(crate) const PUT_AWAY: Duration = Duration::from_secs(600);
 /// A daemon that has everything it needs and serves nobody yet.
 pub struct App {
     listener: TcpListener,
+    /// Where published ports are answered.
+    public: Option<TcpListener>,
     address: SocketAddr,
     api: Arc<Api>,
     tasks: Tasks,
@@ -91,6 +95,7 @@ impl App {
             hint: "the socket has no address",
             source,
         })?;
+        let (public, site) = listen_publicly(config.public_proxy).await?.unzip();
         let mut store = Store::open(layout.database().as_std_path())?;
         register_images(&mut store, &layout.images())?;
         let bound = Bound::of(&store)?;
@@ -113,6 +118,7 @@ impl App {
             sockets: Sockets::new(connections.clone()),
             room: Room::default(),
             proxy: Proxy::new(connections.clone()),
+            public: Arc::new(Public::new(site)),
             web_shells: Arc::new(WebShells::default()),
             engine: info,
             started: Instant::now(),
@@ -120,6 +126,7 @@ impl App {
         let on_shutdown = config.on_shutdown;
         Ok(Self {
             listener,
+            public,
             address,
             api,
             tasks,
@@ -144,7 +151,16 @@ impl App {
     /// last request, which may need one, and before what they are made of is closed.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         let router = http::router(self.api.clone());
-        http::serve(self.listener, router, &self.connections, stop).await;
+        let public_router = http::public_router(self.api.clone());
+        let public = async {
+            if let Some(listener) = self.public {
+                let (tasks, stop) = (&self.connections, stop.clone());
+                http::serve(listener, public_router, tasks, Guests::Strangers, stop).await;
+            }
+        };
+        let api =
+            http::serve(self.listener, router, &self.connections, Guests::Known, stop.clone());
+        tokio::join!(api, public);
         let sandboxes = self.api.sandboxes.clone();
         drop(self.api);
         if let Err(left) = self.connections.shut_down(DRAIN).await {
@@ -246,6 +262,37 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
         },
         source,
     })
+}
+
+/// Binds the public side. That the usual address is taken is no reason not to start: nobody asked
+/// for it.
+async fn listen_publicly(
+    config: Option<PublicProxy>,
+) -> Result<Option<(TcpListener, Site)>, StartError> {
+    let Some(PublicProxy { address, asked_for }) = config else { return Ok(None) };
+    let bound = match TcpListener::bind(address).await {
+        Ok(listener) => listener.local_addr().map(|address| (listener, address)),
+        Err(error) => Err(error),
+    };
+    match bound {
+        Ok((listener, address)) => {
+            tracing::info!(listen = %address, "published ports are answered here");
+            Ok(Some((listener, Site::at(address))))
+        }
+        Err(source) if asked_for => Err(StartError::Listen {
+            address,
+            hint: "set another public_proxy_listen in the configuration, or none",
+            source,
+        }),
+        Err(error) => {
+            tracing::warn!(
+                %address,
+                %error,
+                "published ports are not answered: set public_proxy_listen in the configuration"
+            );
+            Ok(None)
+        }
+    }
 }
 
 fn register_images(store: &mut Store, dir: &Utf8Path) -> Result<(), StartError> {

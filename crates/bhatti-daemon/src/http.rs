@@ -9,6 +9,7 @@ mod error;
 mod gate;
 mod limits;
 mod proxy;
+mod public;
 mod sandbox;
 mod shares;
 mod shell_token;
@@ -20,15 +21,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
-use axum::routing::{any, get, post};
+use axum::routing::{any, delete, get, post};
 use bhatti_engine::EngineInfo;
 use bhatti_lifecycle::Sandboxes;
 use bhatti_store::Db;
 
-pub(crate) use connection::{UnderWay, serve};
+pub(crate) use connection::{Guests, UnderWay, serve};
 use error::ApiError;
 pub(crate) use limits::Limits;
 pub(crate) use proxy::Proxy;
+pub(crate) use public::{Public, Site};
 pub(crate) use sandbox::Room;
 pub(crate) use socket::Sockets;
 pub(crate) use web_shell::WebShells;
@@ -42,6 +44,7 @@ pub(crate) struct Api {
     pub(crate) sockets: Sockets,
     pub(crate) room: Room,
     pub(crate) proxy: Proxy,
+    pub(crate) public: Arc<Public>,
     pub(crate) web_shells: Arc<WebShells>,
     pub(crate) engine: EngineInfo,
     pub(crate) started: Instant,
@@ -80,6 +83,14 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .route("/sandboxes/{sandbox}/proxy/{port}", any(sandbox::proxy))
         .route("/sandboxes/{sandbox}/proxy/{port}/", any(sandbox::proxy))
         .route("/sandboxes/{sandbox}/proxy/{port}/{*path}", any(sandbox::proxy))
+        .route(
+            "/sandboxes/{sandbox}/publish",
+            get(sandbox::published).post(sandbox::publish).fallback(not_allowed),
+        )
+        .route(
+            "/sandboxes/{sandbox}/publish/{port}",
+            delete(sandbox::unpublish).fallback(|| async { ApiError::UnknownPath }),
+        )
         .route("/ports", get(sandbox::all_ports).fallback(not_allowed))
         .route("/sandboxes/{sandbox}/stop", post(sandbox::stop).fallback(not_allowed))
         .route("/sandboxes/{sandbox}/start", post(sandbox::start).fallback(not_allowed))
@@ -99,6 +110,11 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .fallback(gate::page_not_found)
         .layer(axum::middleware::from_fn_with_state(api.clone(), gate::gate))
         .with_state(api)
+}
+
+/// What answers on the public side: published ports, and nothing else.
+pub(crate) fn public_router(api: Arc<Api>) -> Router {
+    Router::new().fallback(public::answer).with_state(api)
 }
 
 #[cfg(test)]

@@ -427,6 +427,11 @@ impl Sandboxes {
         standing.is_some_and(|now| matches!(now.phase, Phase::Cold | Phase::Stopped))
     }
 
+    /// The phase it is in at this moment; `None`: there is none. Asks nobody.
+    pub fn phase_now(&self, row: &SandboxRow) -> Option<Phase> {
+        self.inner.handles().get(&row.id).map(|handle| handle.standing().phase)
+    }
+
     /// What the sandbox has lost since `row` was looked up, if it has lost something: one that
     /// could not wake as it was, or died and was booted again. Asks nobody.
     pub fn loss_since(&self, row: &SandboxRow) -> Option<String> {

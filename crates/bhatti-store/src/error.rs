@@ -56,6 +56,10 @@ pub enum StoreError {
     NoSnapshot(String),
     #[error("name {0:?} is already in use")]
     NameTaken(String),
+    #[error("alias {0:?} is already taken")]
+    AliasTaken(String),
+    #[error("a sandbox publishes at most {0} ports; unpublish one of them first")]
+    TooManyPublished(u32),
     #[error("no free uid for another VMM")]
     NoUid,
     #[error("failed to start the database thread")]

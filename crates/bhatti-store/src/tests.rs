@@ -1,6 +1,7 @@
 //! The store against a real file.
 
 mod migration;
+mod publish;
 mod shell_token;
 mod sleep;
 mod snapshot;

@@ -175,7 +175,13 @@ impl TestDaemon {
 
     fn write_config(&self, client: &str) {
         let text = format!(
-            "listen: 127.0.0.1:0\ndata_dir: {}\nnetwork_prefix: {}\n{}\n{}{client}",
+            "listen: 127.0.0.1:0\n{}data_dir: {}\nnetwork_prefix: {}\n{}\n{}{client}",
+            // Any port, but for tests that have one in mind.
+            if self.extra_config.contains("public_proxy_listen:") {
+                ""
+            } else {
+                "public_proxy_listen: 127.0.0.1:0\n"
+            },
             self.data_dir(),
             self.prefix,
             self.extra_config,

@@ -83,6 +83,7 @@ id_type!(/** What the engine calls the same machine: process, cgroup, directory.
 id_type!(/** An account. */ UserId = "usr_" + 8);
 id_type!(/** A named snapshot. */ SnapshotId = "" + 16);
 id_type!(/** A golden snapshot: a machine of one image and size, frozen right after boot. */ GoldenId = "" + 16);
+id_type!(/** A port that is published. */ PublishId = "pub_" + 16);
 id_type!(/** One HTTP request, in logs and in the body of a 500. */ RequestId = "req_" + 16);
 
 /// An image: 16 hex digits, or `tier_<tier>_<arch>` for a built-in one.

@@ -3,6 +3,7 @@
 //! Text becomes one of these types at the edge (HTTP, command line, database) and stays one.
 //! No I/O, no async, no SQL.
 
+mod alias;
 mod id;
 mod label;
 mod name;
@@ -10,7 +11,10 @@ mod phase;
 mod secret;
 mod size;
 
-pub use id::{BadId, EngineId, GoldenId, ImageId, RequestId, SandboxId, SnapshotId, UserId};
+pub use alias::{Alias, BadAlias};
+pub use id::{
+    BadId, EngineId, GoldenId, ImageId, PublishId, RequestId, SandboxId, SnapshotId, UserId,
+};
 pub use label::{BadLabel, Labels, check_label_key};
 pub use name::{BadName, Name};
 pub use phase::{Phase, Status, Thermal, tells_of_loss};

@@ -27,7 +27,9 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::ApiError;
+use super::proxy::Crowd;
 use super::shares::Shares;
+use super::web_shell::household;
 
 /// A client must send its request head within this, counted from the end of the request before:
 /// so it is also how long an idle connection is kept. `bhatti-client` gives up its own earlier.
@@ -39,6 +41,11 @@ const MAX_CONNECTIONS: usize = 1024;
 const MAX_PER_USER: usize = 512;
 /// How long a client may take no byte of an answer. A pager stands still for that long.
 const STALL: Duration = Duration::from_secs(600);
+/// The same for strangers, who have no business standing still.
+const STRANGERS_STALL: Duration = Duration::from_secs(60);
+/// The most connections of one stranger: nobody takes all places. Whoever is on this host may, since
+/// a web server in front of us would be.
+const MAX_OF_STRANGER: usize = 256;
 /// When a silent connection is probed first, how often then, and how often in vain, in seconds.
 /// A client whose machine or network is gone is noticed after 90 seconds, as on a WebSocket.
 const PROBE: (u32, u32, u32) = (30, 15, 4);
@@ -78,13 +85,24 @@ pub(super) fn until_sent(response: Response, place: OwnedSemaphorePermit) -> Res
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Peer(pub(super) IpAddr);
 
+/// Who comes to a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Guests {
+    /// Whoever has a key gets anywhere.
+    Known,
+    /// Anybody.
+    Strangers,
+}
+
 /// Accepts until `stop` fires. Connections are tasks of `tasks`, which waits for them.
 pub(crate) async fn serve(
     listener: TcpListener,
     router: Router,
     tasks: &Tasks,
+    guests: Guests,
     stop: CancellationToken,
 ) {
+    let strangers: Crowd<IpAddr> = Crowd::new(MAX_OF_STRANGER);
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         // Never closed, so there is always a place in the end.
@@ -98,9 +116,13 @@ pub(crate) async fn serve(
             Ok((stream, peer)) => {
                 let router = router.clone();
                 let peer = Peer(peer.ip());
-                tasks.spawn("connection", |stop| async move {
-                    converse(stream, peer, router, stop).await;
-                    drop(place);
+                let counted = guests == Guests::Strangers && !peer.0.is_loopback();
+                let own = counted.then(|| strangers.enter(household(peer.0)));
+                // One that has enough; its other connections go on.
+                let Some(own) = own.map_or(Some(None), |own| own.map(Some)) else { continue };
+                tasks.spawn("connection", move |stop| async move {
+                    converse(stream, peer, router, guests, stop).await;
+                    drop((place, own));
                 });
             }
             Err(error) => {
@@ -112,11 +134,21 @@ pub(crate) async fn serve(
 }
 
 /// One connection. When the client hangs up, the handler's future is dropped with it.
-async fn converse(stream: TcpStream, peer: Peer, router: Router, stop: CancellationToken) {
+async fn converse(
+    stream: TcpStream,
+    peer: Peer,
+    router: Router,
+    guests: Guests,
+    stop: CancellationToken,
+) {
     if let Err(error) = set_options(&stream) {
         tracing::debug!(%error, "failed to set the options of a connection");
     }
-    let stream = Patient::new(stream, STALL);
+    let stall = match guests {
+        Guests::Known => STALL,
+        Guests::Strangers => STRANGERS_STALL,
+    };
+    let stream = Patient::new(stream, stall);
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
     let service = router.map_request(move |mut request: Request<Incoming>| {

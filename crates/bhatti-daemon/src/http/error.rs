@@ -46,6 +46,9 @@ pub(super) enum ApiError {
     TooManyUnderWay,
     #[error("too many open WebSockets: close some, or try again later")]
     TooManySockets,
+    /// Somebody else has it, or there are as many as may be.
+    #[error("{0}")]
+    Taken(String),
     /// As many requests to programs of a sandbox are under way as may be, or as many tunnels.
     #[error("server busy, retry shortly")]
     Busy,
@@ -99,6 +102,7 @@ impl ApiError {
             | Self::TooManyKnocks => S::TOO_MANY_REQUESTS,
             Self::ShellToken { .. } => S::INTERNAL_SERVER_ERROR,
             Self::Unsupported(_) => S::NOT_IMPLEMENTED,
+            Self::Taken(_) => S::CONFLICT,
             Self::Busy => S::SERVICE_UNAVAILABLE,
             Self::Gateway(_) => S::BAD_GATEWAY,
             Self::Files(error) => guests_status(error),

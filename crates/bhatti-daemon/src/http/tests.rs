@@ -25,7 +25,7 @@ use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-use super::{Api, Limits, Proxy, Room, Sockets, UnderWay, WebShells, router};
+use super::{Api, Limits, Proxy, Public, Room, Site, Sockets, UnderWay, WebShells, router};
 
 struct NoNetwork;
 
@@ -87,8 +87,22 @@ async fn world() -> World {
     let web_shells = Arc::new(WebShells::default());
     let started = Instant::now();
     let proxy = Proxy::new(Tasks::default());
+    let site = Site::at(([127, 0, 0, 1], 8090).into());
+    let public = Arc::new(Public::new(Some(site)));
     let engine = info;
-    let api = Api { sandboxes, db, limits, under_way, sockets, room, proxy, web_shells, engine, started };
+    let api = Api {
+        sandboxes,
+        db,
+        limits,
+        under_way,
+        sockets,
+        room,
+        proxy,
+        public,
+        web_shells,
+        engine,
+        started,
+    };
     World { _scratch: scratch, router: router(Arc::new(api)), key, sandbox }
 }
 

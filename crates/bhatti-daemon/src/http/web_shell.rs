@@ -12,6 +12,7 @@ mod page;
 mod socket;
 
 pub(crate) use door::WebShells;
+pub(super) use door::household;
 
 use std::sync::Arc;
 

@@ -7,7 +7,9 @@ use axum::Extension;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use bhatti_api::Sandbox;
+use bhatti_lifecycle::ServiceError;
 use bhatti_store::SandboxRow;
+use bhatti_types::SandboxId;
 
 use super::view;
 use crate::http::body::Written;
@@ -22,7 +24,18 @@ pub(in crate::http) async fn list(
 ) -> Result<Written<Vec<Sandbox>>, ApiError> {
     let wanted = filters(&query)?;
     let rows = api.sandboxes.list(&caller).await?;
-    let listed = rows.into_iter().filter(|row| matches(row, &wanted)).map(listed).collect();
+    let rules = api.db.call(move |store| store.publish_rules_of(&caller.id));
+    let mut urls: BTreeMap<SandboxId, Vec<String>> = BTreeMap::new();
+    for rule in rules.await.map_err(ServiceError::from)? {
+        if let Some(site) = &api.public.site {
+            urls.entry(rule.sandbox).or_default().push(site.url(&rule.alias));
+        }
+    }
+    let mut listed = |row: SandboxRow| {
+        let urls = urls.remove(&row.id).unwrap_or_default();
+        Sandbox { urls, ..listed(row) }
+    };
+    let listed = rows.into_iter().filter(|row| matches(row, &wanted)).map(&mut listed).collect();
     Ok(Written(StatusCode::OK, listed))
 }
 

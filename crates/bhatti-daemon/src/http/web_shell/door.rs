@@ -151,7 +151,7 @@ fn lock(inside: &Inside) -> MutexGuard<'_, HashMap<SandboxId, Clients>> {
 }
 
 /// Who counts as one peer: whoever has an IPv6 network has 2^64 addresses in it.
-fn household(peer: IpAddr) -> IpAddr {
+pub(in crate::http) fn household(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V6(address) => {
             IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)))

@@ -1,0 +1,41 @@
+//! `/sandboxes/:s/publish`: ports with a public URL.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// `POST /sandboxes/:s/publish`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Publish {
+    pub port: i64,
+    /// Empty: one is made up.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub alias: String,
+}
+
+/// What it answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Published {
+    pub alias: String,
+    pub created_at: Timestamp,
+    pub id: String,
+    pub port: u16,
+    pub sandbox_id: String,
+    /// Where it is reached, or [`NO_PUBLIC_PROXY`] and the alias.
+    pub url: String,
+}
+
+/// `GET /sandboxes/:s/publish`: one of the list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishRule {
+    pub id: String,
+    pub sandbox_id: String,
+    pub user_id: String,
+    pub port: u16,
+    pub alias: String,
+    pub created_at: Timestamp,
+    pub url: String,
+}
+
+/// In place of a URL where a server has nothing that answers one.
+pub const NO_PUBLIC_PROXY: &str = "no public proxy configured";

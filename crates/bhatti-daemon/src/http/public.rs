@@ -1,0 +1,204 @@
+//! Published ports, for anybody: a listener of its own, no keys.
+//!
+//! ```text
+//!  request ─▶ site: which alias? ─▶ record ─▶ limits ─▶ wake ─▶ proxy::exchange
+//! ```
+//!
+//! Promises:
+//! - What is unpublished or destroyed is not answered from that moment on, and who is being
+//!   answered is cut off: the record is asked for every request, under the lock that putting out
+//!   takes (`proxy::Crowd`).
+//! - A stranger learns of an alias only whether it is published.
+//! - Whatever strangers send, a request takes five minutes at most, a sandbox is woken once for all
+//!   that come meanwhile, and at most ten are being woken at a time.
+//! - What a stranger can make us remember is bounded.
+
+mod limits;
+mod site;
+mod wakes;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Extension;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bhatti_api::ErrorBody;
+use bhatti_lifecycle::{Lease, chain};
+use bhatti_store::{PublishRow, SandboxRow, StoreError};
+use bhatti_types::{Alias, Phase, PublishId};
+use tokio::time::{Instant, timeout};
+
+use super::Api;
+use super::body::Written;
+use super::connection::Peer;
+use super::proxy::{
+    Admitted, Asker, Crowd, Failure, Keys, Limit, Place, Visit, exchange, target, words,
+};
+use limits::Limits;
+pub(crate) use site::Site;
+use wakes::Wakes;
+
+/// How long a request may take, tunnels included.
+const WHOLE: Duration = Duration::from_secs(300);
+
+/// The largest body of a request, in bytes.
+const MAX_BODY: u64 = 50 << 20;
+
+/// The most requests to one alias at once. Below what a sandbox takes, so that another of its
+/// aliases, and its owner, find room.
+const MAX_VISITORS: usize = 256;
+
+/// What the public side of a daemon has in common.
+pub(crate) struct Public {
+    /// Where it is; `None`: nowhere.
+    pub(super) site: Option<Site>,
+    limits: Limits,
+    visitors: Crowd<PublishId>,
+    wakes: Wakes,
+}
+
+impl Public {
+    pub(crate) fn new(site: Option<Site>) -> Self {
+        Self {
+            site,
+            limits: Limits::default(),
+            visitors: Crowd::new(MAX_VISITORS),
+            wakes: Wakes::default(),
+        }
+    }
+
+    /// Where an alias is reached, or that there is no such place.
+    pub(super) fn url(&self, alias: &Alias) -> String {
+        match &self.site {
+            Some(site) => site.url(alias),
+            None => format!("({}) alias: {alias}", bhatti_api::NO_PUBLIC_PROXY),
+        }
+    }
+
+    /// Cuts off whoever is being answered under a rule.
+    pub(super) fn put_out(&self, rule: &PublishId) {
+        self.visitors.put_out(rule);
+    }
+}
+
+/// Why there is no answer of a program. Strangers are told no more than that.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error("not found")]
+    NotFound,
+    #[error("rate limit exceeded")]
+    TooOften,
+    #[error("server busy, retry shortly")]
+    Busy,
+    #[error("request body too large")]
+    TooLarge,
+    #[error("sandbox unavailable")]
+    Unavailable,
+    #[error("bad gateway")]
+    BadGateway,
+    #[error("internal error")]
+    Internal,
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let (status, retry) = match &self {
+            Self::NotFound => (StatusCode::NOT_FOUND, None),
+            Self::TooOften => (StatusCode::TOO_MANY_REQUESTS, Some("1")),
+            Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, Some("2")),
+            Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, None),
+            Self::Unavailable | Self::BadGateway => (StatusCode::BAD_GATEWAY, None),
+            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, None),
+        };
+        let body = ErrorBody { error: self.to_string(), request_id: None };
+        let mut response = Written(status, body).into_response();
+        if let Some(seconds) = retry {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(seconds));
+        }
+        response
+    }
+}
+
+/// Answers any request on the public side.
+pub(super) async fn answer(
+    State(api): State<Arc<Api>>,
+    Extension(peer): Extension<Peer>,
+    request: Request,
+) -> Response {
+    serve(&api, peer, request).await.unwrap_or_else(IntoResponse::into_response)
+}
+
+async fn serve(api: &Api, Peer(peer): Peer, request: Request) -> Result<Response, Refused> {
+    let started = Instant::now();
+    let site = api.public.site.as_ref().ok_or(Refused::NotFound)?;
+    let (alias, ours) = site.alias(&request).ok_or(Refused::NotFound)?;
+    let (place, rule, row) = find(api, &alias)?;
+    if !api.public.limits.allow(peer, &rule.id) {
+        return Err(Refused::TooOften);
+    }
+    // Before anything is woken for it.
+    if length(request.headers()).is_some_and(|length| length > MAX_BODY) {
+        return Err(Refused::TooLarge);
+    }
+    let seat = api.proxy.enter(&row.id).ok_or(Refused::Busy)?;
+    let lease = timeout(WHOLE, wake(api, &row)).await.map_err(|_| Refused::Unavailable)??;
+    let left = WHOLE.saturating_sub(started.elapsed());
+    let limit = Limit { whole: Some(left), idle: left, body: Some(MAX_BODY) };
+    let uri = target(request.uri(), ours);
+    let asker = Asker { peer, keys: Keys::Theirs };
+    let out = place.out.clone();
+    let visit = Visit { port: rule.port, lease, out, _place: seat, _kept: Box::new(place) };
+    let answered = exchange(&api.proxy, request, uri, asker, visit, &limit).await;
+    answered.map_err(|failure| match failure {
+        Failure::TooLarge => Refused::TooLarge,
+        Failure::NoTunnel => Refused::Busy,
+        failure => {
+            tracing::info!(
+                alias,
+                error = words(&failure),
+                duration_ms = started.elapsed().as_millis() as u64,
+                "a published port did not answer"
+            );
+            Refused::BadGateway
+        }
+    })
+}
+
+/// What an alias stands for, and a place there.
+fn find(api: &Api, alias: &str) -> Result<(Place<PublishId>, PublishRow, SandboxRow), Refused> {
+    let look_up = || {
+        let found = api.db.read(|store| store.published(alias))?;
+        let seen = |row: &SandboxRow| {
+            api.sandboxes.phase_now(row).is_some_and(|phase| phase.wire().is_some())
+        };
+        let found = found.filter(|(_, row)| seen(row));
+        Ok::<_, StoreError>(found.map(|(rule, row)| (rule.id.clone(), (rule, row))))
+    };
+    match api.public.visitors.admit(look_up) {
+        Ok(Admitted::In(place, (rule, row))) => Ok((place, rule, row)),
+        Ok(Admitted::Full) => Err(Refused::Busy),
+        Ok(Admitted::Nothing) => Err(Refused::NotFound),
+        Err(error) => {
+            tracing::error!(alias, error = chain(&error), "an alias could not be looked up");
+            Err(Refused::Internal)
+        }
+    }
+}
+
+/// The guest, awake. All who come while it wakes wait for the same wake.
+async fn wake(api: &Api, row: &SandboxRow) -> Result<Lease, Refused> {
+    let _waking = match api.sandboxes.phase_now(row) {
+        Some(Phase::Hot) => None,
+        _ => Some(api.public.wakes.join(&row.id).ok_or(Refused::Busy)?),
+    };
+    api.sandboxes.lease_of(row).await.map_err(|error| {
+        tracing::warn!(sandbox = %row.id, error = chain(&error), "a published sandbox did not wake");
+        Refused::Unavailable
+    })
+}
+
+fn length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}

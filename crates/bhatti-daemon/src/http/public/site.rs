@@ -1,0 +1,114 @@
+//! How aliases and URLs belong together.
+//!
+//! On a loopback address an alias is a host, `http://<alias>.localhost:<port>/`: browsers and curl
+//! take every such name for this machine, and an application's absolute links work. Elsewhere, and
+//! on the loopback for programs that do not know those names, it is the first segment of the path.
+
+use std::net::{IpAddr, SocketAddr};
+
+use axum::extract::Request;
+use axum::http::header;
+use bhatti_types::Alias;
+
+/// What every name of this machine ends in.
+const ZONE: &str = ".localhost";
+
+/// Where the public side is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Site {
+    address: SocketAddr,
+}
+
+impl Site {
+    pub(crate) fn at(address: SocketAddr) -> Self {
+        Self { address }
+    }
+
+    /// Where an alias is reached. An address that is no particular one is left out, for who asked
+    /// to fill in: they know how they got here.
+    pub(in crate::http) fn url(&self, alias: &Alias) -> String {
+        let port = self.address.port();
+        if self.address.ip().is_loopback() {
+            format!("http://{alias}{ZONE}:{port}/")
+        } else if self.address.ip().is_unspecified() {
+            format!("http://:{port}/{alias}/")
+        } else {
+            format!("http://{}/{alias}/", self.address)
+        }
+    }
+
+    /// The alias a request is for, and how many segments of its path that took. What comes back
+    /// need not be an alias.
+    pub(super) fn alias(&self, request: &Request) -> Option<(String, usize)> {
+        let host = host(request).unwrap_or_default();
+        if let Some(alias) = host.strip_suffix(ZONE) {
+            return Some((alias.to_owned(), 0));
+        }
+        // A page of elsewhere whose name has come to mean this machine is not let in: what is
+        // published here is for who is here.
+        let literal = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+        if self.address.ip().is_loopback() && !literal && host != "localhost" {
+            return None;
+        }
+        let first = request.uri().path().split('/').nth(1)?;
+        (!first.is_empty()).then(|| (first.to_owned(), 1))
+    }
+}
+
+/// The host a request names, without its port, in lower case.
+fn host(request: &Request) -> Option<String> {
+    let named = request.headers().get(header::HOST).and_then(|value| value.to_str().ok());
+    let named = request.uri().authority().map(|authority| authority.as_str()).or(named)?;
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    let host = match named.rsplit_once(':') {
+        Some((host, port)) if digits(port) => host,
+        _ => named,
+    };
+    // One dot at the end says only that this is the whole name.
+    Some(host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::Body;
+
+    fn alias(address: &str, host: &str, path: &str) -> Option<(String, usize)> {
+        let request = Request::builder().uri(path).header(header::HOST, host);
+        let request = request.body(Body::empty()).expect("a request");
+        Site::at(address.parse().expect("an address")).alias(&request)
+    }
+
+    #[test]
+    fn a_url_leads_to_its_alias() {
+        let name: Alias = "dev-1".parse().expect("an alias");
+        for (address, url) in [
+            ("127.0.0.1:8090", "http://dev-1.localhost:8090/"),
+            ("[::1]:80", "http://dev-1.localhost:80/"),
+            ("0.0.0.0:8443", "http://:8443/dev-1/"),
+            ("192.0.2.1:8443", "http://192.0.2.1:8443/dev-1/"),
+        ] {
+            let site = Site::at(address.parse().expect("an address"));
+            assert_eq!(site.url(&name), url);
+            let (host, path) = url["http://".len()..].split_once('/').expect("a path");
+            let found = alias(address, host, &format!("/{path}x"));
+            assert_eq!(found.map(|found| found.0).as_deref(), Some("dev-1"), "{url}");
+        }
+    }
+
+    #[test]
+    fn an_alias_is_in_the_host_or_else_in_the_path() {
+        let here = |host, path| alias("127.0.0.1:8090", host, path);
+        let found = |text: &str, ours| Some((text.to_owned(), ours));
+        assert_eq!(here("dev.localhost:8090", "/x"), found("dev", 0));
+        assert_eq!(here("DEV.localhost.", "/x"), found("dev", 0));
+        assert_eq!(here("a.b.localhost", "/x"), found("a.b", 0));
+        for host in ["127.0.0.1:8090", "localhost:8090", "localhost", "[::1]:8090"] {
+            assert_eq!(here(host, "/dev/x"), found("dev", 1), "{host}");
+            assert_eq!((here(host, "/"), here(host, "//x")), (None, None));
+        }
+        assert_eq!(here("evil.example", "/dev/x"), None, "a name that was made to mean us");
+        assert_eq!(here("", "/dev/x"), None);
+        assert_eq!(alias("0.0.0.0:80", "box.example:80", "/dev/x"), found("dev", 1));
+    }
+}

@@ -1,0 +1,153 @@
+//! `/sandboxes/:sandbox/publish`: ports that anybody may ask. Wakes nothing.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::extract::{FromRequest, RawPathParams, Request, State};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use bhatti_api::{Publish, PublishRule, Published, route};
+use bhatti_lifecycle::ServiceError;
+use bhatti_store::{PublishRow, Published as Outcome, SandboxRow, StoreError};
+use bhatti_types::Alias;
+
+use super::proxy::port;
+use crate::http::body::{Named, Read, Written};
+use crate::http::gate::Caller;
+use crate::http::{Api, ApiError};
+
+/// How often another random alias is tried.
+const TRIES: usize = 4;
+
+/// `POST`: publishes a port, or says that it is.
+pub(in crate::http) async fn publish(
+    State(api): State<Arc<Api>>,
+    Extension(Caller(caller)): Extension<Caller>,
+    Named(sandbox): Named,
+    request: Request,
+) -> Result<Response, ApiError> {
+    // 404 comes before complaints about the body, so the body is read here.
+    let row = api.sandboxes.get(&caller, &sandbox).await?;
+    let bad = |text: &str| ApiError::BadRequest(text.to_owned());
+    let body = Read::<Publish>::from_request(request, &()).await;
+    let Read(wanted) = body.map_err(|_| bad("invalid request body"))?;
+    let port = u16::try_from(wanted.port).ok().filter(|port| *port != 0);
+    let port = port.ok_or_else(|| bad("port must be 1-65535"))?;
+    let outcome = if wanted.alias.is_empty() {
+        record_random(&api, &row, port).await
+    } else {
+        let alias = wanted.alias.parse::<Alias>();
+        let alias = alias.map_err(|error| ApiError::BadRequest(error.to_string()))?;
+        record(&api, &row, port, alias).await
+    };
+    let (status, rule) = match outcome.map_err(|error| failed(error, sandbox))? {
+        Outcome::New(rule) => (StatusCode::CREATED, rule),
+        Outcome::Existing(rule) => (StatusCode::OK, rule),
+    };
+    if status == StatusCode::CREATED {
+        tracing::info!(sandbox = %row.id, port, alias = %rule.alias, "published a port");
+    }
+    let mut response = Written(status, shown(&api, rule)).into_response();
+    if status == StatusCode::OK {
+        let name = HeaderName::from_static(route::EXISTING_HEADER);
+        response.headers_mut().insert(name, HeaderValue::from_static("true"));
+    }
+    Ok(response)
+}
+
+async fn record(
+    api: &Api,
+    row: &SandboxRow,
+    port: u16,
+    alias: Alias,
+) -> Result<Outcome, StoreError> {
+    let id = row.id.clone();
+    api.db.call(move |store| store.publish(&id, port, &alias)).await
+}
+
+async fn record_random(api: &Api, row: &SandboxRow, port: u16) -> Result<Outcome, StoreError> {
+    let mut tried = 0;
+    loop {
+        tried += 1;
+        match record(api, row, port, Alias::random(row.name.as_str())).await {
+            Err(StoreError::AliasTaken(_)) if tried < TRIES => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+fn failed(error: StoreError, sandbox: String) -> ApiError {
+    match error {
+        // Destroyed in between.
+        StoreError::NoSandbox(_) => ServiceError::NoSandbox(sandbox).into(),
+        taken @ (StoreError::AliasTaken(_) | StoreError::TooManyPublished(_)) => {
+            ApiError::Taken(taken.to_string())
+        }
+        other => ServiceError::from(other).into(),
+    }
+}
+
+fn shown(api: &Api, rule: PublishRow) -> Published {
+    Published {
+        url: api.public.url(&rule.alias),
+        alias: rule.alias.to_string(),
+        created_at: rule.created_at,
+        id: rule.id.to_string(),
+        port: rule.port,
+        sandbox_id: rule.sandbox.to_string(),
+    }
+}
+
+/// `GET`: what of the sandbox is published.
+pub(in crate::http) async fn published(
+    State(api): State<Arc<Api>>,
+    Extension(Caller(caller)): Extension<Caller>,
+    Named(sandbox): Named,
+) -> Result<Written<Vec<PublishRule>>, ApiError> {
+    let row = api.sandboxes.get(&caller, &sandbox).await?;
+    let rules = api.db.call({
+        let id = row.id.clone();
+        move |store| store.publish_rules(&id)
+    });
+    let rules = rules.await.map_err(ServiceError::from)?;
+    let shown = |rule: PublishRow| PublishRule {
+        id: rule.id.to_string(),
+        sandbox_id: rule.sandbox.to_string(),
+        user_id: row.owner.to_string(),
+        port: rule.port,
+        url: api.public.url(&rule.alias),
+        alias: rule.alias.to_string(),
+        created_at: rule.created_at,
+    };
+    Ok(Written(StatusCode::OK, rules.into_iter().map(shown).collect()))
+}
+
+/// `DELETE …/:port`: from here on nobody is answered, and who is being answered is cut off.
+pub(in crate::http) async fn unpublish(
+    State(api): State<Arc<Api>>,
+    Extension(Caller(caller)): Extension<Caller>,
+    Named(sandbox): Named,
+    params: RawPathParams,
+) -> Result<StatusCode, ApiError> {
+    let row = api.sandboxes.get(&caller, &sandbox).await?;
+    let port = port(&params).ok_or(ApiError::BadRequest("invalid port in path".to_owned()))?;
+    let (id, public) = (row.id.clone(), Arc::clone(&api.public));
+    // Both on the store's thread: a client that hangs up in between must not save those inside.
+    let taken_back = api.db.call(move |store| {
+        let rule = store.unpublish(&id, port)?;
+        if let Some(rule) = &rule {
+            public.put_out(&rule.id);
+        }
+        Ok(rule)
+    });
+    match taken_back.await.map_err(ServiceError::from)? {
+        Some(rule) => {
+            tracing::info!(sandbox = %row.id, port, alias = %rule.alias, "unpublished a port");
+            Ok(StatusCode::NO_CONTENT)
+        }
+        None => {
+            let text = format!("no publish rule for port {port} on this sandbox");
+            Err(ApiError::NotFound(text))
+        }
+    }
+}

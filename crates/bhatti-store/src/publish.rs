@@ -1,0 +1,149 @@
+//! Published ports: which program of which sandbox an alias stands for.
+//!
+//! Promises: an alias is one sandbox's at a time, whoever's; a port of a sandbox has at most one; a
+//! rule goes with its sandbox and stays through everything else.
+
+use bhatti_types::{Alias, PublishId, SandboxId, UserId};
+use jiff::Timestamp;
+use rusqlite::{OptionalExtension, Row};
+
+use crate::row::{Reader, all, readable};
+use crate::{SandboxRow, Store, StoreError};
+
+/// The most rules of one sandbox.
+const MAX_RULES: u32 = 100;
+
+/// A rule as it is recorded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublishRow {
+    pub id: PublishId,
+    pub sandbox: SandboxId,
+    pub port: u16,
+    pub alias: Alias,
+    pub created_at: Timestamp,
+}
+
+/// What publishing came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Published {
+    New(PublishRow),
+    /// The port was published, under whatever alias.
+    Existing(PublishRow),
+}
+
+fn read(row: &Row<'_>) -> Result<PublishRow, StoreError> {
+    let r = Reader { row, table: "publish_rules", key: row.get("id").unwrap_or_default() };
+    Ok(PublishRow {
+        id: r.parse("id")?,
+        sandbox: r.parse("sandbox")?,
+        port: r.get("port")?,
+        alias: r.parse("alias")?,
+        created_at: r.parse("created_at")?,
+    })
+}
+
+impl Store {
+    /// Publishes a port under an alias, unless it is published already.
+    pub fn publish(
+        &mut self,
+        sandbox: &SandboxId,
+        port: u16,
+        alias: &Alias,
+    ) -> Result<Published, StoreError> {
+        // Nobody else writes rules, so nothing can come between these looks and the insert; the
+        // constraints hold all the same.
+        if let Some(row) = self.publish_rule(sandbox, port)? {
+            return Ok(Published::Existing(row));
+        }
+        let count: u32 = self.connection.query_row(
+            "SELECT count(*) FROM publish_rules WHERE sandbox = ?1",
+            [sandbox.as_str()],
+            |row| row.get(0),
+        )?;
+        if count >= MAX_RULES {
+            return Err(StoreError::TooManyPublished(MAX_RULES));
+        }
+        let row = PublishRow {
+            id: PublishId::random(),
+            sandbox: sandbox.clone(),
+            port,
+            alias: alias.clone(),
+            created_at: Timestamp::now(),
+        };
+        let inserted = self.connection.execute(
+            "INSERT INTO publish_rules (id, sandbox, port, alias, created_at)
+             VALUES (?1, ?2, ?3, ?4, ?5)",
+            rusqlite::params![
+                row.id.as_str(),
+                sandbox.as_str(),
+                port,
+                alias.as_str(),
+                row.created_at.to_string(),
+            ],
+        );
+        match inserted {
+            Ok(_) => Ok(Published::New(row)),
+            Err(error) => Err(refused(error, sandbox, alias)),
+        }
+    }
+
+    /// The rule of one port, if it is published.
+    fn publish_rule(
+        &self,
+        sandbox: &SandboxId,
+        port: u16,
+    ) -> Result<Option<PublishRow>, StoreError> {
+        let sql = "SELECT * FROM publish_rules WHERE sandbox = ?1 AND port = ?2";
+        let mut statement = self.connection.prepare_cached(sql)?;
+        let mut rows = statement.query(rusqlite::params![sandbox.as_str(), port])?;
+        rows.next()?.map(read).transpose()
+    }
+
+    /// The rules of a sandbox, the oldest first.
+    pub fn publish_rules(&self, sandbox: &SandboxId) -> Result<Vec<PublishRow>, StoreError> {
+        let sql = "SELECT * FROM publish_rules WHERE sandbox = ?1 ORDER BY created_at, id";
+        all(self.connection.prepare_cached(sql)?.query([sandbox.as_str()])?, read)
+    }
+
+    /// The rules of all sandboxes of `owner`, the oldest first.
+    pub fn publish_rules_of(&self, owner: &UserId) -> Result<Vec<PublishRow>, StoreError> {
+        let sql = "SELECT publish_rules.* FROM publish_rules
+             JOIN sandboxes ON sandboxes.id = publish_rules.sandbox
+             WHERE sandboxes.owner = ?1 ORDER BY publish_rules.created_at, publish_rules.id";
+        readable(self.connection.prepare_cached(sql)?.query([owner.as_str()])?, read)
+    }
+
+    /// Takes a rule back; the one there was.
+    pub fn unpublish(
+        &mut self,
+        sandbox: &SandboxId,
+        port: u16,
+    ) -> Result<Option<PublishRow>, StoreError> {
+        let Some(row) = self.publish_rule(sandbox, port)? else { return Ok(None) };
+        self.connection.execute("DELETE FROM publish_rules WHERE id = ?1", [row.id.as_str()])?;
+        Ok(Some(row))
+    }
+
+    /// What an alias stands for. What is no alias stands for nothing.
+    pub fn published(&self, alias: &str) -> Result<Option<(PublishRow, SandboxRow)>, StoreError> {
+        let sql = "SELECT * FROM publish_rules WHERE alias = ?1";
+        let found = self
+            .connection
+            .prepare_cached(sql)?
+            .query_row([alias], |row| Ok(read(row)))
+            .optional()?;
+        let Some(rule) = found.transpose()? else { return Ok(None) };
+        let sandbox = self.sandbox(&rule.sandbox)?;
+        Ok(Some((rule, sandbox)))
+    }
+}
+
+fn refused(error: rusqlite::Error, sandbox: &SandboxId, alias: &Alias) -> StoreError {
+    match error.sqlite_error().map(|sqlite| sqlite.extended_code) {
+        Some(rusqlite::ffi::SQLITE_CONSTRAINT_FOREIGNKEY) => {
+            StoreError::NoSandbox(sandbox.to_string())
+        }
+        Some(rusqlite::ffi::SQLITE_CONSTRAINT_UNIQUE) => StoreError::AliasTaken(alias.to_string()),
+        _ => error.into(),
+    }
+}
