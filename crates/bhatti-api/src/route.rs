@@ -32,6 +32,10 @@ pub const TAR: &str = "application/x-tar";
 /// Asks `exec` to stream.
 pub const NDJSON: &str = "application/x-ndjson";
 
+/// What a forwarded connection becomes: the bytes of the program on the guest's port, as they are,
+/// each direction to its half-close.
+pub const FORWARD_PROTOCOL: &str = "bhatti-forward/1";
+
 /// The largest JSON body, in bytes.
 pub const MAX_JSON: usize = 1 << 20;
 /// The largest body of a create, in bytes: it carries files as base64.
@@ -70,6 +74,11 @@ pub fn ports(sandbox: &str) -> String {
 /// `/sandboxes/:sandbox/proxy/:port/`, escaped.
 pub fn proxy(sandbox: &str, port: u16) -> String {
     format!("{SANDBOXES}/{}/proxy/{port}/", escape(sandbox))
+}
+
+/// `/sandboxes/:sandbox/forward/:port`, escaped. Asks for [`FORWARD_PROTOCOL`].
+pub fn forward(sandbox: &str, port: u16) -> String {
+    format!("{SANDBOXES}/{}/forward/{port}", escape(sandbox))
 }
 
 /// `/sandboxes/:sandbox/publish`, escaped.

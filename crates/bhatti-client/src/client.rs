@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use bhatti_api::route;
 use bytes::Bytes;
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue};
+use http::header::{
+    ACCEPT, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue, UPGRADE,
+};
 use http::{HeaderMap, Method, Request, Response};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
@@ -62,13 +64,24 @@ pub(crate) struct Call<'a> {
     pub(crate) accept: Option<&'static str>,
     /// Asks for a WebSocket instead of an answer.
     pub(crate) upgrade: Option<Upgrade<'a>>,
+    /// Asks for another protocol instead of an answer.
+    pub(crate) protocol: Option<&'static str>,
     /// For the headers and the body together.
     pub(crate) limit: Duration,
 }
 
 impl<'a> Call<'a> {
     pub(crate) fn new(method: Method, path: &'a str) -> Self {
-        Self { method, path, body: None, content: None, accept: None, upgrade: None, limit: QUICK }
+        Self {
+            method,
+            path,
+            body: None,
+            content: None,
+            accept: None,
+            upgrade: None,
+            protocol: None,
+            limit: QUICK,
+        }
     }
 }
 
@@ -246,6 +259,9 @@ impl Client {
         }
         if let Some(upgrade) = &call.upgrade {
             request = upgrade.ask(request);
+        }
+        if let Some(protocol) = call.protocol {
+            request = request.header(CONNECTION, "Upgrade").header(UPGRADE, protocol);
         }
         if call.body.is_some() {
             request = request.header(CONTENT_TYPE, "application/json");

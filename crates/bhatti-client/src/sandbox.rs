@@ -37,7 +37,11 @@ impl Client {
             path.push_str("label=");
             path.push_str(&route::escape(&format!("{key}={value}")));
         }
-        Ok(self.json(Call::new(Method::GET, &path)).await?.0)
+        let mut listed: Vec<Sandbox> = self.json(Call::new(Method::GET, &path)).await?.0;
+        for url in listed.iter_mut().flat_map(|sandbox| &mut sandbox.urls) {
+            *url = self.reachable(std::mem::take(url));
+        }
+        Ok(listed)
     }
 
     /// `GET /sandboxes/:s`, by name or id.

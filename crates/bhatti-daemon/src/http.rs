@@ -84,6 +84,10 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .route("/sandboxes/{sandbox}/proxy/{port}/", any(sandbox::proxy))
         .route("/sandboxes/{sandbox}/proxy/{port}/{*path}", any(sandbox::proxy))
         .route(
+            "/sandboxes/{sandbox}/forward/{port}",
+            get(sandbox::forward).head(not_allowed).fallback(not_allowed),
+        )
+        .route(
             "/sandboxes/{sandbox}/publish",
             get(sandbox::published).post(sandbox::publish).fallback(not_allowed),
         )

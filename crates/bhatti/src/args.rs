@@ -6,8 +6,8 @@ use camino::Utf8PathBuf;
 use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 
 use crate::command::{
-    completion, cp, create, destroy, edit, exec, file, inspect, list, ports, ps, serve, share,
-    shell, snapshot, start, stop, user,
+    completion, cp, create, destroy, edit, exec, file, forward, inspect, list, ports, ps, publish,
+    serve, share, shell, snapshot, start, stop, unpublish, user,
 };
 
 /// Everything on one command line.
@@ -58,12 +58,14 @@ pub(crate) enum Command {
     Edit(edit::EditArgs),
     Exec(exec::ExecArgs),
     File(file::FileArgs),
+    Forward(forward::ForwardArgs),
     #[command(visible_alias = "info")]
     Inspect(inspect::InspectArgs),
     #[command(visible_alias = "ls")]
     List(list::ListArgs),
     Ps(ps::PsArgs),
     Ports(ports::PortsArgs),
+    Publish(publish::PublishArgs),
     Serve(serve::ServeArgs),
     /// Configure CLI endpoint and API key
     Setup,
@@ -73,6 +75,7 @@ pub(crate) enum Command {
     Snapshot(snapshot::SnapshotArgs),
     Start(start::StartArgs),
     Stop(stop::StopArgs),
+    Unpublish(unpublish::UnpublishArgs),
     /// Manage the users of this host's daemon
     User(user::UserArgs),
     /// Print the version of the CLI and of the server
@@ -84,11 +87,11 @@ const SECTIONS: [(&str, &[&str]); 4] = [
     (
         "Core",
         &[
-            "cp", "create", "destroy", "edit", "exec", "file", "list", "ports", "ps", "share",
-            "shell", "start", "stop",
+            "cp", "create", "destroy", "edit", "exec", "file", "forward", "list", "ports", "ps",
+            "share", "shell", "start", "stop",
         ],
     ),
-    ("Resources", &["snapshot"]),
+    ("Resources", &["publish", "snapshot", "unpublish"]),
     ("Setup & Admin", &["serve", "setup", "user"]),
     ("Additional Commands", &["completion", "help", "inspect", "version"]),
 ];

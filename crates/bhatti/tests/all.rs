@@ -9,6 +9,7 @@ mod all {
     mod exec;
     mod help;
     mod host;
+    mod publish;
     mod sandbox;
     mod setup;
     mod share;

@@ -2,7 +2,7 @@
 
 mod live;
 mod printer;
-mod stdin;
+pub(super) mod stdin;
 
 use std::process::ExitCode;
 

@@ -7,6 +7,7 @@ pub(crate) mod destroy;
 pub(crate) mod edit;
 pub(crate) mod exec;
 pub(crate) mod file;
+pub(crate) mod forward;
 pub(crate) mod inspect;
 mod interrupt;
 pub(crate) mod list;
@@ -14,6 +15,7 @@ pub(crate) mod names;
 mod pairs;
 pub(crate) mod ports;
 pub(crate) mod ps;
+pub(crate) mod publish;
 pub(crate) mod serve;
 mod setup;
 pub(crate) mod share;
@@ -22,6 +24,7 @@ pub(crate) mod snapshot;
 mod spinner;
 pub(crate) mod start;
 pub(crate) mod stop;
+pub(crate) mod unpublish;
 pub(crate) mod user;
 mod version;
 
@@ -41,10 +44,12 @@ pub(crate) fn run(context: &Context, command: Command) -> Result<ExitCode, Failu
         Command::Edit(args) => edit::run(context, &args),
         Command::Exec(args) => exec::run(context, args),
         Command::File(args) => file::run(context, args),
+        Command::Forward(args) => forward::run(context, &args),
         Command::Inspect(args) => inspect::run(context, &args),
         Command::List(args) => list::run(context, &args),
         Command::Ps(args) => ps::run(context, &args),
         Command::Ports(args) => ports::run(context, &args),
+        Command::Publish(args) => publish::run(context, args),
         Command::Serve(args) => serve::run(context, &args),
         Command::Setup => setup::run(context),
         Command::Share(args) => share::run(context, &args),
@@ -52,6 +57,7 @@ pub(crate) fn run(context: &Context, command: Command) -> Result<ExitCode, Failu
         Command::Snapshot(args) => snapshot::run(context, args),
         Command::Start(args) => start::run(context, &args),
         Command::Stop(args) => stop::run(context, &args),
+        Command::Unpublish(args) => unpublish::run(context, &args),
         Command::User(args) => user::run(context, args),
         Command::Version => version::run(context),
     }

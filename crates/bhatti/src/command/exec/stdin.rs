@@ -26,7 +26,7 @@ fn is_null() -> bool {
 }
 
 /// Reads it in a thread, a piece or two ahead of who takes them. Closed at its end.
-pub(super) fn read() -> Result<mpsc::Receiver<io::Result<Bytes>>, Failure> {
+pub(in crate::command) fn read() -> Result<mpsc::Receiver<io::Result<Bytes>>, Failure> {
     let (give, take) = mpsc::channel(2);
     let work = move || {
         let mut stdin = io::stdin().lock();

@@ -1,0 +1,91 @@
+//! `bhatti publish`
+
+use std::process::ExitCode;
+
+use bhatti_api::{NO_PUBLIC_PROXY, Publish, Published, ShellToken, route};
+use serde::Serialize;
+
+use crate::context::Context;
+use crate::failure::{Failure, chain};
+
+/// Publish a sandbox port with a public URL
+///
+/// Whoever has the URL reaches what listens on the port, without an account; a sleeping sandbox
+/// wakes for it. It stays published until `bhatti unpublish` or the end of the sandbox. Publishing a
+/// port again says where it is.
+#[derive(clap::Args, Debug)]
+pub(crate) struct PublishArgs {
+    /// Name or id of the sandbox
+    sandbox: String,
+    /// Port to publish (required)
+    #[arg(short, long, value_name = "PORT")]
+    port: Option<i64>,
+    /// What the URL calls it (default: the sandbox's name and something random)
+    #[arg(short, long, value_name = "ALIAS")]
+    alias: Option<String>,
+    /// Print a link to a web shell in the sandbox too
+    #[arg(long)]
+    shell: bool,
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Shown<'a> {
+    #[serde(flatten)]
+    published: &'a Published,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shell_token: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shell_url: Option<&'a str>,
+}
+
+pub(crate) fn run(context: &Context, args: PublishArgs) -> Result<ExitCode, Failure> {
+    let port = required(args.port)?;
+    let client = context.client()?;
+    let wanted = Publish { port, alias: args.alias.unwrap_or_default() };
+    let published = context.call_about(&args.sandbox, client.publish(&args.sandbox, &wanted))?;
+    let shell = if args.shell { share(context, &published)? } else { None };
+    if !context.globals.json && published.url.contains(NO_PUBLIC_PROXY) {
+        context.say(&nowhere(context.url()?, &published));
+        if let Some(shell) = &shell {
+            context.write(format!("Shell:     {}\n", shell.url).as_bytes())?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut text = format!("Published: {}\n", published.url);
+    if let Some(shell) = &shell {
+        text.push_str(&format!("Shell:     {}\n", shell.url));
+    }
+    let shown = Shown {
+        published: &published,
+        shell_token: shell.as_ref().map(|shell| shell.token.as_str()),
+        shell_url: shell.as_ref().map(|shell| shell.url.as_str()),
+    };
+    context.print(&shown, &text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The port, which is a flag and has no default.
+pub(crate) fn required(port: Option<i64>) -> Result<i64, Failure> {
+    port.ok_or_else(|| Failure::text("required flag(s) \"port\" not set"))
+}
+
+/// That there is no link to a shell does not make the port less public.
+fn share(context: &Context, published: &Published) -> Result<Option<ShellToken>, Failure> {
+    match context.wait(context.client()?.share(&published.sandbox_id))? {
+        Ok(shell) => Ok(Some(shell)),
+        Err(error) => {
+            let why = chain(&error);
+            context.say(&format!("Warning: failed to generate shell token: {why}\n"));
+            Ok(None)
+        }
+    }
+}
+
+fn nowhere(endpoint: &str, published: &Published) -> String {
+    let path = route::proxy(&published.sandbox_id, published.port);
+    format!(
+        "The server answers no published ports.\n  Setup: set public_proxy_listen in its \
+         configuration.\n\nIn the meantime, use the proxy URL directly:\n  {endpoint}{path}\n"
+    )
+}
