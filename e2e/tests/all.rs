@@ -22,6 +22,8 @@ mod network;
 mod ports;
 #[path = "all/proxy.rs"]
 mod proxy;
+#[path = "all/publish.rs"]
+mod publish;
 #[path = "all/recovery.rs"]
 mod recovery;
 #[path = "all/recovery_sleep.rs"]

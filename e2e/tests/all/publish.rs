@@ -1,0 +1,319 @@
+//! Published ports, asked by anybody; and connections forwarded to the caller's machine.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use bhatti_testkit::{TestDaemon, on_fresh_host, wait_for};
+use serde_json::{Value, json};
+
+use crate::files::{curl, noise};
+use crate::proxy::{raw, serve, until};
+
+/// What anybody's curl is answered: the status and the body.
+#[track_caller]
+fn ask(url: &str, args: &[&str]) -> (u16, String) {
+    let out = Command::new("curl")
+        .args(["-sS", "--max-time", "90", "-w", "\n%{http_code}"])
+        .args(args)
+        .arg(url)
+        .output()
+        .expect("curl runs");
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    let (body, status) = text.rsplit_once('\n').expect("a status");
+    (status.parse().expect("a number"), body.to_owned())
+}
+
+/// Publishes a port; the URL.
+#[track_caller]
+fn publish(daemon: &TestDaemon, args: &[&str]) -> String {
+    let printed = daemon.cli(&[&["publish"], args].concat()).ok();
+    printed.strip_prefix("Published: ").expect("a URL").trim_end().to_owned()
+}
+
+/// `host:port` of a URL whose host is an alias, as an address.
+fn address(url: &str) -> String {
+    let port = url.trim_end_matches('/').rsplit_once(':').expect("a port").1;
+    format!("127.0.0.1:{port}")
+}
+
+#[test]
+fn a_published_port_is_anybodys_until_it_is_taken_back() {
+    on_fresh_host(|| {
+        let mut daemon = TestDaemon::start();
+        daemon.cli(&["create", "--name", "dev", "--memory", "512"]).ok();
+        serve(&daemon, "dev", 8000, "127.0.0.1");
+        let url = publish(&daemon, &["dev", "-p", "8000", "-a", "web"]);
+        let here = address(&url);
+        assert_eq!(
+            url,
+            format!("http://web.localhost:{}/", here.rsplit_once(':').expect("port").1)
+        );
+        strangers_are_answered(&daemon, &url, &here);
+        what_is_too_large_is_refused(&daemon, &url);
+        rules_are_listed_and_kept(&daemon, &url);
+        aliases_are_somebodys(&daemon);
+        assert_eq!(ask(&publish(&daemon, &["dev", "-p", "9"]), &[]).0, 502);
+        for stranger in [format!("http://{here}/"), format!("http://{here}/nobody/")] {
+            let answer = ask(&stranger, &[]);
+            assert_eq!(answer, (404, "{\"error\":\"not found\"}\n".to_owned()), "{stranger}");
+        }
+        assert_eq!(ask(&format!("http://{here}/web/"), &["-H", "Host: evil.example"]).0, 404);
+        daemon.cli(&["edit", "dev", "--name", "renamed"]).ok();
+        assert_eq!(ask(&url, &[]).0, 200, "it is published under another name of the sandbox");
+        unpublishing_is_at_once(&daemon, &url, &here);
+        let url = publish(&daemon, &["renamed", "-p", "8000", "-a", "again"]);
+        daemon.terminate();
+        daemon.run();
+        let path = url.strip_prefix("http://").expect("a URL").split(':').next().expect("a host");
+        let moved = daemon.json(&["list"])[0]["urls"].as_array().expect("URLs").clone();
+        let moved = moved.iter().filter_map(Value::as_str).find(|url| url.contains(path));
+        assert_eq!(ask(moved.expect("it is listed"), &[]).0, 200, "after a restart");
+        daemon.cli(&["destroy", "renamed", "--yes"]).ok();
+        assert_eq!(ask(moved.expect("it was listed"), &[]).0, 404);
+        assert_eq!(daemon.unannounced_errors(), Vec::<String>::new());
+    });
+}
+
+fn strangers_are_answered(daemon: &TestDaemon, url: &str, here: &str) {
+    let key = format!("Authorization: Bearer {}", daemon.admin().key);
+    let (status, head) = ask(&format!("{url}a%2Fb?x"), &["-H", &key]);
+    let head = head.to_lowercase();
+    assert_eq!(status, 200);
+    assert!(head.starts_with("get /a%2fb?x http/1.1\r\n"), "{head}");
+    let host = url.trim_start_matches("http://").trim_end_matches('/');
+    for line in ["host: localhost:8000", "x-forwarded-for: 127.0.0.1", "x-forwarded-proto: http"] {
+        assert!(head.contains(&format!("{line}\r\n")), "{head}");
+    }
+    assert!(head.contains(&format!("x-forwarded-host: {host}")), "{head}");
+    assert!(!head.contains("bht_"), "a key said to the wrong server: {head}");
+    let (_, head) = ask(url, &["-u", "user:password"]);
+    assert!(head.to_lowercase().contains("authorization: basic "), "the program's own: {head}");
+    let (status, head) = ask(&format!("http://{here}/web/x/"), &[]);
+    assert!(status == 200 && head.starts_with("GET /x/ HTTP/1.1"), "by its path: {head}");
+    let upgrade = format!("Host: {host}\r\nConnection: upgrade\r\nUpgrade: echo\r\n");
+    let mut stream = TcpStream::connect(here).expect("it listens");
+    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+    let head = format!("GET /echo HTTP/1.1\r\n{upgrade}\r\n");
+    stream.write_all(head.as_bytes()).expect("it is taken");
+    assert!(until(&mut stream, "\r\n\r\n").starts_with("HTTP/1.1 101"));
+    stream.write_all(b"hello\n").expect("it is taken");
+    until(&mut stream, "hello\n");
+}
+
+fn what_is_too_large_is_refused(daemon: &TestDaemon, url: &str) {
+    let url = format!("{url}sum");
+    let most = 50 << 20;
+    let file = daemon.scratch_path().join("large");
+    std::fs::write(&file, noise(1000)).expect("a file");
+    let data = format!("@{file}");
+    assert_eq!(ask(&url, &["--data-binary", &data]).0, 200);
+    let large = std::fs::File::options().write(true).open(&file).expect("the file");
+    large.set_len(most + 1).expect("a hole");
+    let started = Instant::now();
+    assert_eq!(ask(&url, &["-T", file.as_str(), "-X", "POST"]).0, 413);
+    assert!(started.elapsed() < Duration::from_secs(20), "it was read: {:?}", started.elapsed());
+}
+
+fn rules_are_listed_and_kept(daemon: &TestDaemon, url: &str) {
+    assert_eq!(publish(daemon, &["dev", "-p", "8000", "-a", "other"]), url, "as it was");
+    let post = |body: &Value| {
+        let body = body.to_string();
+        curl(daemon, "/sandboxes/dev/publish", &["-X", "POST", "-d", &body])
+    };
+    let existing = post(&json!({"port": 8000}));
+    assert_eq!((existing.status, existing.header("x-bhatti-existing")), (200, Some("true")));
+    assert_eq!(existing.json()["url"], url);
+    let made = post(&json!({"port": 8001}));
+    let alias = made.json()["alias"].as_str().expect("an alias").to_owned();
+    assert_eq!((made.status, alias.starts_with("dev-"), alias.len()), (201, true, 10));
+    assert!(!made.json()["created_at"].as_str().expect("a time").starts_with("0001"));
+    let rules = curl(daemon, "/sandboxes/dev/publish", &[]).json();
+    let ports: Vec<&Value> = rules.as_array().expect("a list").iter().map(|r| &r["port"]).collect();
+    assert_eq!(ports, [8000, 8001]);
+    let fields: Vec<&String> = rules[0].as_object().expect("a rule").keys().collect();
+    assert_eq!(fields.len(), 7, "{fields:?}");
+    assert_eq!(daemon.json(&["list"])[0]["urls"][0], url);
+    assert!(daemon.cli(&["ls"]).ok().contains(url));
+    daemon.cli(&["unpublish", "dev", "-p", "8001"]).ok();
+    for (body, status, error) in [
+        ("nonsense", 400, "invalid request body"),
+        ("{\"port\":\"x\"}", 400, "invalid request body"),
+        ("{\"port\":0}", 400, "port must be 1-65535"),
+        ("{\"port\":65536}", 400, "port must be 1-65535"),
+        ("{\"port\":1,\"alias\":\"api\"}", 400, "alias \"api\" is reserved"),
+        (
+            "{\"port\":1,\"alias\":\"A\"}",
+            400,
+            "alias must be lowercase alphanumeric with hyphens, 1-63 chars",
+        ),
+        ("{\"port\":1,\"alias\":\"web\"}", 409, "alias \"web\" is already taken"),
+    ] {
+        let refused = curl(daemon, "/sandboxes/dev/publish", &["-X", "POST", "-d", body]);
+        assert_eq!((refused.status, refused.error().as_str()), (status, error), "{body}");
+    }
+    let delete = |path: &str| {
+        let answer = curl(daemon, &format!("/sandboxes/dev/publish{path}"), &["-X", "DELETE"]);
+        (answer.status, answer.error())
+    };
+    assert_eq!(delete("/x"), (400, "invalid port in path".to_owned()));
+    let none = "no publish rule for port 77 on this sandbox".to_owned();
+    assert_eq!(delete("/77"), (404, none));
+    assert_eq!(curl(daemon, "/sandboxes/dev/publish/80", &[]).status, 404);
+    assert_eq!(curl(daemon, "/sandboxes/nobody/publish", &[]).status, 404);
+}
+
+fn aliases_are_somebodys(daemon: &TestDaemon) {
+    let bob = daemon.create_user("bob", 1);
+    daemon.cli_as(&bob, &["create", "--name", "dev", "--memory", "512"]).ok();
+    let taken = daemon.cli_as(&bob, &["publish", "dev", "-p", "80", "-a", "web"]).fails(1);
+    assert!(taken.contains("alias \"web\" is already taken"), "{taken}");
+    let none = daemon.cli_as(&bob, &["unpublish", "dev", "-p", "8000"]).fails(1);
+    assert!(none.contains("no publish rule for port 8000"), "{none}");
+    daemon.cli_as(&bob, &["destroy", "dev", "--yes"]).ok();
+}
+
+fn unpublishing_is_at_once(daemon: &TestDaemon, url: &str, here: &str) {
+    daemon.sh("renamed", "rm -f /tmp/go");
+    let mut stream = raw(daemon, here, "/web/events", "");
+    until(&mut stream, "data: one\n\n\r\n");
+    daemon.cli(&["unpublish", "renamed", "-p", "8000"]).ok();
+    assert_eq!(ask(url, &[]).0, 404);
+    let mut rest = Vec::new();
+    // Cut off, in whatever way; the program would go on for a minute.
+    let started = Instant::now();
+    drop(stream.read_to_end(&mut rest));
+    assert!(started.elapsed() < Duration::from_secs(30) && rest.is_empty(), "{rest:?}");
+}
+
+#[test]
+fn a_hundred_strangers_wake_a_cold_sandbox_once() {
+    const STRANGERS: usize = 100;
+    on_fresh_host(|| {
+        let mut daemon = TestDaemon::start();
+        daemon.cli(&["create", "--name", "dev", "--memory", "512"]).ok();
+        serve(&daemon, "dev", 8000, "127.0.0.1");
+        let here = address(&publish(&daemon, &["dev", "-p", "8000", "-a", "web"]));
+        daemon.cli(&["stop", "dev"]).ok();
+        assert_eq!(daemon.state("dev").as_deref(), Some("stopped"));
+        // A daemon that has seen nothing of it since.
+        daemon.terminate();
+        daemon.run();
+        let urls = daemon.json(&["list"])[0]["urls"][0].as_str().expect("a URL").to_owned();
+        let here = if address(&urls) == here { here } else { address(&urls) };
+        let visitors: Vec<_> = (0..STRANGERS)
+            .map(|_| {
+                let here = here.clone();
+                std::thread::spawn(move || {
+                    let mut stream = TcpStream::connect(&here).expect("it listens");
+                    stream.set_read_timeout(Some(Duration::from_secs(90))).expect("a timeout");
+                    let head =
+                        "GET /web/x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+                    stream.write_all(head.as_bytes()).expect("it is taken");
+                    let mut answer = String::new();
+                    stream.read_to_string(&mut answer).expect("an answer");
+                    answer
+                })
+            })
+            .collect();
+        for visitor in visitors {
+            let answer = visitor.join().expect("it was answered");
+            assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("GET /x "), "{answer}");
+        }
+        assert_eq!(daemon.count_logged("woken from cold"), 1);
+        assert_eq!(daemon.unannounced_errors(), Vec::<String>::new());
+    });
+}
+
+/// A `bhatti forward` that runs; it is ended with this.
+struct Forwarding {
+    child: Child,
+    address: String,
+}
+
+impl Forwarding {
+    fn start(daemon: &TestDaemon, sandbox: &str, port: u16) -> Self {
+        let args = ["forward", sandbox, &port.to_string(), "0", "--json"];
+        let mut command = daemon.prepare(Some(daemon.admin()), &args);
+        let mut child =
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+        let mut said = String::new();
+        let mut lines = BufReader::new(child.stdout.take().expect("piped"));
+        while !said.ends_with("}\n") {
+            assert_ne!(lines.read_line(&mut said).expect("text"), 0, "it ended: {said}");
+        }
+        let said: Value = serde_json::from_str(&said).expect("JSON");
+        let address = said["listen"].as_str().expect("an address").to_owned();
+        Self { child, address }
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(&self.address).expect("it listens");
+        stream.set_read_timeout(Some(Duration::from_secs(90))).expect("a timeout");
+        stream
+    }
+}
+
+impl Drop for Forwarding {
+    fn drop(&mut self) {
+        self.child.kill().expect("ours to kill");
+        self.child.wait().expect("it ends");
+    }
+}
+
+/// Sends all of `bytes` and the end, and reads what comes back to its end.
+fn echoed(mut stream: TcpStream, bytes: &[u8]) -> Vec<u8> {
+    let mut sending = stream.try_clone().expect("another handle");
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            sending.write_all(bytes).expect("it is taken");
+            sending.shutdown(Shutdown::Write).expect("half-closed");
+        });
+        let mut heard = Vec::new();
+        stream.read_to_end(&mut heard).expect("an end");
+        heard
+    })
+}
+
+#[test]
+fn a_port_of_the_guest_is_reached_from_here() {
+    on_fresh_host(|| {
+        let daemon = TestDaemon::start();
+        daemon.cli(&["create", "--name", "dev", "--memory", "512"]).ok();
+        serve(&daemon, "dev", 8000, "127.0.0.1");
+        let forwarding = Forwarding::start(&daemon, "dev", 8001);
+        let bytes = noise(1 << 20);
+        assert!(echoed(forwarding.connect(), &bytes) == bytes);
+        daemon.cli(&["stop", "dev"]).ok();
+        // All at once, of a sandbox that sleeps.
+        let many: Vec<_> = (0..30_u8).map(|n| (vec![n; 50_000], forwarding.connect())).collect();
+        std::thread::scope(|scope| {
+            for (bytes, stream) in many {
+                scope.spawn(move || assert!(echoed(stream, &bytes) == bytes));
+            }
+        });
+        let nobody = Forwarding::start(&daemon, "dev", 9);
+        let ended = nobody.connect().read(&mut [0]);
+        assert!(ended.is_err(), "a server that has nothing to say: {ended:?}");
+        let mut ssh = daemon
+            .prepare(Some(daemon.admin()), &["forward", "dev", "8001", "--stdio"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("it starts");
+        let mut input = ssh.stdin.take().expect("piped");
+        input.write_all(b"SSH-2.0\r\n").expect("it is taken");
+        let mut output = BufReader::new(ssh.stdout.take().expect("piped"));
+        let mut line = String::new();
+        output.read_line(&mut line).expect("a line");
+        assert_eq!(line, "SSH-2.0\r\n", "while its input is open");
+        drop(input);
+        let ended = wait_for("it ends", || ssh.try_wait().expect("it can be asked"));
+        assert!(ended.success(), "{ended}");
+        let refused = daemon.cli(&["forward", "dev", "9", "--stdio"]).fails(1);
+        assert!(refused.contains("tunnel failed: nothing listens on port 9"), "{refused}");
+        daemon.cli(&["forward", "nobody", "80"]).fails(1);
+        assert_eq!(daemon.unannounced_errors(), Vec::<String>::new());
+    });
+}
