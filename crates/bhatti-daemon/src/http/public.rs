@@ -149,7 +149,8 @@ async fn serve(api: &Api, Peer(peer): Peer, request: Request) -> Result<Response
     let uri = target(request.uri(), ours);
     let asker = Asker { peer, keys: Keys::Theirs };
     let out = place.out.clone();
-    let visit = Visit { port: rule.port, lease, out, _place: seat, _kept: Box::new(place) };
+    let guest = lease.guest().clone();
+    let visit = Visit { port: rule.port, guest, out, _kept: Box::new((lease, seat, place)) };
     let answered = exchange(&api.proxy, request, uri, asker, visit, &limit).await;
     answered.map_err(|failure| match failure {
         Failure::TooLarge => Refused::TooLarge,

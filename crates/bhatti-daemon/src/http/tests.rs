@@ -25,7 +25,10 @@ use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-use super::{Api, Limits, Proxy, Public, Room, Site, Sockets, UnderWay, WebShells, router};
+use super::connection::Peer;
+use super::{
+    Api, Limits, Proxy, Public, Room, Site, Sockets, UnderWay, WebShells, public_router, router,
+};
 
 struct NoNetwork;
 
@@ -51,6 +54,8 @@ impl Taps for NoNetwork {
 struct World {
     _scratch: tempfile::TempDir,
     router: Router,
+    /// The public side.
+    public: Router,
     key: ApiKey,
     sandbox: String,
 }
@@ -103,7 +108,9 @@ async fn world() -> World {
         engine,
         started,
     };
-    World { _scratch: scratch, router: router(Arc::new(api)), key, sandbox }
+    let api = Arc::new(api);
+    let public = public_router(api.clone());
+    World { _scratch: scratch, router: router(api), public, key, sandbox }
 }
 
 /// Records what the account has. Returns the sandbox's id.
@@ -155,6 +162,7 @@ impl World {
             .method(method)
             .uri(path)
             .header("authorization", format!("Bearer {}", self.key.reveal()))
+            .extension(Peer([192, 0, 2, 1].into()))
             .body(Body::from(body.to_owned()))
             .expect("a request");
         let Ok(response) = self.router.clone().oneshot(request).await;
@@ -281,4 +289,59 @@ async fn an_exec_stream_begins_with_an_upgrade() {
     assert_eq!(answer, (400, Value::String("Bad Request\n".to_owned())));
     let (_, dev) = world.ask(Method::GET, "/sandboxes/dev", "").await;
     assert_eq!(dev["status"], "stopped");
+}
+
+/// The order of the contract, and nothing is woken for what is refused.
+#[tokio::test]
+async fn what_leads_to_no_program_is_refused() {
+    let world = world().await;
+    let (get, post) = (Method::GET, Method::POST);
+    for port in ["0", "65536", "x", "+80"] {
+        for way in ["proxy", "forward"] {
+            let path = format!("/sandboxes/x/{way}/{port}");
+            world.refused(get.clone(), &path, "", 400, "invalid port").await;
+        }
+    }
+    let nobody = "sandbox \"x\" not found";
+    world.refused(get.clone(), "/sandboxes/x/forward/80", "", 404, nobody).await;
+    let answer = world.ask(get.clone(), "/sandboxes/dev/forward/80", "").await;
+    assert_eq!(answer, (400, Value::String("Bad Request\n".to_owned())));
+    let not_allowed = "method not allowed";
+    world.refused(post.clone(), "/sandboxes/dev/forward/80", "", 405, not_allowed).await;
+    world.refused(Method::PUT, "/sandboxes/dev/publish", "", 405, not_allowed).await;
+    world.refused(post.clone(), "/sandboxes/dev/publish/80", "", 404, "not found").await;
+    world.refused(post, "/sandboxes/x/publish", "rubbish", 404, nobody).await;
+    let (_, dev) = world.ask(get, "/sandboxes/dev", "").await;
+    assert_eq!(dev["status"], "stopped");
+}
+
+#[tokio::test]
+async fn publishing_wakes_nothing_and_a_stranger_learns_little() {
+    let world = world().await;
+    let (status, rule) =
+        world.ask(Method::POST, "/sandboxes/dev/publish", "{\"port\":80,\"alias\":\"web\"}").await;
+    assert_eq!((status, &rule["url"]), (201, &json!("http://web.localhost:8090/")));
+    let (_, listed) = world.ask(Method::GET, "/sandboxes", "").await;
+    assert_eq!(listed[0]["urls"], json!(["http://web.localhost:8090/"]));
+    assert_eq!(listed[0]["status"], "stopped");
+    let ask = async |host: &str, length: u64| {
+        let request = Request::post("/x")
+            .header("host", host)
+            .header("content-length", length)
+            .extension(Peer([192, 0, 2, 1].into()))
+            .body(Body::empty())
+            .expect("a request");
+        let Ok(response) = world.public.clone().oneshot(request).await;
+        let body = axum::body::to_bytes(response.into_body(), 1000).await.expect("a body");
+        String::from_utf8_lossy(&body).into_owned()
+    };
+    let not_found = "{\"error\":\"not found\"}\n";
+    for host in ["other.localhost", "web.example", "localhost", "a.web.localhost", ""] {
+        assert_eq!(ask(host, 0).await, not_found, "{host}");
+    }
+    let too_large = "{\"error\":\"request body too large\"}\n";
+    assert_eq!(ask("web.localhost", (50 << 20) + 1).await, too_large);
+    let (status, _) = world.ask(Method::DELETE, "/sandboxes/dev/publish/80", "").await;
+    assert_eq!(status, 204);
+    assert_eq!(ask("web.localhost", 0).await, not_found);
 }

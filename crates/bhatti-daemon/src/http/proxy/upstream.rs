@@ -13,9 +13,8 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::http::{StatusCode, Uri, header};
 use axum::response::Response;
-use bhatti_guest_client::GuestError;
-use bhatti_lifecycle::{Lease, chain};
-use bhatti_types::SandboxId;
+use bhatti_guest_client::{Guest, GuestError};
+use bhatti_lifecycle::chain;
 use bytes::Bytes;
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1;
@@ -27,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::head::{self, Asker};
 use super::meter::Meter;
-use super::{Place, Proxy, Relay, relay};
+use super::{Proxy, Relay, relay};
 
 /// The largest head of an answer, and the most of its body that is held, in bytes.
 const MAX_BUFFER: usize = 128 * 1024;
@@ -49,11 +48,10 @@ pub(in crate::http) struct Limit {
 /// Where a request goes, and what is held while it is under way.
 pub(in crate::http) struct Visit {
     pub(in crate::http) port: u16,
-    pub(in crate::http) lease: Lease,
-    pub(in crate::http) _place: Place<SandboxId>,
+    pub(in crate::http) guest: Guest,
     /// Fires when nobody may ask there any more.
     pub(in crate::http) out: CancellationToken,
-    /// More that is free again afterwards.
+    /// What keeps the guest awake, and whatever else is free again afterwards.
     pub(in crate::http) _kept: Box<dyn Send + Sync>,
 }
 
@@ -204,7 +202,7 @@ async fn begin(
     visit: &Visit,
     request: hyper::Request<Asked>,
 ) -> Result<(hyper::Response<Incoming>, Option<Upstream>), Failure> {
-    let stream = visit.lease.guest().dial(visit.port).await.map_err(Failure::Dial)?;
+    let stream = visit.guest.dial(visit.port).await.map_err(Failure::Dial)?;
     let mut builder = http1::Builder::new();
     builder.max_buf_size(MAX_BUFFER);
     let (mut sender, connection) =
@@ -354,3 +352,6 @@ impl hyper::body::Body for Answer {
         self.incoming.size_hint()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -40,10 +40,9 @@ pub(in crate::http) async fn proxy(
     let tunnel = request.headers().contains_key(header::UPGRADE);
     let visit = Visit {
         port,
-        lease: used.lease.clone(),
+        guest: used.lease.guest().clone(),
         out: place.out.clone(),
-        _place: place,
-        _kept: Box::new(()),
+        _kept: Box::new((used.lease.clone(), place)),
     };
     let asker = Asker { peer, keys: Keys::Ours };
     let answered = exchange(&api.proxy, request, uri, asker, visit, &LIMIT).await;

@@ -1,0 +1,148 @@
+//! Programs that answer too late, too much, or what is no answer, over a real link.
+
+use axum::body::to_bytes;
+use bhatti_guest_client::Mode;
+use bhatti_lifecycle::Tasks;
+use bhatti_link::{Stream, read_message, serve, write_message};
+use bhatti_wire::message::{Operation, Reply, Request as Message};
+use http_body_util::BodyExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+use tokio::time::Instant;
+
+use super::*;
+use crate::http::proxy::Keys;
+
+/// As the public side has it.
+const PUBLIC: Limit = Limit {
+    whole: Some(Duration::from_secs(300)),
+    idle: Duration::from_secs(300),
+    body: Some(1000),
+};
+/// As who has a key has it.
+const KNOWN: Limit = Limit { whole: None, idle: Duration::from_secs(600), body: None };
+
+/// A guest on whose every port `program` is.
+async fn guest<F>(program: impl Fn(Stream) -> F + Send + 'static) -> Guest
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let (ours, theirs) = duplex(256 * 1024);
+    let (accepted, mut streams) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move { serve(theirs, move |stream| drop(accepted.send(stream))).await });
+    tokio::spawn(async move {
+        while let Some(mut stream) = streams.recv().await {
+            let request: Message = read_message(&mut stream).await.expect("whole").expect("one");
+            assert!(matches!(request.operation, Some(Operation::Dial(_))), "{request:?}");
+            write_message(&stream, &Reply { failure: None }).await.expect("taken");
+            // Nobody answers before he is asked.
+            let asked = stream.read(&mut [0; 4096]).await.expect("a request");
+            assert!(asked > 0);
+            tokio::spawn(program(stream));
+        }
+    });
+    let (guest, driver) = Guest::connect(ours, Mode::FirstBoot).await.expect("a link");
+    tokio::spawn(driver);
+    guest
+}
+
+async fn ask(guest: Guest, body: Body, limit: &Limit) -> Result<Response, Failure> {
+    let proxy = Proxy::new(Tasks::default());
+    let request = Request::post("/").body(body).expect("a request");
+    let asker = Asker { peer: [127, 0, 0, 1].into(), keys: Keys::Theirs };
+    let visit = Visit { port: 80, guest, out: CancellationToken::new(), _kept: Box::new(()) };
+    exchange(&proxy, request, Uri::from_static("/"), asker, visit, limit).await
+}
+
+/// Says something, and reads whatever comes.
+async fn says(mut stream: Stream, text: &[u8]) {
+    let (mut from, mut to) = tokio::io::split(&mut stream);
+    let say = async { to.write_all(text).await };
+    let hear = async { tokio::io::copy(&mut from, &mut tokio::io::sink()).await };
+    // Until the other side goes.
+    drop(tokio::join!(say, hear));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_program_that_says_nothing_is_given_up() {
+    for (limit, late) in [(PUBLIC, 300), (KNOWN, 600)] {
+        let guest = guest(|stream| says(stream, b"")).await;
+        let started = Instant::now();
+        let failure = ask(guest, Body::empty(), &limit).await.err().expect("no answer");
+        assert!(matches!(failure, Failure::Late(_)), "{failure}");
+        assert_eq!(started.elapsed().as_secs(), late, "{failure}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_trickles_ends_for_strangers_and_not_for_others() {
+    async fn trickle(mut stream: Stream) {
+        stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.expect("taken");
+        for _ in 0..20 {
+            sleep(Duration::from_secs(59)).await;
+            if stream.write_all(b"x").await.is_err() {
+                return;
+            }
+        }
+        stream.shutdown().await.expect("an end");
+    }
+    for (limit, bytes) in [(PUBLIC, None), (KNOWN, Some(20))] {
+        let answer = ask(guest(trickle).await, Body::empty(), &limit).await.expect("an answer");
+        let body = answer.into_body().collect().await;
+        assert_eq!(body.ok().map(|body| body.to_bytes().len()), bytes);
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_answer_is_not_passed_on() {
+    let long = [b"HTTP/1.1 200 OK\r\nx: ", [b'x'; 2 * MAX_BUFFER].as_slice(), b"\r\n\r\n"].concat();
+    let many = [b"HTTP/1.1 200 OK\r\n".as_slice(), &b"a: b\r\n".repeat(1000), b"\r\n"].concat();
+    let unasked = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n".to_vec();
+    for text in [b"220 ready\r\n\r\n".to_vec(), b"\0\0\0\0\r\n\r\n".to_vec(), long, many, unasked] {
+        let guest = guest(move |stream| {
+            let text = text.clone();
+            async move { says(stream, &text).await }
+        });
+        let outcome = ask(guest.await, Body::empty(), &KNOWN).await;
+        let failure = outcome.err().expect("no answer");
+        assert!(matches!(failure, Failure::NoAnswer(_) | Failure::Unasked), "{failure:?}");
+        assert!(!words(&failure).is_empty());
+    }
+    let gone = guest(|stream| async move { drop(stream) }).await;
+    let failure = ask(gone, Body::empty(), &KNOWN).await.err().expect("no answer");
+    assert!(matches!(failure, Failure::NoAnswer(_)), "{failure:?}");
+}
+
+#[tokio::test]
+async fn a_body_beyond_the_limit_is_refused_whether_or_not_it_says_its_length() {
+    let pieces = || futures_util::stream::iter((0..3).map(|_| Ok::<_, std::io::Error>([0; 400])));
+    let pieces =
+        || Body::from_stream(futures_util::StreamExt::map(pieces(), |p| p.map(Bytes::from_owner)));
+    for body in [Body::from(vec![0; 1001]), pieces()] {
+        let guest = guest(|stream| says(stream, b"")).await;
+        let failure = ask(guest, body, &PUBLIC).await.err().expect("refused");
+        assert!(matches!(failure, Failure::TooLarge), "{failure:?}");
+    }
+    let ok = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    let guest = guest(move |stream| says(stream, ok)).await;
+    let answer = ask(guest, pieces(), &KNOWN).await.expect("an answer");
+    assert_eq!(to_bytes(answer.into_body(), 10).await.expect("a body"), "ok");
+}
+
+#[tokio::test]
+async fn a_client_that_goes_takes_the_connection_along() {
+    let (tell, told) = std::sync::mpsc::channel();
+    let program = move |mut stream: Stream| {
+        let tell = tell.clone();
+        async move {
+            stream.write_all(b"HTTP/1.1 200 OK\r\n\r\nx").await.expect("taken");
+            let end = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+            tell.send(end.is_err()).expect("the test waits");
+        }
+    };
+    let answer = ask(guest(program).await, Body::empty(), &KNOWN).await.expect("an answer");
+    let mut body = answer.into_body();
+    body.frame().await.expect("a frame").expect("a byte");
+    drop(body);
+    let reset = tokio::task::spawn_blocking(move || told.recv()).await.expect("it runs");
+    assert!(reset.expect("the program is told"), "a reset, no good end");
+}
