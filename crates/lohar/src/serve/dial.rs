@@ -58,11 +58,15 @@ async fn join(stream: impl AsyncRead + AsyncWrite, mut connection: TcpStream) {
         end = &mut up => match end {
             // A program that takes no more may have said why: that is how a server refuses what is
             // too large.
-            End::Closed | End::ToBroke => drop(down.await),
+            End::Closed | End::ToBroke => {
+                down.await;
+            }
             End::FromBroke => {}
         },
         end = &mut down => match end {
-            End::Closed => drop(up.await),
+            End::Closed => {
+                up.await;
+            }
             End::FromBroke | End::ToBroke => {}
         },
     }

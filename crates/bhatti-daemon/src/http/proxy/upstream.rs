@@ -21,7 +21,7 @@ use hyper::client::conn::http1;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::head::{self, Asker};
@@ -116,6 +116,7 @@ pub(in crate::http) async fn exchange(
 ) -> Result<Response, Failure> {
     let client = request.extensions_mut().remove::<OnUpgrade>();
     let client = client.filter(|_| head::asks_for_upgrade(request.headers()));
+    let last = limit.whole.map(|whole| Instant::now() + whole);
     let place = match &client {
         Some(_) => Some(proxy.tunnel().ok_or(Failure::NoTunnel)?),
         None => None,
@@ -140,13 +141,14 @@ pub(in crate::http) async fn exchange(
     let (Some(client), Some(place)) = (client, place) else { return Err(Failure::Unasked) };
     let program = hyper::upgrade::on(&mut answer);
     let tunnel = Tunnel { client, program, upstream, visit, place };
-    tunnel.spawn(proxy, limit.clone());
+    tunnel.spawn(proxy, limit.idle, last);
     Ok(answer.map(|_| Body::empty()))
 }
 
 /// Resolves when the exchange has to end. Counts from now.
 fn ending(proxy: &Proxy, traffic: &Arc<Traffic>, out: CancellationToken, limit: &Limit) -> Ending {
     let (traffic, Limit { whole, idle, .. }) = (Arc::clone(traffic), limit.clone());
+    let last = whole.map(|whole| Instant::now() + whole);
     let stopping = proxy.stopping();
     Box::pin(async move {
         let stopping = async {
@@ -157,14 +159,14 @@ fn ending(proxy: &Proxy, traffic: &Arc<Traffic>, out: CancellationToken, limit: 
             () = stopping => Late::Stopping,
             () = out.cancelled() => Late::Out,
             () = traffic.meter.quiet_for(idle) => Late::Quiet(idle.as_secs()),
-            () = wait(whole) => Late::Whole(whole.unwrap_or_default().as_secs()),
+            () = until(last) => Late::Whole(whole.unwrap_or_default().as_secs()),
         }
     })
 }
 
-async fn wait(limit: Option<Duration>) {
-    match limit {
-        Some(limit) => sleep(limit).await,
+async fn until(last: Option<Instant>) {
+    match last {
+        Some(last) => sleep_until(last).await,
         None => std::future::pending().await,
     }
 }
@@ -237,7 +239,7 @@ struct Tunnel {
 }
 
 impl Tunnel {
-    fn spawn(self, proxy: &Proxy, limit: Limit) {
+    fn spawn(self, proxy: &Proxy, idle: Duration, last: Option<Instant>) {
         let Self { client, program, mut upstream, visit, place } = self;
         proxy.spawn("tunnel", move |stop| async move {
             let joined = async {
@@ -252,12 +254,12 @@ impl Tunnel {
                 };
                 let (client, program) = tokio::try_join!(client, program)?;
                 let (client, program) = (TokioIo::new(client), TokioIo::new(program));
-                Ok::<_, hyper::Error>(relay(client, program, Some(limit.idle)).await)
+                Ok::<_, hyper::Error>(relay(client, program, Some(idle)).await)
             };
             let end = tokio::select! {
                 end = joined => end,
                 () = visit.out.cancelled() => Ok(Relay::Broke),
-                () = wait(limit.whole) => Ok(Relay::Quiet),
+                () = until(last) => Ok(Relay::Quiet),
                 () = stop.cancelled() => Ok(Relay::Broke),
             };
             match end {

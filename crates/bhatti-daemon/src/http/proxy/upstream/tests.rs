@@ -7,7 +7,6 @@ use bhatti_link::{Stream, read_message, serve, write_message};
 use bhatti_wire::message::{Operation, Reply, Request as Message};
 use http_body_util::BodyExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
-use tokio::time::Instant;
 
 use super::*;
 use crate::http::proxy::Keys;
@@ -67,7 +66,7 @@ async fn a_program_that_says_nothing_is_given_up() {
     for (limit, late) in [(PUBLIC, 300), (KNOWN, 600)] {
         let guest = guest(|stream| says(stream, b"")).await;
         let started = Instant::now();
-        let failure = ask(guest, Body::empty(), &limit).await.err().expect("no answer");
+        let failure = ask(guest, Body::empty(), &limit).await.expect_err("no answer");
         assert!(matches!(failure, Failure::Late(_)), "{failure}");
         assert_eq!(started.elapsed().as_secs(), late, "{failure}");
     }
@@ -103,12 +102,12 @@ async fn what_is_no_answer_is_not_passed_on() {
             async move { says(stream, &text).await }
         });
         let outcome = ask(guest.await, Body::empty(), &KNOWN).await;
-        let failure = outcome.err().expect("no answer");
+        let failure = outcome.expect_err("no answer");
         assert!(matches!(failure, Failure::NoAnswer(_) | Failure::Unasked), "{failure:?}");
         assert!(!words(&failure).is_empty());
     }
     let gone = guest(|stream| async move { drop(stream) }).await;
-    let failure = ask(gone, Body::empty(), &KNOWN).await.err().expect("no answer");
+    let failure = ask(gone, Body::empty(), &KNOWN).await.expect_err("no answer");
     assert!(matches!(failure, Failure::NoAnswer(_)), "{failure:?}");
 }
 
@@ -119,7 +118,7 @@ async fn a_body_beyond_the_limit_is_refused_whether_or_not_it_says_its_length() 
         || Body::from_stream(futures_util::StreamExt::map(pieces(), |p| p.map(Bytes::from_owner)));
     for body in [Body::from(vec![0; 1001]), pieces()] {
         let guest = guest(|stream| says(stream, b"")).await;
-        let failure = ask(guest, body, &PUBLIC).await.err().expect("refused");
+        let failure = ask(guest, body, &PUBLIC).await.expect_err("refused");
         assert!(matches!(failure, Failure::TooLarge), "{failure:?}");
     }
     let ok = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
