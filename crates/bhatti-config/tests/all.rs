@@ -393,3 +393,20 @@ fn limits_are_numbers_that_make_sense() {
     let error = loaded.unwrap_err().to_string();
     assert!(error.contains("network_mb_per_sec"), "{error}");
 }
+
+#[test]
+fn published_ports_are_answered_here_or_where_one_says_or_nowhere() {
+    for (text, wanted) in [
+        ("", Some(("127.0.0.1:8090", false))),
+        ("public_proxy_listen:\n", Some(("127.0.0.1:8090", false))),
+        ("public_proxy_listen: \":8443\"\n", Some(("0.0.0.0:8443", true))),
+        ("public_proxy_listen: none\n", None),
+    ] {
+        let (_scratch, loaded) = system(text);
+        let found = loaded.unwrap().server(None).public_proxy;
+        let found = found.map(|proxy| (proxy.address.to_string(), proxy.asked_for));
+        assert_eq!(found, wanted.map(|(text, asked)| (text.to_owned(), asked)), "{text}");
+    }
+    let told = problems("public_proxy_listen: nowhere\n");
+    assert!(told.starts_with("/etc.yaml:1: \"public_proxy_listen\" must be an address"), "{told}");
+}
