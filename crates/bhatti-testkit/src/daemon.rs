@@ -174,14 +174,15 @@ impl TestDaemon {
     }
 
     fn write_config(&self, client: &str) {
+        // Any port, but for tests that have one in mind. Not as the API's is written: some tests
+        // put another in place of that.
+        let public = if self.extra_config.contains("public_proxy_listen:") {
+            ""
+        } else {
+            "public_proxy_listen: localhost:0\n"
+        };
         let text = format!(
-            "listen: 127.0.0.1:0\n{}data_dir: {}\nnetwork_prefix: {}\n{}\n{}{client}",
-            // Any port, but for tests that have one in mind.
-            if self.extra_config.contains("public_proxy_listen:") {
-                ""
-            } else {
-                "public_proxy_listen: 127.0.0.1:0\n"
-            },
+            "listen: 127.0.0.1:0\ndata_dir: {}\nnetwork_prefix: {}\n{}\n{}{public}{client}",
             self.data_dir(),
             self.prefix,
             self.extra_config,
