@@ -52,6 +52,13 @@ trait Screen {
         })?
     }
 
+    /// Ends the shell, and sees its end: one that nobody sees is remembered, and counts.
+    async fn ends(&mut self) -> Result<()> {
+        self.write(b"exit\r").await?;
+        let ended = async { while self.next().await.is_ok() {} };
+        tokio::time::timeout(DEADLINE, ended).await.context("the shell does not end")
+    }
+
     /// Types comments, and times each key.
     async fn types(&mut self, series: &mut Series) -> Result<()> {
         self.write(SET_PROMPT.as_bytes()).await?;
@@ -176,7 +183,7 @@ impl Keys {
         let attached = guest.attach(Which::New(SessionSpec::default())).await?;
         let mut screen = Linked(attached);
         screen.types(&mut self.link).await?;
-        screen.write(b"exit\r").await
+        screen.ends().await
     }
 
     pub(super) async fn over_api(&mut self, way: &Way<'_>) -> Result<()> {
@@ -184,15 +191,13 @@ impl Keys {
         way.rest(1).await?;
         let mut screen = Served(api.client.terminal(RESIDENT, Wanted::New).await?);
         screen.types(&mut self.api).await?;
-        screen.write(b"exit\r").await
+        screen.ends().await
     }
 
     pub(super) async fn through_shell(&mut self, subject: &Subject) -> Result<()> {
         let mut screen = Typed::start(subject.command(&["shell", RESIDENT, "--new"]))?;
         screen.types(&mut self.shell).await?;
-        screen.write(b"exit\r").await?;
-        let ended = async { while screen.next().await.is_ok() {} };
-        tokio::time::timeout(DEADLINE, ended).await.context("the shell does not end")
+        screen.ends().await
     }
 
     pub(super) fn part(&self) -> Part {

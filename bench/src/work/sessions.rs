@@ -18,9 +18,13 @@ pub(super) struct Sessions {
 }
 
 impl Sessions {
-    pub(super) async fn measure(subject: &Subject) -> Result<Self> {
+    pub(super) async fn measure(subject: &mut Subject) -> Result<Self> {
+        // One that has given nothing back yet: else they would live in what others have left.
+        subject.stop_daemon()?;
+        subject.start_daemon();
+        subject::exec_true(&subject.client, RESIDENT).await?;
         let serve = subject::newest_daemon(&[])?;
-        let way = Way::api(subject).await?;
+        let way = Way::api(&*subject).await?;
         let Way::Api(api) = &way else { anyhow::bail!("no API") };
         let before = Footprint::of(serve)?;
         let mut terminals = Vec::new();
