@@ -44,6 +44,14 @@ pub(crate) fn run(context: &Context, args: PublishArgs) -> Result<ExitCode, Fail
     let client = context.client()?;
     let wanted = Publish { port, alias: args.alias.unwrap_or_default() };
     let published = context.call_about(&args.sandbox, client.publish(&args.sandbox, &wanted))?;
+    if !wanted.alias.is_empty() && wanted.alias != published.alias {
+        let Published { alias, .. } = &published;
+        context.say(&format!(
+            "Warning: port {port} is published as {alias} already, and stays it; for another alias, \
+             bhatti unpublish {} -p {port} first\n",
+            args.sandbox
+        ));
+    }
     let shell = if args.shell { share(context, &published)? } else { None };
     if !context.globals.json && published.url.contains(NO_PUBLIC_PROXY) {
         context.say(&nowhere(context.url()?, &published));

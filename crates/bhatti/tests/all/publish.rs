@@ -47,6 +47,16 @@ fn a_url_is_one_that_works_from_here() {
 }
 
 #[test]
+fn an_alias_that_was_not_taken_is_said() {
+    let other = published("http://web.localhost:8090/");
+    let world = World::with(&[("200 OK", "x-bhatti-existing: true\r\n", &other)]);
+    let why = "Warning: port 8000 is published as web already, and stays it; for another alias, \
+               bhatti unpublish dev -p 8000 first\n";
+    let ran = world.run(&["publish", "dev", "-p", "8000", "-a", "shop"]);
+    ran.check(0, "Published: http://web.localhost:8090/\n", why);
+}
+
+#[test]
 fn a_server_without_a_public_side_is_told_apart() {
     let nowhere = published("(no public proxy configured) alias: web");
     let world = World::with(&[("201 Created", "", &nowhere), ("201 Created", "", &nowhere)]);
