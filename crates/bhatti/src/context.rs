@@ -62,15 +62,24 @@ impl Context {
         for warning in warnings {
             say(&format!("{warning}\n"));
         }
-        let pick = |flag: &Option<String>, file: Option<String>, variable: &str| {
-            let environment = || std::env::var(variable).ok();
+        let pick = |flag: &Option<String>, file: Option<String>, variable: &str, option: &str| {
             let said = |text: &String| !text.is_empty();
-            flag.clone().filter(said).or(file.filter(said)).or_else(|| environment().filter(said))
+            let environment = std::env::var(variable).ok().filter(said);
+            let flag = flag.clone().filter(said);
+            let file = file.filter(said);
+            // The contract's order surprises: who exports a key expects it to be used.
+            if flag.is_none() && file.is_some() && environment.is_some() && file != environment {
+                say(&format!(
+                    "Warning: {variable} is not used, the configuration file says something else; \
+                     use {option}, or another file with BHATTI_CONFIG\n"
+                ));
+            }
+            flag.or(file).or(environment)
         };
-        let url = pick(&self.globals.url, endpoint.api_url, "BHATTI_URL");
+        let url = pick(&self.globals.url, endpoint.api_url, "BHATTI_URL", "--url");
         Target {
             url: url.unwrap_or_else(|| DEFAULT_URL.to_owned()),
-            token: pick(&self.globals.token, endpoint.auth_token, "BHATTI_TOKEN"),
+            token: pick(&self.globals.token, endpoint.auth_token, "BHATTI_TOKEN", "--token"),
         }
     }
 

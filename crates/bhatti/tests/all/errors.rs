@@ -1,6 +1,6 @@
 //! What is said, and with which exit code, when something is wrong.
 
-use super::world::World;
+use super::world::{World, ran};
 
 #[test]
 fn unknown_commands_are_named_and_guessed() {
@@ -148,6 +148,26 @@ fn a_wrong_configuration_stops_the_server_but_not_a_client() {
     }
     let ran = with_config(&["ls"]);
     assert_eq!((ran.code, ran.stderr), (Some(0), format!("config ignored: {sentence}")));
+}
+
+/// The file goes before the environment, which is said when it matters.
+#[test]
+fn an_exported_key_that_is_not_used_is_said() {
+    let answer = ("200 OK", "", "[]");
+    let world = World::with(&[answer; 4]);
+    let dir = world.path(".bhatti");
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(dir.join("config.yaml"), "auth_token: of-the-file\n").unwrap();
+    let run = |args: &[&str], token: Option<&str>| {
+        let mut command = world.command(args);
+        ran(command.envs(token.map(|token| ("BHATTI_TOKEN", token)))).stderr
+    };
+    let why = "Warning: BHATTI_TOKEN is not used, the configuration file says something else; use \
+               --token, or another file with BHATTI_CONFIG\n";
+    assert_eq!(run(&["ls"], Some("exported")), why);
+    assert_eq!(run(&["ls"], None), "");
+    assert_eq!(run(&["ls"], Some("of-the-file")), "");
+    assert_eq!(run(&["ls", "--token", "given"], Some("exported")), "");
 }
 
 #[test]
