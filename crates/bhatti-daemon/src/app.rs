@@ -6,13 +6,16 @@ use std::time::{Duration, Instant};
 
 use bhatti_config::{OnShutdown, PublicProxy, ServerConfig};
 use bhatti_engine::{Engine, EngineError};
-use bhatti_lifecycle::{Deps, GoldenLimits, Sandboxes, ServiceError, Settings, Tasks, Thermal};
+use bhatti_lifecycle::{
+    Deps, Events, GoldenLimits, Recorder, Sandboxes, ServiceError, Settings, Tasks, Thermal,
+};
 use bhatti_net::{NetConfig, NetError, Networks};
 use bhatti_storage::{DiskError, Layout};
 use bhatti_store::{Db, ImageRow, Store, StoreError};
-use bhatti_types::ImageId;
+use bhatti_types::{EventKind, ImageId};
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
+use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -73,6 +76,7 @@ pub struct App {
     tasks: Tasks,
     /// Apart from the rest, so that requests under way still find everything they need.
     connections: Tasks,
+    recorder: Recorder,
     networks: Networks,
     on_shutdown: OnShutdown,
     /// Held for as long as this daemon may end machines.
@@ -104,15 +108,21 @@ impl App {
         let Chosen { engine, info, claim } = engine::start(&config, bound).await?;
         let networks = Networks::open(net_config(&config)).await?;
         let tasks = Tasks::default();
+        let (events, recorder) = Events::start(db.clone());
         let settings = settings(&config);
         // Everything is as recorded before the first request is read.
-        let sandboxes =
-            recover(engine, networks.clone(), layout, db.clone(), settings, &tasks).await?;
+        let (sandboxes, recovered) =
+            recover(engine, networks.clone(), layout, db.clone(), settings, &tasks, &events)
+                .await?;
         tracing::info!(version = VERSION, listen = %address, data_dir = %config.data_dir, "ready");
+        let listening =
+            json!({ "version": VERSION, "recovered_vms": recovered, "listen": address });
+        events.record(EventKind::DaemonStarted, None, None, listening);
         let connections = Tasks::default();
         let api = Arc::new(Api {
             sandboxes,
             db,
+            events,
             limits: Limits::default(),
             under_way: UnderWay::default(),
             sockets: Sockets::new(connections.clone()),
@@ -131,6 +141,7 @@ impl App {
             api,
             tasks,
             connections,
+            recorder,
             networks,
             on_shutdown,
             _claim: claim,
@@ -145,6 +156,11 @@ impl App {
     /// All sandboxes, for what an operator asks by a signal.
     pub fn sandboxes(&self) -> Sandboxes {
         self.api.sandboxes.clone()
+    }
+
+    /// Where to say what happened.
+    pub fn events(&self) -> Events {
+        self.api.events.clone()
     }
 
     /// Serves until `stop` fires, then drains. Machines go on running, or go to disk: after the
@@ -181,6 +197,8 @@ impl App {
                 "failed to remove the host's rules"
             );
         }
+        // After the last that could say something.
+        self.recorder.close().await;
         match settled {
             Ok(()) => {
                 tracing::info!("stopped; machines that run go on");
@@ -213,6 +231,7 @@ fn settings(config: &ServerConfig) -> Settings {
 /// How many sandboxes can have a VMM uid of their own.
 pub(crate) const VMM_UIDS: u32 = 65_536;
 
+/// All sandboxes, and how many a former run has left.
 async fn recover(
     engine: Arc<dyn Engine>,
     networks: Networks,
@@ -220,7 +239,8 @@ async fn recover(
     db: Db,
     settings: Settings,
     tasks: &Tasks,
-) -> Result<Sandboxes, StartError> {
+    events: &Events,
+) -> Result<(Sandboxes, u32), StartError> {
     let deps = Deps {
         engine,
         taps: Arc::new(networks.clone()),
@@ -228,6 +248,7 @@ async fn recover(
         db: db.clone(),
         settings,
         tasks: tasks.clone(),
+        events: events.clone(),
     };
     let sandboxes = Sandboxes::recover(deps).await?;
     let users = db.call(|store| store.users()).await?;
@@ -237,7 +258,7 @@ async fn recover(
     if !removed.is_empty() {
         tracing::info!(?removed, "removed networks of users without sandboxes");
     }
-    Ok(sandboxes)
+    Ok((sandboxes, users.iter().map(|user| user.sandboxes).sum()))
 }
 
 fn require(what: &'static str, path: &Utf8Path, key: &'static str) -> Result<(), StartError> {

@@ -23,7 +23,7 @@ use std::time::Instant;
 use axum::Router;
 use axum::routing::{any, delete, get, post};
 use bhatti_engine::EngineInfo;
-use bhatti_lifecycle::Sandboxes;
+use bhatti_lifecycle::{Events, Sandboxes};
 use bhatti_store::Db;
 
 pub(crate) use connection::{Guests, UnderWay, serve};
@@ -39,6 +39,7 @@ pub(crate) use web_shell::WebShells;
 pub(crate) struct Api {
     pub(crate) sandboxes: Sandboxes,
     pub(crate) db: Db,
+    pub(crate) events: Events,
     pub(crate) limits: Limits,
     pub(crate) under_way: UnderWay,
     pub(crate) sockets: Sockets,

@@ -15,6 +15,7 @@ pub use app::{App, StartError};
 
 use anyhow::Context;
 use bhatti_config::ServerConfig;
+use bhatti_types::EventKind;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// The version in headers, logs and `bhatti version`.
@@ -42,17 +43,12 @@ pub fn serve(config: ServerConfig) -> anyhow::Result<()> {
             signal(SignalKind::user_defined2()).context("failed to listen for SIGUSR2")?;
         let token = stop.clone();
         let sandboxes = app.sandboxes();
+        let events = app.events();
         let signals = async move {
-            loop {
+            let signal = loop {
                 tokio::select! {
-                    _ = terminate.recv() => {
-                        tracing::info!(signal = "terminated", "shutting down");
-                        break;
-                    }
-                    _ = tokio::signal::ctrl_c() => {
-                        tracing::info!(signal = "interrupt", "shutting down");
-                        break;
-                    }
+                    _ = terminate.recv() => break "terminated",
+                    _ = tokio::signal::ctrl_c() => break "interrupt",
                     _ = put_away.recv() => {
                         tracing::info!("freezing every machine");
                         sandboxes.freeze_all(app::PUT_AWAY).await;
@@ -60,8 +56,11 @@ pub fn serve(config: ServerConfig) -> anyhow::Result<()> {
                         tracing::info!("every machine that could be is frozen or off");
                     }
                 }
-            }
-            drop(sandboxes);
+            };
+            tracing::info!(signal, "shutting down");
+            let meta = serde_json::json!({ "signal": signal });
+            events.record(EventKind::DaemonShutdown, None, None, meta);
+            drop((sandboxes, events));
             token.cancel();
         };
         let ((), result) = tokio::join!(signals, app.run(stop));

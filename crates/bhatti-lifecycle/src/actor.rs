@@ -11,9 +11,11 @@ use std::time::Duration;
 
 use bhatti_engine::Exit;
 use bhatti_store::{Change, SandboxRow, StoreError, UserRow};
-use bhatti_types::{Phase, SandboxId};
+use bhatti_types::{EventKind, Phase, SandboxId};
 use jiff::Timestamp;
+use serde_json::json;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -48,6 +50,8 @@ pub(crate) struct Actor {
     /// A sealing of its disk has begun, and what came of it is not recorded. Until it is, the
     /// machine stands, no number is given out and no layer is removed.
     half_sealed: bool,
+    /// How often in a row it could not be frozen.
+    failed_freezes: u32,
     /// Something may have become superfluous.
     untidy: bool,
     /// Told once, when the row is gone.
@@ -79,6 +83,7 @@ pub(crate) fn start(
         owed: None,
         unrecorded_disk: None,
         half_sealed: false,
+        failed_freezes: 0,
         untidy: false,
         on_gone,
     };
@@ -144,20 +149,43 @@ impl Actor {
             // Whoever asked has hung up: nobody needs the machine.
             Command::Use { reply } if reply.is_closed() => {}
             Command::Use { reply } => {
+                let (from, begun) = (self.phase(), Instant::now());
+                let usable = self.make_usable(false).await;
+                let (took, woken) = (begun.elapsed(), usable.is_ok());
                 // What is owed to the record is paid behind the answer.
-                drop(reply.send(self.make_usable(false).await));
+                drop(reply.send(usable));
+                if woken {
+                    self.tell_woken(from, took);
+                }
             }
             Command::Peek { reply } => {
                 let up = self.machine.as_ref().filter(|machine| !machine.stands);
                 let guest = up.filter(|_| self.phase() == Phase::Hot).and_then(Machine::link);
                 drop(reply.send(Ok(guest)));
             }
-            Command::Start { force, reply } => {
+            Command::Start { force, why, reply } => {
+                let from = self.phase();
                 let started = self.make_usable(force).await.map(drop);
+                if started.is_ok() && from != Phase::Hot {
+                    self.tell(
+                        EventKind::SandboxStarted,
+                        json!({ "name": self.name(), "reason": why }),
+                    );
+                }
                 self.catch_up().await;
                 drop(reply.send(started));
             }
-            Command::Stop { reason, reply } => drop(reply.send(self.stop(reason).await)),
+            Command::Stop { reason, why, reply } => {
+                let up = self.machine.is_some();
+                let stopped = self.stop(reason).await;
+                if up && stopped.is_ok() {
+                    self.tell(
+                        EventKind::SandboxStopped,
+                        json!({ "name": self.name(), "reason": why }),
+                    );
+                }
+                drop(reply.send(stopped));
+            }
             Command::Checkpoint { into, reply } => {
                 // Nobody waits any more, and its directory may be gone.
                 if !reply.is_closed() {
@@ -189,6 +217,9 @@ impl Actor {
         }
         self.machine = None;
         self.owe(Phase::Stopped, &reason);
+        let why = if let Exit::Died { .. } = exit { "died" } else { "poweroff" };
+        let meta = json!({ "name": self.name(), "reason": why, "detail": reason });
+        self.tell(EventKind::SandboxStopped, meta);
         self.catch_up().await;
     }
 
@@ -237,10 +268,37 @@ impl Actor {
         let vm = self.machine.take().map(|machine| machine.vm);
         let row = self.row().await?;
         machine::demolish(&self.world, &row, vm, &self.owner).await?;
+        self.tell(EventKind::SandboxDestroyed, destroyed(&row));
         (self.on_gone)(&self.id);
         // What it stood on may have been waiting for its end.
         golden::tidy_soon(&self.world);
         Ok(())
+    }
+
+    // --- what is told ---
+
+    fn tell(&self, kind: EventKind, meta: serde_json::Value) {
+        self.world.events.record(kind, Some(&self.owner.id), Some(&self.id), meta);
+    }
+
+    /// What it is called now. Only for what is told.
+    fn name(&self) -> String {
+        let row = self.world.db.read(|store| store.sandbox(&self.id));
+        row.map(|row| row.name.to_string()).unwrap_or_default()
+    }
+
+    fn tell_woken(&self, from: Phase, took: Duration) {
+        if from == Phase::Hot {
+            return;
+        }
+        let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        let mut meta =
+            json!({ "sandbox": self.name(), "from_state": from.as_str(), "wake_ms": millis });
+        let reason = &self.seen.borrow().reason;
+        if bhatti_types::tells_of_loss(reason) {
+            meta["detail"] = reason.as_str().into();
+        }
+        self.tell(EventKind::ThermalWake, meta);
     }
 
     // --- the record ---
@@ -340,6 +398,12 @@ impl Actor {
         disk::tidy(&self.world, &row).await;
         Ok(())
     }
+}
+
+/// What is told of a sandbox that is no more.
+pub(crate) fn destroyed(row: &SandboxRow) -> serde_json::Value {
+    let lifetime = Timestamp::now().as_second() - row.created_at.as_second();
+    json!({ "name": row.name.as_str(), "lifetime_s": lifetime.max(0) })
 }
 
 /// Resolves when the machine ends; never, without one.

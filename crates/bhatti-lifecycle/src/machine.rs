@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::golden::{GoldenLimits, Goldens};
 use crate::guest::{self, Reach};
 use crate::idle::Thermal;
-use crate::{Tasks, WakeError};
+use crate::{Events, Tasks, WakeError};
 
 /// What the daemon was configured with, as far as sandboxes care.
 #[derive(Clone, Debug)]
@@ -96,6 +96,7 @@ pub(crate) struct World {
     pub(crate) db: Db,
     pub(crate) settings: Settings,
     pub(crate) tasks: Tasks,
+    pub(crate) events: Events,
     pub(crate) goldens: Goldens,
     /// Opening a TAP reads, removing a user's network writes: so a network never goes while a
     /// new sandbox of the same user is about to use it.

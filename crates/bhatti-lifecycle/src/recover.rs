@@ -1,9 +1,10 @@
 //! After a restart: what should exist against what does, and one sandbox brought back to it.
 
 use bhatti_store::{Change, SandboxRow, Store};
-use bhatti_types::{EngineId, Phase, SandboxId};
+use bhatti_types::{EngineId, EventKind, Phase, SandboxId};
+use serde_json::json;
 
-use crate::actor::Start;
+use crate::actor::{Start, destroyed};
 use crate::machine::{self, Machine};
 use crate::{Sandboxes, ServiceError, WakeError, disk, freeze};
 
@@ -57,9 +58,16 @@ impl Sandboxes {
         let world = &self.inner.world;
         let owner = row.owner.clone();
         let owner = world.db.call(move |store| store.user(&owner)).await?;
-        if let Err(error) = machine::demolish(world, row, None, &owner).await {
+        match machine::demolish(world, row, None, &owner).await {
+            Ok(()) if row.phase == Phase::Destroying => {
+                let kind = EventKind::SandboxDestroyed;
+                world.events.record(kind, Some(&owner.id), Some(&row.id), destroyed(row));
+            }
+            Ok(()) => {}
             // Kept for the next start; it is not listed and cannot be used.
-            tracing::error!(sandbox = %row.id, error = crate::chain(&error), "failed to undo");
+            Err(error) => {
+                tracing::error!(sandbox = %row.id, error = crate::chain(&error), "failed to undo");
+            }
         }
         Ok(())
     }
@@ -92,6 +100,9 @@ impl Sandboxes {
             Found::Lost => {
                 tracing::warn!(sandbox = %row.id, name = %row.name, "machine is gone");
                 self.record(&row.id, Phase::Stopped, LOST.to_owned()).await?;
+                let meta = json!({ "name": row.name.as_str(), "reason": "lost", "detail": LOST });
+                let kind = EventKind::SandboxStopped;
+                world.events.record(kind, Some(&owner.id), Some(&row.id), meta);
                 (None, false)
             }
             Found::Doubt(why) => {
@@ -183,7 +194,7 @@ impl Sandboxes {
                 let Some(handle) = this.inner.handles().get(&row.id).cloned() else { continue };
                 tokio::select! {
                     () = stop.cancelled() => return,
-                    woken = handle.start(false) => if let Err(error) = woken {
+                    woken = handle.start(false, "keep_hot") => if let Err(error) = woken {
                         tracing::warn!(sandbox = %row.id, name = %row.name,
                             error = crate::chain(&error), "does not come to life after a restart");
                     }

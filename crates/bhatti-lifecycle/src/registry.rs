@@ -8,9 +8,10 @@ use bhatti_engine::Engine;
 use bhatti_guest_client::Guest;
 use bhatti_storage::Layout;
 use bhatti_store::{Db, PatchRow, Reserved, SandboxRow, StoreError, Unreadable, UserRow};
-use bhatti_types::{EngineId, Phase, SandboxId};
+use bhatti_types::{EngineId, EventKind, Phase, SandboxId};
 use camino::Utf8PathBuf;
 use futures_util::StreamExt;
+use serde_json::json;
 use tokio::sync::oneshot;
 
 use crate::actor::{self, Handle, Origin, Standing, Start};
@@ -18,7 +19,7 @@ use crate::golden::{self, Goldens};
 use crate::machine::{World, as_request_error};
 use crate::recover::{Plan, plan};
 use crate::spec::{CreateSpec, PatchSpec};
-use crate::{Lease, Op, ServiceError, Settings, Taps, Tasks, WakeError, admit};
+use crate::{Events, Lease, Op, ServiceError, Settings, Taps, Tasks, WakeError, admit};
 
 /// What a [`Sandboxes`] is made of.
 pub struct Deps {
@@ -28,6 +29,7 @@ pub struct Deps {
     pub db: Db,
     pub settings: Settings,
     pub tasks: Tasks,
+    pub events: Events,
 }
 
 /// Whether a create made something.
@@ -56,7 +58,7 @@ impl Sandboxes {
     /// Takes over what a former daemon left: adopts running machines, finishes interrupted
     /// creates and destroys, and removes what the store does not know.
     pub async fn recover(deps: Deps) -> Result<Self, ServiceError> {
-        let Deps { engine, taps, layout, db, settings, tasks } = deps;
+        let Deps { engine, taps, layout, db, settings, tasks, events } = deps;
         let world = Arc::new(World {
             engine,
             taps,
@@ -64,6 +66,7 @@ impl Sandboxes {
             db,
             settings,
             tasks,
+            events,
             goldens: Goldens::default(),
             networks: tokio::sync::RwLock::default(),
             snapshots: tokio::sync::RwLock::default(),
@@ -130,7 +133,7 @@ impl Sandboxes {
         /// At once; each reads its memory and writes it.
         const AT_ONCE: usize = 4;
         let handles: Vec<Handle> = self.inner.handles().values().cloned().collect();
-        let freezes = handles.iter().map(|handle| handle.stop("the daemon stopped"));
+        let freezes = handles.iter().map(|handle| handle.stop("the daemon stopped", "shutdown"));
         let mut frozen = futures_util::stream::iter(freezes).buffer_unordered(AT_ONCE);
         while let Some(result) = frozen.next().await {
             match result {
@@ -359,13 +362,25 @@ impl Sandboxes {
     ) -> Result<SandboxRow, ServiceError> {
         let PatchSpec { name, keep_hot, labels_add, labels_remove } = spec;
         let patch = PatchRow { name, labels_add, labels_remove, keep_hot };
-        let patched =
-            self.inner.world.db.call(move |store| store.patch_sandbox(&row.id, &patch)).await?;
+        let id = row.id.clone();
+        let (patch, patched) = self
+            .inner
+            .world
+            .db
+            .call(move |store| {
+                let patched = store.patch_sandbox(&id, &patch)?;
+                Ok((patch, patched))
+            })
+            .await?;
+        for meta in told_changes(&row, &patched, &patch) {
+            let events = &self.inner.world.events;
+            events.record(EventKind::SandboxUpdated, Some(&caller.id), Some(&row.id), meta);
+        }
         let Some(keep) = keep_hot else { return self.get(caller, patched.id.as_str()).await };
         let handle = self.handle(&patched)?;
         handle.keep_hot(keep).await;
         if keep {
-            handle.start(false).await.map_err(|error| wake_error(&patched, error))?;
+            handle.start(false, "keep_hot").await.map_err(|error| wake_error(&patched, error))?;
         }
         self.get(caller, patched.id.as_str()).await
     }
@@ -378,7 +393,7 @@ impl Sandboxes {
         force: bool,
     ) -> Result<SandboxRow, ServiceError> {
         let row = self.get(caller, key).await?;
-        let started = self.handle(&row)?.start(force).await;
+        let started = self.handle(&row)?.start(force, "api").await;
         started.map_err(|error| wake_error(&row, error))?;
         self.get(caller, row.id.as_str()).await
     }
@@ -386,7 +401,7 @@ impl Sandboxes {
     /// Freezes it, whoever uses it; what sleeps or never ran stays as it is.
     pub async fn stop(&self, caller: &UserRow, key: &str) -> Result<SandboxRow, ServiceError> {
         let row = self.get(caller, key).await?;
-        let stopped = self.handle(&row)?.stop("stop requested").await;
+        let stopped = self.handle(&row)?.stop("stop requested", "api").await;
         stopped.map_err(|error| failed(&row, "stop sandbox", error))?;
         self.get(caller, row.id.as_str()).await
     }
@@ -446,6 +461,19 @@ impl Sandboxes {
         let handle = self.inner.handles().get(&row.id).cloned();
         handle.ok_or_else(|| ServiceError::NoSandbox(row.name.to_string()))
     }
+}
+
+/// What is told of a change, each part of it for itself.
+fn told_changes(was: &SandboxRow, is: &SandboxRow, patch: &PatchRow) -> Vec<serde_json::Value> {
+    let name = is.name.as_str();
+    let renamed =
+        (was.name != is.name).then(|| json!({ "old_name": was.name.as_str(), "new_name": name }));
+    let (added, removed) = (&patch.labels_add, &patch.labels_remove);
+    let relabelled = (was.labels != is.labels)
+        .then(|| json!({ "name": name, "labels_added": added, "labels_removed": removed }));
+    let kept =
+        (was.keep_hot != is.keep_hot).then(|| json!({ "name": name, "keep_hot": is.keep_hot }));
+    [renamed, relabelled, kept].into_iter().flatten().collect()
 }
 
 /// What a caller is told when the guest of `row` could not be had.

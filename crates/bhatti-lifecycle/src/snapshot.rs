@@ -8,7 +8,8 @@ use bhatti_store::{
     NewSandbox, NewSnapshot, Reserved, ReservedSnapshot, SandboxRow, SnapshotRow, SnapshotState,
     UserRow,
 };
-use bhatti_types::{Name, SnapshotId};
+use bhatti_types::{EventKind, Name, SnapshotId};
+use serde_json::json;
 use tokio::sync::oneshot;
 
 use crate::actor::{Checkpoint, CheckpointDirs, Origin, Start};
@@ -64,6 +65,12 @@ impl Sandboxes {
             ReservedSnapshot::Taken => return Err(taken),
         };
         let made = self.fill(&row, &reserved.id).await;
+        if let Ok(made) = &made {
+            let (name, source) = (made.name.as_str(), row.name.as_str());
+            let meta = json!({ "name": name, "sandbox": source, "size_mb": made.bytes >> 20 });
+            let kind = EventKind::SnapshotCreated;
+            self.inner.world.events.record(kind, Some(&row.owner), Some(&row.id), meta);
+        }
         if made.is_err()
             && let Err(error) = self.remove(&reserved.id).await
         {
@@ -127,6 +134,11 @@ impl Sandboxes {
         let this = self.clone();
         self.inner.world.tasks.spawn("delete snapshot", |_| async move {
             let removed = this.remove(&row.id).await;
+            if removed.is_ok() {
+                let meta = json!({ "name": row.name.as_str() });
+                let kind = EventKind::SnapshotDeleted;
+                this.inner.world.events.record(kind, Some(&row.owner), None, meta);
+            }
             let failed = |cause| ServiceError::Failed { doing: "delete snapshot", cause };
             drop(reply.send(removed.map_err(failed)));
         });

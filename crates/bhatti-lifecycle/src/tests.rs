@@ -32,8 +32,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 pub(crate) use life::Life;
 
 use crate::{
-    CreateSpec, Created, Deps, FileContent, GoldenLimits, PatchSpec, Sandboxes, ServiceError,
-    Settings, Taps, Tasks, Thermal,
+    CreateSpec, Created, Deps, Events, FileContent, GoldenLimits, PatchSpec, Sandboxes,
+    ServiceError, Settings, Taps, Tasks, Thermal,
 };
 
 /// What the pretended agents were told, and how they are to behave.
@@ -333,6 +333,7 @@ impl House {
                 goldens: self.goldens,
             },
             tasks: tasks.clone(),
+            events: Events::start(db.clone()).0,
         });
         match life.guard(recovered).await {
             Some(sandboxes) => Some(Daemon { sandboxes: sandboxes.unwrap(), db, tasks, layout }),
@@ -391,7 +392,7 @@ async fn bury(db: Db, tasks: Tasks, layout: Arc<Layout>) {
 }
 
 /// Waits for a state.
-async fn eventually(what: &str, is_so: impl AsyncFn() -> bool) {
+pub(crate) async fn eventually(what: &str, is_so: impl AsyncFn() -> bool) {
     let deadline = std::time::Instant::now() + Duration::from_secs(20);
     while !is_so().await {
         assert!(std::time::Instant::now() < deadline, "never: {what}");

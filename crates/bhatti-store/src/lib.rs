@@ -10,6 +10,7 @@
 
 mod db;
 mod error;
+mod event;
 mod golden;
 mod image;
 mod migrate;
@@ -24,6 +25,7 @@ mod user;
 
 pub use db::Db;
 pub use error::StoreError;
+pub use event::{EventFilter, EventRow, NewEvent};
 pub use golden::GoldenRow;
 pub use image::ImageRow;
 pub use phase::{Change, Generation};

@@ -1,9 +1,11 @@
-//! Accounts and their keys.
+//! Accounts and their keys. A change of an account is never without its event.
 
-use bhatti_types::{ApiKey, Mib, UserId};
+use bhatti_types::{ApiKey, EventKind, Mib, UserId};
 use jiff::Timestamp;
 use rusqlite::{Connection, Row};
+use serde_json::json;
 
+use crate::event::{NewEvent, insert};
 use crate::row::{Reader, all};
 use crate::secret::{hash, same};
 use crate::{Store, StoreError};
@@ -105,6 +107,12 @@ impl Store {
                 Timestamp::now().to_string(),
             ],
         )?;
+        let meta = json!({
+            "name": new.name,
+            "max_sandboxes": new.max_sandboxes,
+            "subnet_index": subnet,
+        });
+        insert(&tx, &NewEvent::now(EventKind::UserCreated, Some(&id), None, meta))?;
         tx.commit()?;
         Ok((self.user_named(&new.name)?, key))
     }
@@ -144,11 +152,16 @@ impl Store {
     /// Gives the account a new key; the old one stops working with this call.
     pub fn rotate_key(&mut self, name: &str) -> Result<ApiKey, StoreError> {
         let key = ApiKey::random();
-        let changed = self.connection.execute(
-            "UPDATE users SET api_key_hash = ?2 WHERE name = ?1",
-            [name, &hash(key.reveal())],
-        )?;
-        if changed == 1 { Ok(key) } else { Err(StoreError::NoUser(name.to_owned())) }
+        let tx =
+            self.connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        let user =
+            one_user(&tx, "name", name)?.ok_or_else(|| StoreError::NoUser(name.to_owned()))?;
+        let sql = "UPDATE users SET api_key_hash = ?2 WHERE id = ?1";
+        tx.execute(sql, [user.id.as_str(), &hash(key.reveal())])?;
+        let meta = json!({ "name": name });
+        insert(&tx, &NewEvent::now(EventKind::UserKeyRotated, Some(&user.id), None, meta))?;
+        tx.commit()?;
+        Ok(key)
     }
 
     /// Removes an account that owns nothing any more.
@@ -167,6 +180,8 @@ impl Store {
             return Err(StoreError::UserHasSnapshots(snapshots));
         }
         tx.execute("DELETE FROM users WHERE id = ?1", [user.id.as_str()])?;
+        let meta = json!({ "name": name });
+        insert(&tx, &NewEvent::now(EventKind::UserDeleted, Some(&user.id), None, meta))?;
         tx.commit()?;
         Ok(user)
     }

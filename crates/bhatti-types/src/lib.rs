@@ -4,6 +4,7 @@
 //! No I/O, no async, no SQL.
 
 mod alias;
+mod event;
 mod id;
 mod label;
 mod name;
@@ -12,6 +13,7 @@ mod secret;
 mod size;
 
 pub use alias::{Alias, BadAlias};
+pub use event::EventKind;
 pub use id::{
     BadId, EngineId, GoldenId, ImageId, PublishId, RequestId, SandboxId, SnapshotId, UserId,
 };

@@ -6,8 +6,8 @@ use camino::Utf8PathBuf;
 use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 
 use crate::command::{
-    completion, cp, create, destroy, edit, exec, file, forward, inspect, list, ports, ps, publish,
-    serve, share, shell, snapshot, start, stop, unpublish, user,
+    admin, completion, cp, create, destroy, edit, exec, file, forward, inspect, list, ports, ps,
+    publish, serve, share, shell, snapshot, start, stop, unpublish, user,
 };
 
 /// Everything on one command line.
@@ -50,6 +50,8 @@ pub(crate) struct Globals {
 /// The commands. Sorted by name, as help shows them.
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
+    /// Look into this host's daemon
+    Admin(admin::AdminArgs),
     Completion(completion::CompletionArgs),
     Cp(cp::CpArgs),
     Create(create::CreateArgs),
@@ -92,7 +94,7 @@ const SECTIONS: [(&str, &[&str]); 4] = [
         ],
     ),
     ("Resources", &["publish", "snapshot", "unpublish"]),
-    ("Setup & Admin", &["serve", "setup", "user"]),
+    ("Setup & Admin", &["admin", "serve", "setup", "user"]),
     ("Additional Commands", &["completion", "help", "inspect", "version"]),
 ];
 

@@ -14,7 +14,7 @@ use axum::body::Body;
 use axum::http::{Method, Request};
 use bhatti_engine::Engine;
 use bhatti_engine_sim::{SimEngine, SimHost};
-use bhatti_lifecycle::{Deps, GoldenLimits, Sandboxes, Settings, Taps, Tasks, Thermal};
+use bhatti_lifecycle::{Deps, Events, GoldenLimits, Sandboxes, Settings, Taps, Tasks, Thermal};
 use bhatti_storage::Layout;
 use bhatti_store::{
     Change, Db, NewSandbox, NewSnapshot, NewUser, Reserved, ReservedSnapshot, Store, UserRow,
@@ -84,7 +84,10 @@ async fn world() -> World {
         goldens: GoldenLimits::default(),
     };
     let taps = Arc::new(NoNetwork);
-    let deps = Deps { engine, taps, layout, db: db.clone(), settings, tasks: Tasks::default() };
+    let tasks = Tasks::default();
+    let (events, _recorder) = Events::start(db.clone());
+    let deps =
+        Deps { engine, taps, layout, db: db.clone(), settings, tasks, events: events.clone() };
     let sandboxes = Sandboxes::recover(deps).await.expect("recovers");
     let limits = Limits::default();
     let (under_way, sockets) = (UnderWay::default(), Sockets::new(Tasks::default()));
@@ -98,6 +101,7 @@ async fn world() -> World {
     let api = Api {
         sandboxes,
         db,
+        events,
         limits,
         under_way,
         sockets,

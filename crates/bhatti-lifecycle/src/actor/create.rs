@@ -3,8 +3,9 @@
 use bhatti_engine::{Below, EngineError, RootDisk, Shape};
 use bhatti_guest_client::Guest;
 use bhatti_store::{Change, Generation, GoldenRow, SandboxRow, SnapshotRow};
-use bhatti_types::Phase;
+use bhatti_types::{EventKind, Phase};
 use camino::Utf8PathBuf;
+use serde_json::json;
 
 use super::{Actor, Origin};
 use crate::disk::{self, base_dir, blocking};
@@ -53,7 +54,10 @@ impl Actor {
         origin: Origin,
         files: Vec<FileContent>,
     ) -> Result<(), WakeError> {
-        let resumed = matches!(origin, Origin::Snapshot(_));
+        let from = match &origin {
+            Origin::Snapshot(snapshot) => Some(snapshot.name.clone()),
+            Origin::Image { .. } => None,
+        };
         let Made { mut change, reason, golden, clone_of } = match origin {
             Origin::Image { file } => self.make_from_image(&row, file).await?,
             Origin::Snapshot(snapshot) => self.continue_snapshot(&row, &snapshot).await?,
@@ -66,7 +70,7 @@ impl Actor {
                 guest.write_file(&file.path, file.mode, file.content).await?;
             }
             // What a snapshot continues has run its init script, or is running it.
-            if resumed { Ok(()) } else { start_init(&guest, &row.init).await }
+            if from.is_some() { Ok(()) } else { start_init(&guest, &row.init).await }
         };
         tokio::select! {
             biased;
@@ -76,6 +80,13 @@ impl Actor {
         self.move_to(&[Phase::Creating], Phase::Hot, &reason, change).await?;
         // Quiet begins when there is something to use, however long that took.
         self.pins.touch();
+        match from {
+            Some(snapshot) => {
+                let meta = json!({ "name": snapshot.as_str(), "new_sandbox": row.name.as_str() });
+                self.tell(EventKind::SnapshotResumed, meta);
+            }
+            None => self.tell(EventKind::SandboxCreated, created(&row)),
+        }
         drop(golden);
         if let Some(golden) = clone_of {
             golden::used(&self.world, &golden);
@@ -198,6 +209,17 @@ impl Actor {
         let reason = format!("resumed from snapshot {}", from.name);
         Ok(Made { change, reason, golden, clone_of: None })
     }
+}
+
+/// What is told of a new sandbox.
+fn created(row: &SandboxRow) -> serde_json::Value {
+    json!({
+        "name": row.name.as_str(),
+        "cpus": f64::from(row.cpus.milli()) / 1000.0,
+        "memory_mb": row.memory.0,
+        "image": row.image,
+        "keep_hot": row.keep_hot,
+    })
 }
 
 /// The sealed part of a disk, as a disk.

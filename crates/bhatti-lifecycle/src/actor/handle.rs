@@ -46,10 +46,13 @@ pub(crate) enum Command {
     /// `force`: lose what must be lost, rather than not start.
     Start {
         force: bool,
+        why: &'static str,
         reply: Reply<()>,
     },
+    /// `reason` is the sentence of the record, `why` the word of the event.
     Stop {
         reason: &'static str,
+        why: &'static str,
         reply: Reply<()>,
     },
     /// Saves the machine as it is.
@@ -116,13 +119,17 @@ impl Handle {
     }
 
     /// Makes it hot. Safe to drop: the actor finishes.
-    pub(crate) async fn start(&self, force: bool) -> Result<(), WakeError> {
-        self.ask(|reply| Command::Start { force, reply }).await
+    pub(crate) async fn start(&self, force: bool, why: &'static str) -> Result<(), WakeError> {
+        self.ask(|reply| Command::Start { force, why, reply }).await
     }
 
     /// Freezes it, whoever uses it. Safe to drop: the actor finishes.
-    pub(crate) async fn stop(&self, reason: &'static str) -> Result<(), WakeError> {
-        self.ask(|reply| Command::Stop { reason, reply }).await
+    pub(crate) async fn stop(
+        &self,
+        reason: &'static str,
+        why: &'static str,
+    ) -> Result<(), WakeError> {
+        self.ask(|reply| Command::Stop { reason, why, reply }).await
     }
 
     /// Saves it, without waking it.

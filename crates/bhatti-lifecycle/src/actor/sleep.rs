@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use bhatti_guest_client::GuestError;
 use bhatti_store::{Change, Generation};
-use bhatti_types::Phase;
+use bhatti_types::{EventKind, Phase};
+use serde_json::json;
 use tokio::time::Instant;
 
 use super::Actor;
@@ -65,7 +66,7 @@ impl Actor {
                 }
             },
             Next::Freeze => {
-                if let Err(error) = self.freeze("nobody used it for the time set").await {
+                if let Err(error) = self.freeze_idle("nobody used it for the time set").await {
                     tracing::error!(error = crate::chain(&error), "failed to freeze; trying again");
                     self.pins.touch();
                 }
@@ -103,11 +104,22 @@ impl Actor {
 
     /// Pauses the machine, or freezes it where there is no warm state.
     async fn cool(&mut self, reason: &str) {
+        let silent = self.asked.silent;
+        let idle = self.idle_seconds();
         let result = if self.world.settings.thermal.warm_after.is_none() {
-            self.freeze(reason).await
+            self.freeze_idle(reason).await
         } else {
-            self.pause(reason).await
+            let paused = self.pause(reason).await;
+            if paused.is_ok() && silent < PATIENCE {
+                let meta = json!({ "sandbox": self.name(), "idle_s": idle });
+                self.tell(EventKind::ThermalPause, meta);
+            }
+            paused
         };
+        if result.is_ok() && silent >= PATIENCE {
+            let meta = json!({ "sandbox": self.name(), "consecutive_failures": silent });
+            self.tell(EventKind::ThermalForcePause, meta);
+        }
         self.asked = Asked::default();
         if let Err(error) = result {
             tracing::error!(error = crate::chain(&error), "failed to put a sandbox to sleep");
@@ -127,6 +139,35 @@ impl Actor {
             self.let_go_on().await;
         }
         paused
+    }
+
+    fn idle_seconds(&self) -> u64 {
+        self.pins.last_use().elapsed().as_secs()
+    }
+
+    /// Freezes what nobody uses, and tells so.
+    async fn freeze_idle(&mut self, reason: &str) -> Result<(), WakeError> {
+        let (idle, up) = (self.idle_seconds(), self.machine.is_some());
+        let frozen = self.freeze(reason).await;
+        let name = self.name();
+        match &frozen {
+            Ok(()) if up => {
+                self.failed_freezes = 0;
+                let meta = json!({ "sandbox": name, "idle_s": idle });
+                self.tell(EventKind::ThermalSnapshot, meta);
+                let meta = json!({ "name": name, "reason": "thermal" });
+                self.tell(EventKind::SandboxStopped, meta);
+            }
+            Ok(()) => {}
+            Err(error) => {
+                self.failed_freezes = self.failed_freezes.saturating_add(1);
+                let attempt = self.failed_freezes;
+                let error = error.public();
+                let meta = json!({ "sandbox": name, "error": error, "attempt": attempt });
+                self.tell(EventKind::ThermalSnapshotFailed, meta);
+            }
+        }
+        frozen
     }
 
     pub(super) async fn stop(&mut self, reason: &str) -> Result<(), WakeError> {

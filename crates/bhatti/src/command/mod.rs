@@ -1,5 +1,6 @@
 //! One file per command.
 
+pub(crate) mod admin;
 pub(crate) mod completion;
 pub(crate) mod cp;
 pub(crate) mod create;
@@ -24,6 +25,7 @@ pub(crate) mod snapshot;
 mod spinner;
 pub(crate) mod start;
 pub(crate) mod stop;
+mod store;
 pub(crate) mod unpublish;
 pub(crate) mod user;
 mod version;
@@ -37,6 +39,7 @@ use crate::failure::Failure;
 /// Runs one command.
 pub(crate) fn run(context: &Context, command: Command) -> Result<ExitCode, Failure> {
     match command {
+        Command::Admin(args) => admin::run(context, args),
         Command::Completion(args) => completion::run(context, &args),
         Command::Cp(args) => cp::run(context, args),
         Command::Create(args) => create::run(context, &args),

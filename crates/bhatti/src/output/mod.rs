@@ -1,6 +1,7 @@
 //! What people see: pure functions from values to text. The formats are the contract's.
 
 mod check;
+mod event;
 mod file;
 mod sandbox;
 mod session;
@@ -10,6 +11,7 @@ mod user;
 mod version;
 
 pub(crate) use check::host_check;
+pub(crate) use event::{EventListRow, events};
 pub(crate) use file::{FileRow, PortRow, files, on_one_line, ports};
 pub(crate) use sandbox::{DiskUse, ListRow, created, detached, edited, inspected, list, list_wide};
 pub(crate) use session::{SessionRow, sessions};
