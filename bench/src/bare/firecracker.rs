@@ -155,8 +155,8 @@ fn tap(starting: &Starting) -> Result<&str> {
 /// Another copy of the image, or of the disk of a saved machine.
 pub(super) fn make_disk(dir: &Utf8Path, image: &Utf8Path, saved: Option<&Saved>) -> Result<()> {
     let from = saved.map_or_else(|| image.to_owned(), |saved| saved.path().join(DISK));
-    let copy = ["--reflink=auto", "--sparse=always", from.as_str()];
-    let made = Command::new("cp").args(copy).arg(dir.join(DISK)).status();
+    // Shares blocks where it can, and otherwise has the kernel copy what is no hole.
+    let made = Command::new("cp").arg("--reflink=auto").args([&from, &dir.join(DISK)]).status();
     let made = made.context("cannot run cp")?;
     ensure!(made.success(), "cp failed: {made}");
     Ok(())

@@ -9,9 +9,9 @@
 //! the host's disk is refused before anything is copied.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 
 use bhatti_engine::{Below, DiskFormat, EngineError, Private, RootDisk};
 use bhatti_types::Mib;
@@ -26,8 +26,6 @@ use crate::qcow2;
 const SECTOR: u64 = 512;
 /// No file system fits into less, so what is shorter is no disk.
 const LEAST: u64 = 1 << 20;
-/// Copied at once.
-const BLOCK: usize = 1 << 20;
 /// What a copy leaves free of the host's disk. A machine whose write finds no room is told of an error,
 /// and its guest may lose what it wrote: so no create may take the last.
 const SPARED: u64 = 64 << 20;
@@ -207,20 +205,17 @@ fn copy(from: &File, to: &File, more: u64) -> Result<(), NotCopied> {
         return Ok(());
     }
     to.set_len(metadata.size())?;
-    let mut block = vec![0; BLOCK];
-    let mut at = 0;
+    let (mut from, mut to, mut at) = (from, to, 0);
     while let Some((start, end)) = next_data(from, at)? {
-        at = start;
-        while at < end {
-            let count = BLOCK.min(usize::try_from(end - at).unwrap_or(BLOCK));
-            let count = from.read_at(&mut block[..count], at)?;
-            if count == 0 {
-                let why = "it became shorter while it was copied";
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, why).into());
-            }
-            to.write_all_at(&block[..count], at)?;
-            at += count as u64;
+        from.seek(SeekFrom::Start(start))?;
+        to.seek(SeekFrom::Start(start))?;
+        // Between two files this is done in the kernel, at less than half the price.
+        let copied = io::copy(&mut from.take(end - start), &mut to)?;
+        if copied < end - start {
+            let why = "it became shorter while it was copied";
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, why).into());
         }
+        at = end;
     }
     Ok(())
 }
@@ -238,6 +233,8 @@ fn next_data(file: &File, at: u64) -> io::Result<Option<(u64, u64)>> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt as _;
+
     use super::*;
 
     const OWNER: Private = Private { uid: 64123, gid: 64123 };
