@@ -56,10 +56,9 @@ enum Program {
 }
 
 impl Suite {
-    /// What it lacks here, if it does.
-    fn lacks(&self) -> Option<&'static str> {
-        let needed = self.brings.first()?;
-        std::env::var_os(needed).is_none().then_some(needed)
+    /// What it lacks where only these variables are set, if it does.
+    fn lacks(&self, is_set: &dyn Fn(&str) -> bool) -> Option<&'static str> {
+        self.brings.first().copied().filter(|needed| !is_set(needed))
     }
 }
 
@@ -190,6 +189,10 @@ pub(crate) struct Options {
 impl Options {
     /// Reads the words behind `cargo xtask kvm-box`.
     pub(crate) fn parse(words: &[&str]) -> Result<Self> {
+        Self::parse_where(words, &|variable| std::env::var_os(variable).is_some())
+    }
+
+    fn parse_where(words: &[&str], is_set: &dyn Fn(&str) -> bool) -> Result<Self> {
         let mut options = Self { suites: Vec::new(), filter: Vec::new(), shell: false };
         let mut words = words.iter().copied();
         while let Some(word) = words.next() {
@@ -211,7 +214,7 @@ impl Options {
             options.suites.extend(&WHOLE);
             options.suites.extend(&FIRECRACKER);
             options.suites.retain(|suite| {
-                let lacks = suite.lacks();
+                let lacks = suite.lacks(is_set);
                 if let Some(variable) = lacks {
                     let name = suite.name;
                     eprintln!("kvm-box: SKIPPED, NOT PASSED: {name}, for {variable} is not set");
@@ -220,7 +223,8 @@ impl Options {
             });
         }
         for suite in &options.suites {
-            ensure!(suite.lacks().is_none(), "{} needs {}", suite.name, suite.brings[0]);
+            let lacks = suite.lacks(is_set);
+            ensure!(lacks.is_none(), "{} needs {}", suite.name, lacks.unwrap_or_default());
         }
         ensure!(!options.filter.iter().any(|word| word.contains('\n')), "a filter is one line");
         Ok(options)
@@ -303,14 +307,22 @@ mod tests {
 
     #[test]
     fn suites_are_chosen_by_name_and_the_rest_is_the_filter() {
-        let chosen = |words: &[&str]| Options::parse(words).map(|options| names(&options.suites));
-        assert_eq!(chosen(&[]).expect("all"), "qemu-conformance, e2e");
-        assert_eq!(chosen(&["--suite", "smoke"]).expect("both"), "qemu-smoke, e2e-smoke");
-        assert_eq!(chosen(&["--suite", "qemu-bench"]).expect("one"), "qemu-bench");
+        let chosen = |words: &[&str], is_set: &dyn Fn(&str) -> bool| {
+            Options::parse_where(words, is_set).map(|options| names(&options.suites))
+        };
+        let (nothing, all) = (|_: &str| false, |_: &str| true);
+        assert_eq!(chosen(&[], &nothing).expect("two"), "qemu-conformance, e2e");
+        let four = "qemu-conformance, e2e, firecracker-conformance, firecracker-e2e";
+        assert_eq!(chosen(&[], &all).expect("all"), four);
+        assert_eq!(chosen(&["--suite", "smoke"], &nothing).expect("both"), "qemu-smoke, e2e-smoke");
+        assert_eq!(chosen(&["--suite", "qemu-bench"], &nothing).expect("one"), "qemu-bench");
+        let needs_one = ["--suite", "firecracker-e2e"];
+        assert_eq!(chosen(&needs_one, &all).expect("one"), "firecracker-e2e");
+        chosen(&needs_one, &nothing).expect_err("there is no Firecracker");
         let options = Options::parse(&["--suite", "e2e", "--", "sleep::", "--suite"]).expect("one");
         assert_eq!((names(&options.suites).as_str(), options.filter.len()), ("e2e", 2));
         for bad in [&["--suite"][..], &["--suite", "e3e"], &["e2e"]] {
-            chosen(bad).expect_err("a typo is no choice");
+            chosen(bad, &all).expect_err("a typo is no choice");
         }
     }
 }
