@@ -6,9 +6,6 @@
 //! Choices that look odd, with the reason:
 //! - The root disk is no "root device": the initramfs finds and mounts it, and Firecracker would add
 //!   words to the kernel's line that say otherwise.
-//! - `reboot=k`: without a power switch a machine ends by a reset through the keyboard controller,
-//!   and the agent takes the same word as the sign to do so.
-//! - `i8042.*`: the kernel need not look for a keyboard and a mouse behind that controller.
 //! - `cache_type` stays `Unsafe`: a flush by the guest costs nothing, and what it has written is in
 //!   the file, for everybody who reads it, at once. What is to survive a loss of power is synced by
 //!   whoever freezes the machine.
@@ -32,11 +29,6 @@ pub(crate) const INTERFACE: &str = "eth0";
 pub(crate) const GUEST_CID: u32 = 3;
 /// Where the agent listens.
 pub(crate) const AGENT_PORT: u32 = 52;
-
-/// `quiet` keeps the slow port silent; a panic raises the level by itself.
-pub(crate) const KERNEL_LINE: &str = "console=ttyS0 quiet panic=-1 reboot=k cryptomgr.notests=1 \
-    8250.nr_uarts=1 lsm=capability audit=0 no_timer_check nowatchdog i8042.noaux i8042.nomux \
-    i8042.dumbkbd";
 
 /// `PUT /machine-config`, and what `GET` says of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -27,6 +27,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use tokio::time::timeout;
 
 use crate::api::Api;
+use crate::arch::Arch;
 use crate::config::{InstanceInfo, InstanceState};
 use crate::launch::{Origin, watched};
 use crate::limits::Limits;
@@ -39,8 +40,6 @@ const IDLE_TEMPLATES: usize = 2;
 const IDLE_TEMPLATE_BYTES: u64 = 1 << 30;
 /// How long an adopted VMM may take to say whether its machine runs.
 const ADOPTION_PATIENCE: Duration = Duration::from_secs(1);
-/// Beyond that the guest's memory has a gap, for its devices, and is in two pieces.
-const MOST_MEMORY: Mib = Mib(3072);
 /// It makes no more.
 const MOST_VCPUS: u32 = 32;
 /// The name of the filter inside.
@@ -121,7 +120,7 @@ impl FirecrackerEngine {
         let host = Arc::new(Host::observe(&name, Accel::Kvm, None));
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         let fingerprint = format!("{} Linux {}", host.fingerprint, kernel.trim());
-        let (most_memory, most_vcpus) = (Some(MOST_MEMORY), Some(MOST_VCPUS));
+        let (most_memory, most_vcpus) = (Some(Arch::HOST.most_memory()), Some(MOST_VCPUS));
         let capabilities = Capabilities { hugepages: false, most_memory, most_vcpus };
         let (name, accel) = (EngineName::Firecracker, Accel::Kvm);
         let info = EngineInfo { name, version, accel, why, warnings, capabilities };

@@ -25,8 +25,9 @@ use bhatti_vmm::{blocking, check_shared, file_error};
 use tokio::time::{Instant, sleep};
 
 use crate::api::Api;
+use crate::arch::Arch;
 use crate::config::{
-    API_SOCKET, Action, ActionType, BootSource, Drive, Entropy, GUEST_CID, INTERFACE, KERNEL_LINE,
+    API_SOCKET, Action, ActionType, BootSource, Drive, Entropy, GUEST_CID, INTERFACE,
     MachineConfig, NetworkInterface, VSOCK, Vsock,
 };
 use crate::disk;
@@ -267,7 +268,7 @@ impl Started {
         let source = BootSource {
             kernel_image_path: KERNEL,
             initrd_path: INITRAMFS,
-            boot_args: KERNEL_LINE,
+            boot_args: Arch::HOST.kernel_line(),
         };
         api.put("/boot-source", &source).await?;
         api.put("/drives/root", &Drive::root(self.limits.disk())).await?;
@@ -364,12 +365,16 @@ fn undo(dir: &MachineDir, group: &Group, tap: Option<Tap>, cause: EngineError) -
 async fn until_filtered(pid: i32) -> Result<(), EngineError> {
     let end = Instant::now() + FILTER_DEADLINE;
     loop {
-        match is_filtered(pid) {
-            Ok(true) => return Ok(()),
-            Ok(false) if Instant::now() < end => sleep(FILTER_STEP).await,
-            Ok(false) => {
-                let why = io::Error::new(io::ErrorKind::Unsupported, "it was built without one");
-                return Err(confined("Firecracker runs without a system call filter", why));
+        match unfiltered(pid) {
+            Ok(None) => return Ok(()),
+            Ok(Some(_)) if Instant::now() < end => sleep(FILTER_STEP).await,
+            Ok(Some(thread)) => {
+                let seconds = FILTER_DEADLINE.as_secs();
+                let what = format!(
+                    "no system call filter is on its {thread} after {seconds} s; a Firecracker that \
+                     was built without one needs firecracker_seccomp_filter"
+                );
+                return Err(confined(&what, io::ErrorKind::TimedOut.into()));
             }
             Err(source) => {
                 return Err(confined("cannot see whether Firecracker has its filter on", source));
@@ -378,14 +383,20 @@ async fn until_filtered(pid: i32) -> Result<(), EngineError> {
     }
 }
 
-fn is_filtered(pid: i32) -> io::Result<bool> {
+/// A thread of the VMM that has no filter on, and where it is.
+fn unfiltered(pid: i32) -> io::Result<Option<String>> {
     for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-        let status = std::fs::read_to_string(task?.path().join("status"))?;
-        if !status.lines().any(|line| line == "Seccomp:\t2") {
-            return Ok(false);
+        let task = task?.path();
+        let status = std::fs::read_to_string(task.join("status"))?;
+        let of =
+            |field: &str| status.lines().find_map(|line| line.strip_prefix(field)).map(str::trim);
+        if of("Seccomp:") != Some("2") {
+            let (name, state) = (of("Name:").unwrap_or("?"), of("State:").unwrap_or("?"));
+            let place = std::fs::read_to_string(task.join("wchan")).unwrap_or_default();
+            return Ok(Some(format!("thread {name:?} ({state}, in {place:?})")));
         }
     }
-    Ok(true)
+    Ok(None)
 }
 
 fn confined(what: &str, source: io::Error) -> EngineError {

@@ -20,11 +20,12 @@
 //!   comes in meanwhile can make memory and devices disagree (`saving`, `hold`).
 //! - Releases with a known fault in what we need are refused at start (`probe`).
 //!
-//! What it cannot do, and another engine can: more than 3 GiB of memory, huge pages, layers of a
+//! What it cannot do, and another engine can: more than 3 GiB of memory on x86-64, huge pages, layers of a
 //! disk that share blocks where the file system cannot (`disk`), keeping the link over a save, and
 //! the end of a console of more than 64 KiB.
 
 mod api;
+mod arch;
 mod config;
 mod disk;
 mod engine;

@@ -1,0 +1,79 @@
+//! Everything this engine does in another way on another architecture; nothing else in it knows one.
+//!
+//! | | x86-64 | aarch64 |
+//! |---|---|---|
+//! | how it ends | a reset through the keyboard controller | PSCI |
+//! | memory in one piece | below the devices at 3 GiB | from 2 GiB up to the devices at 256 GiB |
+//!
+//! Firecracker runs machines of its host's own architecture only. Devices are virtio over MMIO and the
+//! console is a 16550 on both.
+//!
+//! Choices that look odd, with the reason:
+//! - `reboot=k`: without a power switch a machine ends by a reset through the keyboard controller,
+//!   and the agent takes the same word as the sign to do so.
+//! - `i8042.*`: the kernel need not look for a keyboard and a mouse behind that controller.
+//! - What is said of aarch64 is read in Firecracker's source; nobody has run it.
+
+use bhatti_types::Mib;
+
+/// What instructions a guest runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arch {
+    #[cfg_attr(
+        all(target_arch = "aarch64", not(test)),
+        expect(dead_code, reason = "of the other hosts")
+    )]
+    X86_64,
+    #[cfg_attr(
+        all(target_arch = "x86_64", not(test)),
+        expect(dead_code, reason = "of the other hosts")
+    )]
+    Aarch64,
+}
+
+impl Arch {
+    /// This host's own, and its guests'.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) const HOST: Self = Self::X86_64;
+    /// This host's own, and its guests'.
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) const HOST: Self = Self::Aarch64;
+
+    /// What the kernel is told. `quiet` keeps the slow port silent; a panic raises the level by itself.
+    pub(crate) const fn kernel_line(self) -> &'static str {
+        match self {
+            Self::X86_64 => {
+                "console=ttyS0 quiet panic=-1 reboot=k cryptomgr.notests=1 8250.nr_uarts=1 \
+                 lsm=capability audit=0 no_timer_check nowatchdog i8042.noaux i8042.nomux \
+                 i8042.dumbkbd"
+            }
+            Self::Aarch64 => {
+                "console=ttyS0 quiet panic=-1 cryptomgr.notests=1 8250.nr_uarts=1 lsm=capability \
+                 audit=0 nowatchdog"
+            }
+        }
+    }
+
+    /// Beyond that the guest's memory has a gap, for its devices, and is in two pieces.
+    pub(crate) const fn most_memory(self) -> Mib {
+        match self {
+            Self::X86_64 => Mib(3 << 10),
+            Self::Aarch64 => Mib(254 << 10),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_machine_without_a_power_switch_is_reset_to_its_end() {
+        let reset = |arch: Arch| arch.kernel_line().split(' ').any(|word| word == "reboot=k");
+        assert!(reset(Arch::X86_64) && !reset(Arch::Aarch64));
+        for arch in [Arch::X86_64, Arch::Aarch64] {
+            assert!(!arch.kernel_line().contains("  "), "{arch:?}");
+            assert!(arch.most_memory() >= Mib(3 << 10));
+        }
+    }
+}
