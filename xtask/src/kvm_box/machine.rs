@@ -1,11 +1,11 @@
 //! The box itself: an emulated machine whose CPU can run machines.
 //!
 //! Why its command line is what it is stands in the engine's `cmdline.rs`; this is the same machine
-//! with a large cache of translated code and two disks.
+//! with a large cache of translated code and three disks.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 
 use super::Run;
-use super::payload::{BOX, INITRAMFS};
+use super::payload::{BOX, INITRAMFS, PAYLOAD};
 use crate::guest::kernel;
 use crate::process;
 
@@ -56,7 +56,8 @@ pub(super) fn run(run: &Run, results: &Path, patience: Duration) -> Result<Ran> 
     channel(&mut command, "pulse", &pulse);
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = command.spawn().context("failed to start the box's QEMU")?;
-    let watched = watch(&mut child, &results.join("output.log"), &pulse, patience);
+    let files = Files { log: results.join("output.log"), pulse, disk: scratch_disk(run) };
+    let watched = watch(&mut child, &files, patience);
     // Killed if it still runs; either way it is collected.
     let ended = child.kill().and_then(|()| child.wait()).context("failed to end the box")?;
     let console = results.join(CONSOLE_LOG);
@@ -82,8 +83,19 @@ fn channel(command: &mut Command, name: &str, file: &Path) {
     command.arg("-device").arg(format!("virtserialport,chardev={name},name={name}"));
 }
 
+/// What is looked after while a box runs.
+struct Files {
+    /// What it prints is kept there.
+    log: PathBuf,
+    /// Grows as long as it lives.
+    pulse: PathBuf,
+    /// Its disk.
+    disk: PathBuf,
+}
+
 /// Passes on what the box prints until it has powered off or broken down.
-fn watch(child: &mut Child, log: &Path, pulse: &Path, patience: Duration) -> Result<String> {
+fn watch(child: &mut Child, files: &Files, patience: Duration) -> Result<String> {
+    let Files { log, pulse, disk } = files;
     let mut log =
         fs::File::create(log).with_context(|| format!("failed to open {}", log.display()))?;
     let lines = lines(child.stdout.take().context("its output is piped")?);
@@ -102,6 +114,11 @@ fn watch(child: &mut Child, log: &Path, pulse: &Path, patience: Duration) -> Res
         }
         let now = fs::metadata(pulse).map_or(0, |pulse| pulse.len());
         if now > beats {
+            if beats == 0 {
+                // The box has it open. Without a name it goes with the box, however that ends: the tests
+                // fill it with gigabytes, and nobody may start another box here to sweep them.
+                fs::remove_file(disk).context("failed to take the box's disk its name")?;
+            }
             (beats, felt) = (now, Instant::now());
         }
         if felt.elapsed() > PULSE_DEADLINE {
@@ -134,6 +151,11 @@ fn lines(pipe: impl Read + Send + 'static) -> mpsc::Receiver<String> {
     received
 }
 
+/// The disk the tests write to.
+fn scratch_disk(run: &Run) -> PathBuf {
+    run.scratch.path().join(BOX)
+}
+
 /// QEMU with everything but its channels.
 fn command(run: &Run) -> Result<Command> {
     let scratch = run.scratch.path();
@@ -154,7 +176,8 @@ fn command(run: &Run) -> Result<Command> {
     command.args(["-serial", "chardev:console"]);
     for (name, file, how) in [
         ("root", run.root.clone(), "readonly=on"),
-        ("box", scratch.join(BOX), "cache=unsafe,discard=unmap"),
+        ("payload", scratch.join(PAYLOAD), "readonly=on"),
+        ("box", scratch_disk(run), "cache=unsafe,discard=unmap"),
     ] {
         command.arg("-drive");
         command.arg(format!("if=none,id={name},format=raw,file={},{how}", file.display()));

@@ -1,5 +1,6 @@
 //! The disk with what is to be tested: the release build, test binaries, and the guest's files, in
-//! the places where they would find each other in `target/`.
+//! the places where they would find each other in `target/`. The box copies it to an empty disk of
+//! its own, made here too, whose file system no tool of the host need know.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -14,12 +15,15 @@ use crate::guest::cpio::{self, Entry, Tree};
 use crate::guest::kernel;
 use crate::{process, workspace};
 
-/// The disk's file, beside [`INITRAMFS`] in the run's own directory.
-pub(super) const BOX: &str = "box.ext4";
+/// The disks' files, beside [`INITRAMFS`] in the run's own directory: what is tested, and where.
+pub(super) const PAYLOAD: &str = "payload.ext4";
+pub(super) const BOX: &str = "box.raw";
 /// What the box starts from.
 pub(super) const INITRAMFS: &str = "initramfs.cpio";
+/// Of the payload; an image in it is a gigabyte or two, most of it holes.
+const SIZE: &str = "4G";
 /// Snapshots and disks of the tests go there too; the file is sparse.
-const SIZE: &str = "16G";
+const BOX_BYTES: u64 = 16 << 30;
 /// What machines boot from.
 const GUEST_FILES: [&str; 3] = ["vmlinux", "initramfs.cpio", "rootfs-minimal-amd64.ext4"];
 
@@ -57,12 +61,15 @@ pub(super) fn build(run: &Run, suites: &[Left], options: &Options) -> Result<()>
     }
     process::run_quiet(
         Command::new("mke2fs")
-            .args(["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-L", "box"])
+            .args(["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-L", "payload"])
             .args(["-E", "root_owner=0:0,nodiscard", "-d"])
             .arg(&tree)
-            .arg(run.scratch.path().join(BOX))
+            .arg(run.scratch.path().join(PAYLOAD))
             .arg(SIZE),
     )?;
+    let empty = run.scratch.path().join(BOX);
+    let made = fs::File::create(&empty).and_then(|file| file.set_len(BOX_BYTES));
+    made.with_context(|| format!("failed to make {}", empty.display()))?;
     initramfs(run)
 }
 

@@ -35,10 +35,12 @@ const PACKAGES: &[&str] = &[
     // The terminal that tests of the shell type into.
     "tmux",
     "util-linux",
+    // The file system of what is tested.
+    "xfsprogs",
 ];
 
 /// Mount points; the root is mounted read-only.
-const MOUNT_POINTS: [&str; 1] = ["box"];
+const MOUNT_POINTS: [&str; 2] = ["box", "payload"];
 
 /// Builds it if there is none of this recipe and kernel yet.
 pub(super) fn build(dir: &Path) -> Result<PathBuf> {

@@ -24,9 +24,9 @@ disk() {
     done
 }
 
-root=$(disk root) box=$(disk box)
+root=$(disk root) payload=$(disk payload)
 $b mount -t ext4 -o ro "$root" /newroot || fail "no root at '$root'"
-$b mount -t ext4 "$box" /newroot/box || fail "nothing to test at '$box'"
-echo "kvm-box: its root is $root, what to test $box"
+$b mount -t ext4 -o ro "$payload" /newroot/payload || fail "nothing to test at '$payload'"
+echo "kvm-box: its root is $root, what to test $payload"
 $b umount /dev /sys /proc
-exec $b switch_root /newroot /usr/bin/tini -- /box/init
+exec $b switch_root /newroot /usr/bin/tini -- /payload/init
