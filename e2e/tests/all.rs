@@ -6,6 +6,8 @@ mod cp;
 mod create;
 #[path = "all/engines.rs"]
 mod engines;
+#[path = "all/events.rs"]
+mod events;
 #[path = "all/exec.rs"]
 mod exec;
 #[path = "all/exec_load.rs"]

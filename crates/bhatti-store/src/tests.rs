@@ -1,5 +1,6 @@
 //! The store against a real file.
 
+mod event;
 mod migration;
 mod publish;
 mod shell_token;

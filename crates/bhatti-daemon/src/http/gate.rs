@@ -9,11 +9,13 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bhatti_api::{ErrorBody, Health, route};
 use bhatti_store::UserRow;
-use bhatti_types::{ApiKey, RequestId};
+use bhatti_types::{ApiKey, EventKind, RequestId};
 use futures_util::FutureExt;
+use serde_json::json;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::body::{self, Written};
+use super::connection::Peer;
 use super::error::Internal;
 use super::limits::Class;
 use super::{Api, ApiError, connection, web_shell};
@@ -47,6 +49,11 @@ pub(super) async fn gate(
         let class = Class::of(request.method(), request.uri().path());
         match admit(&api, key, class) {
             Err(refused) => {
+                if matches!(refused, ApiError::NoToken | ApiError::BadToken) {
+                    // The router's own tests have no peer.
+                    let ip = request.extensions().get().map(|Peer(ip)| ip.to_canonical());
+                    api.events.record(EventKind::AuthFailed, None, None, json!({ "ip": ip }));
+                }
                 if !body::waits(request.headers()) {
                     body::discard(request.into_body().into_data_stream()).await;
                 }

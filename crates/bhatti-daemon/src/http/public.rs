@@ -27,7 +27,8 @@ use axum::response::{IntoResponse, Response};
 use bhatti_api::ErrorBody;
 use bhatti_lifecycle::{Lease, chain};
 use bhatti_store::{PublishRow, SandboxRow, StoreError};
-use bhatti_types::{Alias, Phase, PublishId};
+use bhatti_types::{Alias, EventKind, Phase, PublishId};
+use serde_json::json;
 use tokio::time::{Instant, timeout};
 
 use super::Api;
@@ -156,12 +157,11 @@ async fn serve(api: &Api, Peer(peer): Peer, request: Request) -> Result<Response
         Failure::TooLarge => Refused::TooLarge,
         Failure::NoTunnel => Refused::Busy,
         failure => {
-            tracing::info!(
-                alias,
-                error = words(&failure),
-                duration_ms = started.elapsed().as_millis() as u64,
-                "a published port did not answer"
-            );
+            let (error, millis) = (words(&failure), started.elapsed().as_millis() as u64);
+            tracing::info!(alias, error, duration_ms = millis, "a published port did not answer");
+            let meta =
+                json!({ "alias": alias, "status": 502, "error": error, "duration_ms": millis });
+            api.events.record(EventKind::ProxyError, Some(&row.owner), Some(&row.id), meta);
             Refused::BadGateway
         }
     })

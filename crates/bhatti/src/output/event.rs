@@ -81,7 +81,9 @@ fn details(kind: &str, meta: &Map<String, Value>) -> String {
         "daemon.started" => format!("{} recovered={}", get("version"), get("recovered_vms")),
         "daemon.shutdown" => format!("signal={}", get("signal")),
         _ => {
-            let shown = meta.iter().filter(|(key, _)| *key != NOT_RECORDED).take(3);
+            let (name, rest): (Vec<_>, Vec<_>) = meta.iter().partition(|(key, _)| *key == "name");
+            let shown =
+                name.into_iter().chain(rest).filter(|(key, _)| *key != NOT_RECORDED).take(3);
             let pairs: Vec<_> =
                 shown.map(|(key, value)| format!("{key}={}", plain(value))).collect();
             pairs.join(" ")
@@ -99,6 +101,10 @@ const NOT_RECORDED: &str = "not_recorded";
 fn plain(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
+        // `1` rather than `1.0`.
+        Value::Number(number) if number.is_f64() => {
+            number.as_f64().map_or_else(String::new, |number| number.to_string())
+        }
         other => other.to_string(),
     }
 }
@@ -157,6 +163,7 @@ mod tests {
             ("shell.session", json!({ "duration_s": 7500.9 }), "duration=2h5m"),
             ("thermal.wake", json!({ "from_state": "cold", "wake_ms": 12 }), "from=cold 12ms"),
             ("thermal.pause", json!({ "idle_s": 31 }), "idle=31s"),
+            ("sandbox.created", json!({ "cpus": 1.0 }), "cpus=1 mem=- image=-"),
             ("sandbox.stopped", json!({}), "reason=-"),
             ("daemon.started", json!({ "version": "v1", "recovered_vms": 2 }), "v1 recovered=2"),
             ("user.created", json!({ "name": "a", "n": 1, "o": 2, "p": 3 }), "name=a n=1 o=2"),

@@ -11,12 +11,13 @@ use bhatti_api::{DEFAULT_IDLE_SEC, PipedRequest, SessionNotice, from_json};
 use bhatti_guest_client::{Attached, SessionSpec, Which};
 use bhatti_lifecycle::Lease;
 use bhatti_store::SandboxRow;
+use bhatti_types::EventKind;
 use bytes::Bytes;
 use serde::Serialize;
 use tokio::time::timeout;
 
 use super::exec::text::Utf8Stream;
-use super::relay::{self, End, Line, Said, Speech};
+use super::relay::{self, End, Line, Said, Speech, Visit};
 use super::shell::Wanted;
 use crate::http::body::Named;
 use crate::http::gate::Caller;
@@ -60,6 +61,7 @@ async fn serve(
     row: &SandboxRow,
     session: String,
 ) -> Result<End, Gone> {
+    let reattach = !session.is_empty();
     let opened = match which(line.receiver, session).await? {
         Ok(which) => line.meanwhile(open(api, row, which)).await,
         Err(error) => Ok(Err(error)),
@@ -76,7 +78,9 @@ async fn serve(
     line.sender.send(relay::json(&session)).await?;
     let sender = line.sender;
     let mut pipes = Pipes::default();
+    let visit = Visit::begin(reattach, &opened.1);
     let end = relay::attend(line, api, row, opened, &mut pipes).await;
+    visit.tell(api, row, EventKind::ExecPipedSession);
     let last = match &end {
         End::Exit(code) => SessionNotice::Exit { exit_code: *code },
         End::Taken => failed("another client has attached"),

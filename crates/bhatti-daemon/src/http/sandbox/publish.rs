@@ -9,7 +9,8 @@ use axum::response::{IntoResponse, Response};
 use bhatti_api::{Publish, PublishRule, Published, route};
 use bhatti_lifecycle::ServiceError;
 use bhatti_store::{PublishRow, Published as Outcome, SandboxRow, StoreError};
-use bhatti_types::Alias;
+use bhatti_types::{Alias, EventKind};
+use serde_json::json;
 
 use super::proxy::port;
 use crate::http::body::{Named, Read, Written};
@@ -46,6 +47,9 @@ pub(in crate::http) async fn publish(
     };
     if status == StatusCode::CREATED {
         tracing::info!(sandbox = %row.id, port, alias = %rule.alias, "published a port");
+        let url = api.public.url(&rule.alias);
+        let meta = json!({ "sandbox": row.name, "port": port, "alias": rule.alias, "url": url });
+        api.events.record(EventKind::PublishCreated, Some(&row.owner), Some(&row.id), meta);
     }
     let mut response = Written(status, shown(&api, rule)).into_response();
     if status == StatusCode::OK {
@@ -143,6 +147,8 @@ pub(in crate::http) async fn unpublish(
     match taken_back.await.map_err(ServiceError::from)? {
         Some(rule) => {
             tracing::info!(sandbox = %row.id, port, alias = %rule.alias, "unpublished a port");
+            let meta = json!({ "sandbox": row.name, "port": port, "alias": rule.alias });
+            api.events.record(EventKind::PublishDeleted, Some(&row.owner), Some(&row.id), meta);
             Ok(StatusCode::NO_CONTENT)
         }
         None => {

@@ -19,8 +19,11 @@ use bhatti_guest_client::{
 };
 use bhatti_lifecycle::{Lease, chain};
 use bhatti_store::SandboxRow;
+use bhatti_types::EventKind;
 use bytes::Bytes;
 use serde::Serialize;
+use serde_json::json;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::http::socket::{Gone, Incoming, NORMAL, Pulse, Receiver, Sender};
@@ -90,6 +93,30 @@ impl Line<'_> {
             gone = self.pulse.lost() => Err(End::Gone(gone)),
             () = self.stopping.cancelled() => Err(End::Stopping),
         }
+    }
+}
+
+/// A client's time at a session, which is told when it has ended.
+pub(in crate::http) struct Visit {
+    session: String,
+    /// It asked for this session by its name.
+    reattach: bool,
+    begun: Instant,
+}
+
+impl Visit {
+    pub(in crate::http) fn begin(reattach: bool, attached: &Attached) -> Self {
+        Self { session: attached.info.id.clone(), reattach, begun: Instant::now() }
+    }
+
+    pub(in crate::http) fn tell(self, api: &Api, row: &SandboxRow, kind: EventKind) {
+        let meta = json!({
+            "sandbox": row.name,
+            "session_id": self.session,
+            "reattach": self.reattach,
+            "duration_s": self.begun.elapsed().as_secs(),
+        });
+        api.events.record(kind, Some(&row.owner), Some(&row.id), meta);
     }
 }
 

@@ -12,10 +12,11 @@ use bhatti_api::{DEFAULT_IDLE_SEC, MAX_TERMINAL_CHUNK, SessionNotice, TerminalCo
 use bhatti_guest_client::{Attached, SessionSpec, Which, WindowSize};
 use bhatti_lifecycle::Lease;
 use bhatti_store::SandboxRow;
+use bhatti_types::EventKind;
 use bytes::Bytes;
 use serde::Deserialize;
 
-use super::relay::{self, End, Line, Said, Speech};
+use super::relay::{self, End, Line, Said, Speech, Visit};
 use crate::http::body::Named;
 use crate::http::gate::Caller;
 use crate::http::socket::{Gone, Incoming, Kind, Socket};
@@ -63,6 +64,7 @@ pub(in crate::http) async fn shell(
 }
 
 async fn serve(mut line: Line<'_>, api: &Api, row: &SandboxRow, which: Which) -> Result<End, Gone> {
+    let reattach = matches!(which, Which::Named(_));
     let opened = match line.meanwhile(open(api, row, which)).await {
         Ok(Ok(opened)) => opened,
         Ok(Err(refused)) => {
@@ -78,7 +80,10 @@ async fn serve(mut line: Line<'_>, api: &Api, row: &SandboxRow, which: Which) ->
         let text = format!("Warning: {loss}\r\n");
         line.sender.send(Message::binary(text.into_bytes())).await?;
     }
-    Ok(relay::attend(line, api, row, opened, &mut Terminal).await)
+    let visit = Visit::begin(reattach, &opened.1);
+    let end = relay::attend(line, api, row, opened, &mut Terminal).await;
+    visit.tell(api, row, EventKind::ShellSession);
+    Ok(end)
 }
 
 /// Wakes the sandbox and attaches. The error is the contract's sentence.

@@ -14,7 +14,8 @@ use bhatti_api::{DEFAULT_IDLE_SEC, WebShellHello, WebShellNotice};
 use bhatti_guest_client::{Attached, GuestError, SessionSpec, Which};
 use bhatti_lifecycle::{Lease, chain};
 use bhatti_store::SandboxRow;
-use bhatti_types::Status;
+use bhatti_types::{EventKind, Status};
+use serde_json::json;
 use tokio::time::{Instant, timeout};
 
 use super::door::{FAREWELL, HELLO, Place, Refused};
@@ -126,6 +127,9 @@ async fn visit(
         duration_ms = started.elapsed().as_millis() as u64,
         "web shell closed"
     );
+    let seconds = started.elapsed().as_secs();
+    let meta = json!({ "sandbox": row.name, "ip": peer.to_canonical(), "duration_s": seconds });
+    api.events.record(EventKind::ShellWebSession, Some(&row.owner), Some(&row.id), meta);
     match ended {
         Ok(ended) => relay::close(sender, receiver, ended).await,
         Err(text) => end(sender, receiver, text).await,
