@@ -38,8 +38,9 @@ fn a_guest_is_as_fast_as_its_limits_and_no_slower_without() {
         // The first of each also loads its programs, slowly.
         let limited = USES.each_ref().map(|each| (each.run)(&daemon));
         for (Use { what, limit: (mib, per_second), .. }, took) in USES.iter().zip(limited) {
-            // A bucket is full at the beginning; three quarters leave room for that and more.
-            let least = Duration::from_secs(mib / per_second) * 3 / 4;
+            // A bucket, of what is allowed in a second, is full at the beginning; and Firecracker fills
+            // it when it first finds it empty, for all the time before. Two of four are for nothing.
+            let least = Duration::from_secs(mib / per_second) / 2;
             assert!(took > least, "{what} took {took:?}: nothing limits it");
         }
 
