@@ -464,6 +464,34 @@ async fn what_cannot_be_is_refused_and_costs_nothing() {
     assert_eq!(list(&guest).await.len(), MAX_SESSIONS);
 }
 
+/// Twenty shells that ended unseen a moment ago are no reason to refuse the next one.
+#[tokio::test]
+async fn ends_that_nobody_saw_make_room() {
+    let guest = guest();
+    let mut ids = Vec::new();
+    for _ in 1..MAX_SESSIONS {
+        let mut client = start(&guest, script(SessionKind::Piped, "read _")).await;
+        ids.push(client.info.id.clone());
+        // Its input ends with it, and so does the program, seen by nobody.
+        client.say("go\n").await;
+        drop(client);
+    }
+    let stays = start(&guest, script(SessionKind::Piped, "cat")).await;
+    for id in &ids {
+        seen_as(&guest, id, |info| info.is_some_and(|info| info.exit.is_some())).await;
+    }
+    let new = start(&guest, script(SessionKind::Piped, "cat")).await;
+    let left = list(&guest).await;
+    assert_eq!(left.len(), MAX_SESSIONS);
+    let has = |id: &str| left.iter().any(|info| info.id == id);
+    assert!(!has(&ids[0]) && has(&ids[1]), "the oldest end went");
+    assert!(has(&stays.info.id) && has(&new.info.id));
+    let gone = attach(&guest, &ids[0]).await.err().unwrap();
+    assert_eq!(gone.1, "session not found");
+    let seen = attach(&guest, &ids[1]).await;
+    assert!(seen.is_ok(), "what is remembered can be seen");
+}
+
 #[tokio::test]
 async fn a_login_shell_is_found_and_begins_somewhere() {
     let guest = guest();

@@ -41,6 +41,17 @@ struct Entry {
     seen: watch::Receiver<Seen>,
 }
 
+impl Table {
+    /// Forgets the oldest end that nobody has seen: a program that runs has more use for the place.
+    /// False if there is none.
+    fn forget_an_end(&mut self) -> bool {
+        let ended = |entry: &Entry| entry.seen.borrow().exit.is_some();
+        let oldest = self.entries.iter().find(|(_, entry)| ended(entry)).map(|(number, _)| *number);
+        // Its keeper ends with the last who could give it an order.
+        oldest.is_some_and(|number| self.entries.remove(&number).is_some())
+    }
+}
+
 impl Entry {
     fn info(&self) -> SessionInfo {
         let Seen { attached, exit } = self.seen.borrow().clone();
@@ -114,7 +125,7 @@ impl Sessions {
     async fn start(&self, guest: &Arc<Guest>, request: &StartSession) -> Result<Entry, Failure> {
         let _nothing_is_held = guest.hold.wait_until_let_go().await;
         let mut table = self.table();
-        if table.entries.len() >= MAX_SESSIONS {
+        if table.entries.len() >= MAX_SESSIONS && !table.forget_an_end() {
             let message = "session limit exceeded".to_owned();
             return Err(Failure { kind: ErrorKind::Other.into(), message });
         }
