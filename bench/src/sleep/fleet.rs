@@ -310,7 +310,7 @@ pub(super) async fn first_byte(client: &Client, sandbox: &str) -> Result<Duratio
         match event {
             ExecEvent::Stdout { .. } => first = first.or_else(|| Some(started.elapsed())),
             ExecEvent::Stderr { .. } => {}
-            ExecEvent::Exit { exit_code } => code = Some(exit_code),
+            ExecEvent::Exit { exit_code, .. } => code = Some(exit_code),
             ExecEvent::Error { data } => anyhow::bail!("a command did not end: {data}"),
         }
     }

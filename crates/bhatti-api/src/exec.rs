@@ -49,10 +49,25 @@ pub struct ExecDetached {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum ExecEvent {
-    Stdout { data: String },
-    Stderr { data: String },
-    Exit { exit_code: i32 },
-    Error { data: String },
+    Stdout {
+        data: String,
+    },
+    Stderr {
+        data: String,
+    },
+    Exit {
+        exit_code: i32,
+        /// It was killed because it ran longer than it was given.
+        #[serde(default, skip_serializing_if = "is_false")]
+        timed_out: bool,
+    },
+    Error {
+        data: String,
+    },
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// The subprotocol of `GET /sandboxes/:s/exec/stream`, a WebSocket.
@@ -132,7 +147,12 @@ pub enum ExecNotice {
     /// So many more bytes of stdin were taken.
     Ack { bytes: u64 },
     /// The command ended and this was all its output. The last message.
-    Exit { exit_code: i32 },
+    Exit {
+        exit_code: i32,
+        /// It was killed because it ran longer than it was given.
+        #[serde(default, skip_serializing_if = "is_false")]
+        timed_out: bool,
+    },
     /// There will be no exit. The last message.
     Error { message: String },
 }

@@ -71,6 +71,7 @@ impl Client {
             credit,
             received: 0,
             taken,
+            timed_out: false,
             stopwatch: Some(stopwatch),
         }))
     }
@@ -101,6 +102,7 @@ pub struct ExecSocket<'a> {
     /// Bytes of output so far.
     received: u64,
     taken: Arc<Taken>,
+    timed_out: bool,
     /// Taken at the end; `None` says that it is over.
     stopwatch: Option<Stopwatch>,
 }
@@ -115,6 +117,11 @@ impl ExecSocket<'_> {
     /// What else can be said to the command.
     pub fn control(&self) -> ExecControl {
         ExecControl { sender: self.sender.clone(), taken: self.taken.clone() }
+    }
+
+    /// Whether the command, which has ended, was killed because it ran longer than it was given.
+    pub fn timed_out(&self) -> bool {
+        self.timed_out
     }
 
     /// What comes next. After `Exit` or `Error`, and after a failure, there is nothing. Cancel
@@ -156,7 +163,10 @@ impl ExecSocket<'_> {
                 ExecNotice::Ack { bytes } => {
                     self.credit.send_modify(|credit| *credit = credit.saturating_add(bytes));
                 }
-                ExecNotice::Exit { exit_code } => return Ok(ExecOutput::Exit(exit_code)),
+                ExecNotice::Exit { exit_code, timed_out } => {
+                    self.timed_out = timed_out;
+                    return Ok(ExecOutput::Exit(exit_code));
+                }
                 ExecNotice::Error { message } => {
                     return Ok(ExecOutput::Error(crate::error::clean(&message)));
                 }

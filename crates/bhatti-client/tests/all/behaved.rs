@@ -171,7 +171,7 @@ async fn a_stream_gives_its_events_whole_whatever_the_chunks() {
     let wanted = [
         ExecEvent::Stdout { data: "a<".to_owned() },
         ExecEvent::Stderr { data: "e".to_owned() },
-        ExecEvent::Exit { exit_code: 7 },
+        ExecEvent::Exit { exit_code: 7, timed_out: false },
     ];
     assert_eq!(events, wanted);
     assert_eq!(stream.next().await.unwrap(), None, "nothing comes after the end");

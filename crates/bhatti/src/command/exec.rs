@@ -132,13 +132,27 @@ fn request(cmd: Vec<String>, timeout: Option<i64>) -> Result<ExecRequest, Failur
 /// How a command ended, as far as the server could tell.
 enum Ended {
     Exit(i32),
+    /// Killed because it ran too long.
+    TimedOut(i32),
     Refused(String),
     Broken(ClientError),
 }
 
 impl Ended {
-    fn report(self, context: &Context) -> Result<ExitCode, Failure> {
+    /// `timeout` is what was asked for; 0 is the server's default.
+    fn report(self, context: &Context, timeout: i64) -> Result<ExitCode, Failure> {
         match self {
+            Self::TimedOut(code) => {
+                let seconds = match timeout {
+                    0 => i64::from(ExecRequest::DEFAULT_TIMEOUT_SEC),
+                    seconds => seconds,
+                };
+                context.say(&format!(
+                    "killed: it ran longer than {seconds} s (--timeout gives it more time, --detach \
+                     as much as it wants)\n"
+                ));
+                Ok(forward(code))
+            }
             Self::Exit(code) => Ok(forward(code)),
             Self::Refused(text) => {
                 context.say(&format!("exec error: {text}\n"));
@@ -166,8 +180,11 @@ fn stream(
             match events.next().await {
                 Ok(Some(ExecEvent::Stdout { data })) => context.write(data.as_bytes())?,
                 Ok(Some(ExecEvent::Stderr { data })) => context.write_error(data.as_bytes())?,
-                Ok(Some(ExecEvent::Exit { exit_code })) => {
+                Ok(Some(ExecEvent::Exit { exit_code, timed_out: false })) => {
                     return Ok::<_, Failure>(Ended::Exit(exit_code));
+                }
+                Ok(Some(ExecEvent::Exit { exit_code, timed_out: true })) => {
+                    return Ok(Ended::TimedOut(exit_code));
                 }
                 Ok(Some(ExecEvent::Error { data })) => return Ok(Ended::Refused(data)),
                 Ok(None) => unreachable!("a stream gives its end before it has none"),
@@ -175,7 +192,7 @@ fn stream(
             }
         }
     })??;
-    ended.report(context)
+    ended.report(context, request.timeout_sec)
 }
 
 /// The child's code as ours. A process has eight bits for it.

@@ -30,7 +30,7 @@ pub(super) fn run(
         context.pass_on_warning();
         converse(socket).await.map(Some)
     })??;
-    ended.map(|ended| ended.report(context)).transpose()
+    ended.map(|ended| ended.report(context, request.timeout_sec)).transpose()
 }
 
 /// Until the command has ended and everything it printed is written.
@@ -65,7 +65,9 @@ async fn receive(
             }
             Ok(Some(ExecOutput::Stdout(bytes))) => printer.print(Sink::Stdout, &bytes),
             Ok(Some(ExecOutput::Stderr(bytes))) => printer.print(Sink::Stderr, &bytes),
-            Ok(Some(ExecOutput::Exit(code))) => return Ended::Exit(code),
+            Ok(Some(ExecOutput::Exit(code))) => {
+                return if socket.timed_out() { Ended::TimedOut(code) } else { Ended::Exit(code) };
+            }
             Ok(Some(ExecOutput::Error(text))) => return Ended::Refused(text),
             Ok(None) => unreachable!("a stream gives its end before it has none"),
             Err(error) => return Ended::Broken(error),

@@ -28,7 +28,7 @@ fn ndjson(body: Body) -> Response {
 pub(super) fn whole(result: &ExecResult) -> Response {
     let lines = [
         to_json(&ExecEvent::Stderr { data: result.stderr.clone() }),
-        to_json(&ExecEvent::Exit { exit_code: result.exit_code }),
+        to_json(&ExecEvent::Exit { exit_code: result.exit_code, timed_out: false }),
     ];
     ndjson(Body::from(lines.concat()))
 }
@@ -86,7 +86,9 @@ impl Source {
                 }
                 return;
             }
-            Ok(Some(GuestEvent::Exit { code, .. })) => ExecEvent::Exit { exit_code: code },
+            Ok(Some(GuestEvent::Exit { code, timed_out })) => {
+                ExecEvent::Exit { exit_code: code, timed_out }
+            }
             Ok(None) => ExecEvent::Error { data: GuestError::LinkLost(None).to_string() },
             Err(error) => ExecEvent::Error { data: error.to_string() },
         };

@@ -137,7 +137,7 @@ async fn not_started(sender: &Sender, failure: GuestError) -> Result<ExecNotice,
     match not_run(failure) {
         Ok(result) => {
             sender.send(binary(ExecChannel::Stderr, result.stderr.as_bytes())).await?;
-            Ok(ExecNotice::Exit { exit_code: result.exit_code })
+            Ok(ExecNotice::Exit { exit_code: result.exit_code, timed_out: false })
         }
         Err(refused) => Ok(error(refused)),
     }
@@ -149,8 +149,8 @@ async fn emit(sender: &Sender, mut running: Running, window: &Window) -> Result<
         let (channel, bytes) = match running.next().await {
             Ok(Some(ExecEvent::Stdout(bytes))) => (ExecChannel::Stdout, bytes),
             Ok(Some(ExecEvent::Stderr(bytes))) => (ExecChannel::Stderr, bytes),
-            Ok(Some(ExecEvent::Exit { code, .. })) => {
-                return Ok(ExecNotice::Exit { exit_code: code });
+            Ok(Some(ExecEvent::Exit { code, timed_out })) => {
+                return Ok(ExecNotice::Exit { exit_code: code, timed_out });
             }
             Ok(None) => return Ok(error(GuestError::LinkLost(None))),
             Err(failure) => return Ok(error(failure)),
