@@ -20,12 +20,15 @@ set -euo pipefail
     LOG=$LOGDIR/daemon.log
 }
 
-say() { printf '\033[1m==>\033[0m %s\n' "$*" >&2; }
+# Escape codes are for terminals; a log has no use for them.
+if [ -t 2 ]; then BOLD=$'\033[1m' PLAIN=$'\033[0m'; else BOLD='' PLAIN=''; fi
+
+say() { printf '%s==>%s %s\n' "$BOLD" "$PLAIN" "$*" >&2; }
 note() { printf '    %s\n' "$*" >&2; }
 
 # die WHAT [HOW TO GO ON]...
 die() {
-    printf '\033[1merror:\033[0m %s\n' "$1" >&2
+    printf '%serror:%s %s\n' "$BOLD" "$PLAIN" "$1" >&2
     shift
     local line
     for line in "$@"; do note "$line"; done

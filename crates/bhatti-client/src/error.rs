@@ -97,8 +97,12 @@ impl ClientError {
                 if matches!(source.kind(), ErrorKind::ConnectionRefused | ErrorKind::TimedOut) =>
             {
                 Some(Hint {
-                    text: "Is the daemon running? Start it, or point the CLI at it:",
-                    commands: &["sudo bhatti serve", "bhatti setup"],
+                    text: "Is the daemon running? Start it on its host, or point the CLI at another:",
+                    commands: &[
+                        "sudo make up         # in bhatti's source tree",
+                        "sudo bhatti serve    # by itself, in a terminal",
+                        "bhatti setup         # for another address",
+                    ],
                 })
             }
             Self::Api { status: StatusCode::UNAUTHORIZED, .. } => {

@@ -21,8 +21,11 @@ pub enum ServiceError {
     /// The request makes no sense; the text says why.
     #[error("{0}")]
     Invalid(String),
-    #[error("sandbox {0:?} already exists with a different configuration")]
-    Exists(String),
+    #[error(
+        "sandbox {name:?} already exists with a different configuration: {}",
+        .differences.join("; ")
+    )]
+    Exists { name: String, differences: Vec<String> },
     #[error("name {0:?} is already in use")]
     NameTaken(String),
     #[error("snapshot {0:?} not found")]

@@ -226,8 +226,9 @@ impl Sandboxes {
                 Reserved::Existing(row) => row,
             };
             drop(reserving);
-            if !spec.is_met_by(&row) {
-                return Err(ServiceError::Exists(row.name.to_string()));
+            let differences = spec.differences(&row);
+            if !differences.is_empty() {
+                return Err(ServiceError::Exists { name: row.name.to_string(), differences });
             }
             if let Some(found) = self.existing(*row).await? {
                 return Ok(Created::Existing(found));

@@ -1,6 +1,7 @@
 //! What a caller asks for, as types: nothing in here can be malformed.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 
 use bhatti_engine::{EngineInfo, Shape};
 use bhatti_store::{NewSandbox, SandboxRow, UserRow};
@@ -52,6 +53,18 @@ const MIN_MEMORY: Mib = Mib(128);
 /// this leaves room for the command's own.
 const MAX_ENV_BYTES: usize = 256 * 1024;
 
+impl ServiceError {
+    /// More memory than the caller may have, in MB.
+    pub fn much_memory(asked: i64, most: Mib) -> Self {
+        Self::Invalid(format!("max {} MB memory per sandbox, asked for {asked}", most.0))
+    }
+
+    /// Less memory than a guest needs, in MB.
+    pub fn little_memory(asked: i64) -> Self {
+        Self::Invalid(format!("min {} MB memory per sandbox, asked for {asked}", MIN_MEMORY.0))
+    }
+}
+
 impl CreateSpec {
     /// Checks everything that needs no look at the world.
     pub(crate) fn check(&self, caller: &UserRow) -> Result<(), ServiceError> {
@@ -61,10 +74,10 @@ impl CreateSpec {
         }
         if let Some(memory) = self.memory {
             if memory > caller.max_memory {
-                return invalid(format!("max {} MB memory per sandbox", caller.max_memory.0));
+                return Err(ServiceError::much_memory(memory.0.into(), caller.max_memory));
             }
             if memory < MIN_MEMORY {
-                return invalid(format!("memory_mb must be at least {}", MIN_MEMORY.0));
+                return Err(ServiceError::little_memory(memory.0.into()));
             }
         }
         BadLabel::check(&self.labels).map_err(|bad| ServiceError::Invalid(bad.to_string()))?;
@@ -122,22 +135,36 @@ impl CreateSpec {
         supported.map_err(|error| ServiceError::Invalid(error.to_string()))
     }
 
-    /// True if `row` is what this asks for, in everything that was said. What was left out
-    /// does not count, so that a create can be run again with less.
-    pub(crate) fn is_met_by(&self, row: &SandboxRow) -> bool {
-        fn same<T: PartialEq>(asked: Option<T>, is: T) -> bool {
-            asked.is_none_or(|asked| asked == is)
+    /// What of `row` is not what this asks for, in a few words each. What was left out does not
+    /// count, so that a create can be run again with less. Values that may be secret are not told.
+    pub(crate) fn differences(&self, row: &SandboxRow) -> Vec<String> {
+        fn told<T: PartialEq + Display>(what: &str, asked: Option<T>, is: T) -> Option<String> {
+            let asked = asked.filter(|asked| *asked != is)?;
+            Some(format!("{what} is {is}, not {asked}"))
         }
-        same(self.image.as_deref(), row.image.as_str())
-            && same(self.cpus, row.cpus)
-            && same(self.memory, row.memory)
-            && same(self.disk_size, row.disk_size)
-            && same(self.keep_hot, row.keep_hot)
-            && same(self.hugepages, row.hugepages)
-            && (self.labels.is_empty() || self.labels == row.labels)
-            && (self.env.is_empty() || self.env == row.env)
-            && (self.init.is_empty() || self.init == row.init)
-            && (self.files.is_empty() || self.files_digest() == row.files_digest)
+        let untold = |what: &str, differs: bool| differs.then(|| format!("{what} differs"));
+        let megabytes = |size: Mib| match size.0 {
+            0 => "the image's".to_owned(),
+            size => format!("{size} MB"),
+        };
+        [
+            told("its image", self.image.as_deref(), row.image.as_str()),
+            told("its number of CPUs", self.cpus.map(Cpus::as_f64), row.cpus.as_f64()),
+            told("its memory", self.memory.map(megabytes), megabytes(row.memory)),
+            told("its disk size", self.disk_size.map(megabytes), megabytes(row.disk_size)),
+            told("keep_hot", self.keep_hot, row.keep_hot),
+            told("hugepages", self.hugepages, row.hugepages),
+            untold("its set of labels", !self.labels.is_empty() && self.labels != row.labels),
+            untold("its environment", !self.env.is_empty() && self.env != row.env),
+            untold("its init script", !self.init.is_empty() && self.init != row.init),
+            untold(
+                "what files it began with",
+                !self.files.is_empty() && self.files_digest() != row.files_digest,
+            ),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
     }
 
     fn files_digest(&self) -> String {

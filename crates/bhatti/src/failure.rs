@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use bhatti_api::Hint;
 use bhatti_client::ClientError;
+use bhatti_types::Name;
 
 /// Why a command stops. Not an error type: it is the end of the line.
 #[derive(Debug)]
@@ -53,7 +54,7 @@ impl Failure {
             Failure::Error { text, hint } => {
                 let mut out = format!("Error: {text}\n");
                 if let Some(hint) = hint {
-                    out.push_str(&hint_lines(hint));
+                    out.push_str(&hint_lines(hint, &text));
                 }
                 say(&out);
                 ExitCode::from(1)
@@ -73,10 +74,16 @@ impl<E: std::error::Error + Send + Sync + 'static> From<E> for Failure {
     }
 }
 
-/// The two-line layout of a hint, after a blank line.
-fn hint_lines(hint: Hint) -> String {
+/// The two-line layout of a hint, after a blank line. What the error is about stands in its
+/// commands, if it names it.
+fn hint_lines(hint: Hint, error: &str) -> String {
+    let named = error.split('"').nth(1).filter(|name| name.parse::<Name>().is_ok());
     let mut out = format!("\n  {}\n", hint.text);
     for command in hint.commands {
+        let mut command = (*command).to_owned();
+        if let Some(name) = named {
+            command = command.replace("<sandbox>", name).replace("<snapshot>", name);
+        }
         writeln!(out, "    {command}").expect("a String takes all text");
     }
     out
@@ -107,7 +114,13 @@ mod tests {
     fn hints_have_their_layout() {
         let hint = hint_for("sandbox limit reached (5/5)").expect("a hint");
         let wanted = "\n  Destroy unused sandboxes to free capacity:\n    bhatti ls\n    bhatti destroy <sandbox>\n";
-        assert_eq!(hint_lines(hint), wanted);
+        assert_eq!(hint_lines(hint, "sandbox limit reached (5/5)"), wanted);
+        let taken = "409 Conflict: snapshot \"before\" already exists — delete first";
+        let hint = hint_for("snapshot \"before\" already exists").expect("a hint");
+        assert!(hint_lines(hint, taken).ends_with("\n    bhatti snapshot delete before\n"));
+        let odd = "sandbox \"a; rm -rf /\" is not running";
+        let hint = hint_for(odd).expect("a hint");
+        assert!(hint_lines(hint, odd).ends_with("\n    bhatti start <sandbox>\n"));
     }
 
     #[test]

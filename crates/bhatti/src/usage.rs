@@ -130,6 +130,13 @@ fn wrong_count(error: &clap::Error, argv: &[OsString]) -> Option<ExitCode> {
     let (path, received) = relaxed_parse(argv);
     let tree = command_tree();
     let command = path.iter().try_fold(&tree, |group, name| group.find_subcommand(name))?;
+    if let ([create], Some(name)) = (path.as_slice(), text(error, ContextKind::InvalidArg))
+        && create == "create"
+    {
+        let sentence =
+            format!("the name of a new sandbox goes after --name: bhatti create --name {name}");
+        return Some(Failure::text(sentence).report());
+    }
     let positionals: Vec<&Arg> = command.get_positionals().collect();
     let wanted = positionals.iter().filter(|arg| arg.is_required_set()).count();
     let open = positionals.iter().any(|arg| matches!(arg.get_action(), ArgAction::Append));

@@ -48,7 +48,11 @@ fn every_bad_request_gets_its_sentence() {
         check(post("/sandboxes", br#"{"name":"-"}"#), "400", "invalid sandbox name: must match");
         check(post("/sandboxes", br#"{"cpus":64}"#), "400", "max 4 CPUs per sandbox");
         check(post("/sandboxes", br#"{"memory_mb":99999}"#), "400", "max 4096 MB memory");
-        check(post("/sandboxes", br#"{"memory_mb":12}"#), "400", "memory_mb must be at least");
+        check(
+            post("/sandboxes", br#"{"memory_mb":12}"#),
+            "400",
+            "min 128 MB memory per sandbox, asked for 12",
+        );
         check(post("/sandboxes", br#"{"labels":{"a b":"c"}}"#), "400", "invalid label key");
         let huge = vec![b' '; 33 << 20];
         check(post("/sandboxes", &huge), "400", "http: request body too large");

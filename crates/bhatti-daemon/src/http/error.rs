@@ -111,7 +111,7 @@ impl ApiError {
                 | ServiceError::NoImage { .. }
                 | ServiceError::NoSnapshot(_) => S::NOT_FOUND,
                 ServiceError::Invalid(_) | ServiceError::BadImage { .. } => S::BAD_REQUEST,
-                ServiceError::Exists(_)
+                ServiceError::Exists { .. }
                 | ServiceError::NameTaken(_)
                 | ServiceError::SnapshotExists(_)
                 | ServiceError::NotRunning(_)
@@ -233,8 +233,10 @@ mod tests {
         assert_eq!(hint(image), None, "the sentence has the next step in it");
         let quota = ServiceError::Quota { used: 5, max: 5 };
         assert_eq!(hint(quota), Some("Destroy unused sandboxes to free capacity:"));
+        let exists =
+            ServiceError::Exists { name: "x".into(), differences: vec!["its memory".into()] };
         let other_name = Some("Use a different name or destroy the existing one:");
-        assert_eq!(hint(ServiceError::Exists("x".into())), other_name);
+        assert_eq!(hint(exists), other_name);
         assert_eq!(hint(ServiceError::NameTaken("x".into())), other_name);
         assert_eq!(hint(ServiceError::NotRunning("x".into())), Some("Resume it first:"));
         assert_eq!(hint(ServiceError::NoSnapshot("x".into())), Some("Check snapshot name:"));

@@ -1,6 +1,7 @@
 //! Making sandboxes by booting, and undoing what failed.
 
 use bhatti_engine_sim::{Call, Fault};
+use bhatti_types::Cpus;
 
 use super::*;
 
@@ -31,7 +32,20 @@ async fn a_create_gives_the_guest_its_identity() {
     }
     let other = CreateSpec { memory: Some(Mib(2048)), ..named("dev") };
     let refused = daemon.sandboxes.create(&alice, other).await;
-    assert!(matches!(refused, Err(ServiceError::Exists(_))), "{refused:?}");
+    let refused = refused.unwrap_err();
+    assert!(matches!(refused, ServiceError::Exists { .. }), "{refused:?}");
+    assert_eq!(
+        refused.to_string(),
+        "sandbox \"dev\" already exists with a different configuration: its memory is 1024 MB, not \
+         2048 MB"
+    );
+    let env = [("A".to_owned(), "secret".to_owned())].into();
+    let other = CreateSpec { env, cpus: Some(Cpus::try_from(0.5).unwrap()), ..named("dev") };
+    let refused = daemon.sandboxes.create(&alice, other).await.unwrap_err().to_string();
+    assert!(
+        refused.ends_with("its number of CPUs is 1, not 0.5; its environment differs"),
+        "{refused}"
+    );
     assert_eq!(house.host.started(), 1);
     daemon.sandboxes.destroy(&alice, "dev").await.unwrap();
     house.assert_nothing_left(&daemon).await;

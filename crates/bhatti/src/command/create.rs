@@ -8,6 +8,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bhatti_api::{CreateSandbox, FileSpec, route};
 
+use super::size::megabytes;
 use super::{pairs, spinner};
 use crate::context::Context;
 use crate::failure::Failure;
@@ -26,11 +27,11 @@ pub(crate) struct CreateArgs {
     /// Number of CPUs, may be fractional (default: 1)
     #[arg(long, value_name = "FLOAT", value_parser = finite)]
     cpus: Option<f64>,
-    /// Memory in MB (default: 1024)
-    #[arg(long, value_name = "MB")]
+    /// Memory in MB, or as 2GB (default: 1024)
+    #[arg(long, value_name = "SIZE", value_parser = megabytes)]
     memory: Option<i64>,
-    /// Disk size in MB (default: the image's)
-    #[arg(long, value_name = "MB")]
+    /// Disk size in MB, or as 20GB (default: the image's)
+    #[arg(long, value_name = "SIZE", value_parser = megabytes)]
     disk_size: Option<i64>,
     /// Environment variables as K=V,K=V
     #[arg(long, value_name = "K=V")]
@@ -172,7 +173,7 @@ mod tests {
             "--cpus",
             "0.5",
             "--memory",
-            "512",
+            "0.5GB",
             "--disk-size=9",
             "--env",
             "A=1,B=x=y",

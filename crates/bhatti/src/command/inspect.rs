@@ -33,6 +33,12 @@ pub(crate) fn run(context: &Context, args: &InspectArgs) -> Result<ExitCode, Fai
         let answer = context.wait(client.exec_buffered(&sandbox.id, &request))?;
         answer.ok().and_then(|result| DiskUse::parse(&result.stdout))
     };
-    context.print(&sandbox, &output::inspected(&sandbox, disk))?;
+    let published = if context.globals.json {
+        Vec::new()
+    } else {
+        // A detail too.
+        context.wait(client.published(&sandbox.id))?.unwrap_or_default()
+    };
+    context.print(&sandbox, &output::inspected(&sandbox, disk, &published))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -21,6 +21,7 @@ pub(crate) mod serve;
 mod setup;
 pub(crate) mod share;
 pub(crate) mod shell;
+mod size;
 pub(crate) mod snapshot;
 mod spinner;
 pub(crate) mod start;

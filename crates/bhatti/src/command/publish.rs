@@ -14,6 +14,7 @@ use crate::failure::{Failure, chain};
 /// wakes for it. It stays published until `bhatti unpublish` or the end of the sandbox. Publishing a
 /// port again says where it is.
 #[derive(clap::Args, Debug)]
+#[command(override_usage = "bhatti publish <SANDBOX> --port <PORT> [flags]")]
 pub(crate) struct PublishArgs {
     /// Name or id of the sandbox
     sandbox: String,

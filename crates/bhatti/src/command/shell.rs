@@ -11,10 +11,14 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bhatti_api::route::Terminal as Which;
-use bhatti_client::{ClientError, Terminal, TerminalEvent, TerminalInput, TerminalOutput};
+use bhatti_api::{Sandbox, Transition};
+use bhatti_client::{
+    ClientError, StatusCode, Terminal, TerminalEvent, TerminalInput, TerminalOutput,
+};
 use bytes::{Bytes, BytesMut};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
 
 use super::spinner;
 use crate::context::Context;
@@ -62,7 +66,8 @@ pub(crate) fn run(context: &Context, args: &ShellArgs) -> Result<ExitCode, Failu
     };
     let work = context.client()?.terminal(sandbox, which);
     let what = format!("opening a shell in {sandbox}");
-    let terminal = context.call_about(sandbox, spinner::while_waiting(context, &what, work))?;
+    let opened = context.wait(spinner::while_waiting(context, &what, work))?;
+    let terminal = opened.map_err(|error| no_shell(sandbox, args.session.as_deref(), error))?;
     let session = terminal.session.clone();
     let left = attend(context, terminal)?;
     let text = match left {
@@ -72,20 +77,97 @@ pub(crate) fn run(context: &Context, args: &ShellArgs) -> Result<ExitCode, Failu
             "\r\nsession {session} was attached to from elsewhere\r\n{}",
             back(sandbox, &session)
         ),
-        Left::Asleep => format!(
-            "\r\n{sandbox} was put to sleep, and session {session} with it\r\n{}",
-            back(sandbox, &session)
-        ),
-        Left::Lost(error) => format!(
-            "\r\nconnection lost (session {session} still running)\r\n{}{}\r\n",
-            back(sandbox, &session),
-            chain(&error)
-        ),
+        Left::Asleep => match fate(context, sandbox)? {
+            Fate::Ended(how) => how,
+            _ => format!(
+                "\r\n{sandbox} was put to sleep, and session {session} with it\r\n{}",
+                back(sandbox, &session)
+            ),
+        },
+        Left::Lost(error) => match fate(context, sandbox)? {
+            Fate::Ended(how) => how,
+            Fate::Runs => format!(
+                "\r\nconnection lost (session {session} still running)\r\n{}{}\r\n",
+                back(sandbox, &session),
+                chain(&error)
+            ),
+            Fate::Unknown => {
+                format!("\r\nconnection lost ({})\r\n{}", chain(&error), back(sandbox, &session))
+            }
+        },
         Left::NotShown(failure) => return Err(failure),
         Left::Signal(number) => return Err(Failure::Silent(128 + number)),
     };
     context.say(&text);
     Ok(ExitCode::SUCCESS)
+}
+
+/// In the words of whoever typed the command.
+fn no_shell(sandbox: &str, session: Option<&str>, error: ClientError) -> Failure {
+    let said = chain(&error);
+    match session {
+        Some(session) if said.ends_with("session not found") => Failure::text(format!(
+            "there is no session {session} in {sandbox}; to see those there are: bhatti ps {sandbox}"
+        )),
+        _ if said.ends_with("session limit exceeded") => Failure::text(format!(
+            "{sandbox} has as many sessions as it may have; to see them: bhatti ps {sandbox}, to \
+             end one, attach to it and type exit: bhatti shell {sandbox} --session ID"
+        )),
+        _ => Failure::about(sandbox, error),
+    }
+}
+
+/// What has become of a sandbox whose shell is gone.
+enum Fate {
+    /// Nothing of the session is left; how that came about, for people.
+    Ended(String),
+    Runs,
+    /// The server does not say.
+    Unknown,
+}
+
+/// How often, and after how long, it is asked again whether it runs.
+const MORE_LOOKS: u32 = 3;
+const LOOK_AGAIN: Duration = Duration::from_millis(300);
+
+fn is_hot(transition: &Transition) -> bool {
+    transition.to == "hot"
+}
+
+/// Asks what has become of it. Wakes nothing.
+fn fate(context: &Context, sandbox: &str) -> Result<Fate, Failure> {
+    let asked = async {
+        let client = context.client()?;
+        let mut answer = client.get(sandbox).await;
+        // The shell may hear of a machine's end before the server does.
+        for _ in 0..MORE_LOOKS {
+            let hot = |found: &Sandbox| found.last_transition.as_ref().is_some_and(is_hot);
+            if !answer.as_ref().is_ok_and(hot) {
+                break;
+            }
+            sleep(LOOK_AGAIN).await;
+            answer = client.get(sandbox).await;
+        }
+        Ok::<_, Failure>(match answer {
+            Ok(found) => match found.last_transition {
+                // A machine that ended takes its sessions along; one that sleeps keeps them.
+                Some(Transition { to, reason, .. }) if to == "stopped" => {
+                    let reason = if reason.is_empty() { reason } else { format!(": {reason}") };
+                    Fate::Ended(format!(
+                        "\r\n{sandbox} is stopped{reason}\r\nstart it again: bhatti shell \
+                         {sandbox}\r\n"
+                    ))
+                }
+                _ => Fate::Runs,
+            },
+            Err(error) if error.status() == Some(StatusCode::NOT_FOUND) => {
+                Fate::Ended(format!("\r\n{sandbox} was destroyed\r\n"))
+            }
+            Err(_) => Fate::Unknown,
+        })
+    };
+    // A server that is gone too may take its time to say so.
+    context.wait(async { timeout(FAREWELL, asked).await.unwrap_or(Ok(Fate::Unknown)) })?
 }
 
 /// How to attach to a session again, as one line.

@@ -12,6 +12,7 @@ use crate::failure::Failure;
 ///
 /// From then on nobody is answered under its URL, and who is being answered is cut off.
 #[derive(clap::Args, Debug)]
+#[command(override_usage = "bhatti unpublish <SANDBOX> --port <PORT>")]
 pub(crate) struct UnpublishArgs {
     /// Name or id of the sandbox
     sandbox: String,

@@ -17,7 +17,7 @@ pub(crate) use sandbox::{DiskUse, ListRow, created, detached, edited, inspected,
 pub(crate) use session::{SessionRow, sessions};
 pub(crate) use snapshot::{
     CreatedSnapshot, ResumedSnapshot, SnapshotListRow, snapshot_created, snapshot_list,
-    snapshot_resumed,
+    snapshot_resumed, snapshot_resumed_for_people,
 };
 pub(crate) use timing::timing;
 pub(crate) use user::{CreatedUser, RotatedKey, UserListRow, key_rotated, user_created, user_list};

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use bhatti_api::{ExecDetached, PatchSandbox, Sandbox, Transition};
+use bhatti_api::{ExecDetached, PatchSandbox, PublishRule, Sandbox, Transition};
 use bhatti_client::Created;
 use bhatti_types::{Labels, Status, Thermal};
 use serde::Serialize;
@@ -100,19 +100,24 @@ pub(crate) fn list(sandboxes: &[Sandbox]) -> String {
     out
 }
 
-/// The listing with resources.
+/// The listing with resources, and with URLs if there are any.
 pub(crate) fn list_wide(sandboxes: &[Sandbox]) -> String {
+    let with_urls = sandboxes.iter().any(|sandbox| !sandbox.urls.is_empty());
     let mut out = String::new();
-    let mut row = |cells: [&str; 9]| {
-        let [name, status, thermal, ip, cpus, memory, disk, image, labels] = cells;
+    let mut row = |cells: [&str; 10]| {
+        let [name, status, thermal, ip, cpus, memory, disk, image, labels, urls] = cells;
         put(
             &mut out,
             format_args!(
-                "{name:<20} {status:<10} {thermal:<8} {ip:<16} {cpus:<6} {memory:<8} {disk:<8} {image:<12} {labels}\n"
+                "{name:<20} {status:<10} {thermal:<8} {ip:<16} {cpus:<6} {memory:<8} {disk:<8} {image:<12} "
             ),
         );
+        match with_urls {
+            true => put(&mut out, format_args!("{labels:<20} {urls}\n")),
+            false => put(&mut out, format_args!("{labels}\n")),
+        }
     };
-    row(["NAME", "STATUS", "THERMAL", "IP", "CPUS", "MEMORY", "DISK", "IMAGE", "LABELS"]);
+    row(["NAME", "STATUS", "THERMAL", "IP", "CPUS", "MEMORY", "DISK", "IMAGE", "LABELS", "URLS"]);
     for sandbox in sandboxes {
         row([
             &sandbox.name,
@@ -121,9 +126,10 @@ pub(crate) fn list_wide(sandboxes: &[Sandbox]) -> String {
             &sandbox.ip,
             &cpus(sandbox),
             &memory(sandbox).to_string(),
-            &sandbox.disk_size_mb.to_string(),
+            &disk(sandbox),
             image(sandbox),
             &labels(sandbox),
+            &sandbox.urls.join(","),
         ]);
     }
     out
@@ -146,8 +152,13 @@ impl DiskUse {
     }
 }
 
-/// Everything about one sandbox. `disk` is known for running ones that answer.
-pub(crate) fn inspected(sandbox: &Sandbox, disk: Option<DiskUse>) -> String {
+/// Everything about one sandbox. `disk` is known for running ones that answer, `published` unless
+/// the server is old.
+pub(crate) fn inspected(
+    sandbox: &Sandbox,
+    disk: Option<DiskUse>,
+    published: &[PublishRule],
+) -> String {
     let mut out = String::new();
     let mut line =
         |caption: &str, value: &str| put(&mut out, format_args!("{caption:<12}{value}\n"));
@@ -184,6 +195,9 @@ pub(crate) fn inspected(sandbox: &Sandbox, disk: Option<DiskUse>) -> String {
         (Status::Stopped | Status::Unknown, _, size) => line("Disk:", &format!("{size} MB")),
     }
     put(&mut out, format_args!("\nNetwork:\n  {:<10}{}\n", "IP:", sandbox.ip));
+    for PublishRule { port, url, .. } in published {
+        put(&mut out, format_args!("  Published: port {port} at {url}\n"));
+    }
     if sandbox.keep_hot {
         out.push_str("\n  keep_hot: true\n");
     }
@@ -202,6 +216,14 @@ fn cpus(sandbox: &Sandbox) -> String {
 
 fn memory(sandbox: &Sandbox) -> u32 {
     if sandbox.memory_mb == 0 { 1024 } else { sandbox.memory_mb }
+}
+
+/// What was asked for; what was not is as large as the image.
+fn disk(sandbox: &Sandbox) -> String {
+    match sandbox.disk_size_mb {
+        0 => "image".to_owned(),
+        size => size.to_string(),
+    }
 }
 
 fn image(sandbox: &Sandbox) -> &str {

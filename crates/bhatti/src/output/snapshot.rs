@@ -61,6 +61,15 @@ pub(crate) fn snapshot_resumed(sandbox: &Sandbox) -> String {
     format!("{}\t{}\t{}\n", sandbox.id, sandbox.name, sandbox.ip)
 }
 
+/// The same on a terminal, as `create` says it.
+pub(crate) fn snapshot_resumed_for_people(sandbox: &Sandbox, snapshot: &str) -> String {
+    let Sandbox { name, ip, .. } = sandbox;
+    format!(
+        "sandbox/{name} resumed from snapshot {snapshot:?}\n  IP:    {ip}\n  \
+         Shell: bhatti shell {name}\n"
+    )
+}
+
 pub(crate) fn snapshot_list(snapshots: &[Snapshot]) -> String {
     let mut out = format!("{:<20} {:<20} {:<20} {:<10}\n", "ID", "NAME", "SOURCE", "SIZE");
     for Snapshot { id, name, source_sandbox, size_mb, .. } in snapshots {

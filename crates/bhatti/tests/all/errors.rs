@@ -81,13 +81,29 @@ fn wrong_counts_come_after_the_help() {
 }
 
 #[test]
+fn what_newcomers_type_is_understood_or_said_in_one_line() {
+    let world = World::new();
+    world.run(&["create", "big"]).check(
+        1,
+        "",
+        "Error: the name of a new sandbox goes after --name: bhatti create --name big\n",
+    );
+    world.run(&["create", "--memory", "lots"]).check(
+        1,
+        "",
+        "Error: invalid argument \"lots\" for \"--memory\": expected a number of MB, or a size such as \
+         512MB or 2GB\n",
+    );
+}
+
+#[test]
 fn nobody_at_the_address() {
     let world = World::new();
     let ran = world.run(&["--url", "http://127.0.0.1:1/", "ls"]);
     ran.check(
         1,
         "",
-        "Error: cannot connect to http://127.0.0.1:1: Connection refused (os error 111)\n\n  Is the daemon running? Start it, or point the CLI at it:\n    sudo bhatti serve\n    bhatti setup\n",
+        "Error: cannot connect to http://127.0.0.1:1: Connection refused (os error 111)\n\n  Is the daemon running? Start it on its host, or point the CLI at another:\n    sudo make up         # in bhatti's source tree\n    sudo bhatti serve    # by itself, in a terminal\n    bhatti setup         # for another address\n",
     );
 }
 

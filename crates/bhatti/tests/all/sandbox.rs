@@ -80,12 +80,23 @@ fn edit_and_destroy_keep_completion_right() {
 fn inspect_asks_a_running_guest_for_its_disk() {
     let running = DEV.replace("stopped", "running");
     let df = r#"{"exit_code":0,"stdout":"x\n/dev/vda 984 310 657 33% /\n","stderr":""}"#;
-    let world = World::with(&[("200 OK", "", &running), ("200 OK", "", df), ("200 OK", "", DEV)]);
+    let rules = r#"[{"id":"pub_0123456789abcdef","sandbox_id":"0123456789abcdef",
+        "user_id":"usr_1a2b3c4d","port":80,"alias":"web","url":"http://web.localhost:8090/",
+        "created_at":"2026-04-01T10:00:00Z"}]"#;
+    let world = World::with(&[
+        ("200 OK", "", &running),
+        ("200 OK", "", df),
+        ("200 OK", "", rules),
+        ("200 OK", "", DEV),
+        ("404 Not Found", "", r#"{"error":"not found"}"#),
+    ]);
     let ran = world.run(&["inspect", "dev"]);
     assert!(ran.stdout.contains("  Disk:     984 MB (310 MB used, 657 MB free)\n"), "{ran:?}");
+    assert!(ran.stdout.contains("  Published: port 80 at http://web.localhost:8090/\n"), "{ran:?}");
     let ran = world.run(&["info", "dev"]);
     assert!(ran.stdout.contains("  Disk:     — (stopped)\n"), "{ran:?}");
-    assert_eq!(world.requests().len(), 3, "a stopped guest is not woken");
+    assert!(!ran.stdout.contains("Published"), "what cannot be had is left out: {ran:?}");
+    assert_eq!(world.requests().len(), 5, "a stopped guest is not woken");
     let world = World::with(&[("200 OK", "", &running)]);
     assert_eq!(world.run(&["inspect", "--json", "dev"]).code, Some(0));
     assert_eq!(world.requests(), ["GET /sandboxes/dev"], "nor a warm one, for a program");

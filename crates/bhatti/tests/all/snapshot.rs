@@ -61,7 +61,7 @@ fn hints_are_about_snapshots() {
         "Error: 404 Not Found: snapshot \"x\" not found\n\n  Check snapshot name:\n    bhatti snapshot list\n",
     );
     let taken = world.run(&["snapshot", "create", "dev", "--name", "x"]);
-    assert!(taken.stderr.ends_with("    bhatti snapshot delete <snapshot>\n"), "{taken:?}");
+    assert!(taken.stderr.ends_with("    bhatti snapshot delete x\n"), "{taken:?}");
     let nobody = world.run(&["snapshot", "create", "dev", "--name", "x"]);
     assert!(nobody.stderr.ends_with("    bhatti ls\n"), "{nobody:?}");
 }

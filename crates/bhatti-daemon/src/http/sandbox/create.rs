@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use bhatti_api::{CreateSandbox, FileSpec, route};
-use bhatti_lifecycle::{CreateSpec, Created, FileContent};
+use bhatti_lifecycle::{CreateSpec, Created, FileContent, ServiceError};
 use bhatti_types::{Cpus, Mib, Name};
 
 use super::view;
@@ -23,7 +23,7 @@ pub(in crate::http) async fn create(
     Extension(Caller(caller)): Extension<Caller>,
     Read(body): Read<CreateSandbox, { route::MAX_CREATE }>,
 ) -> Result<Response, ApiError> {
-    let spec = parse(body)?;
+    let spec = parse(body, caller.max_memory)?;
     Ok(match api.sandboxes.create(&caller, spec).await? {
         Created::New(row) => Written(StatusCode::CREATED, view(row)).into_response(),
         Created::Existing(row) => {
@@ -33,7 +33,7 @@ pub(in crate::http) async fn create(
 }
 
 /// Text becomes types here, with the contract's words for what is wrong.
-fn parse(body: CreateSandbox) -> Result<CreateSpec, ApiError> {
+fn parse(body: CreateSandbox, max_memory: Mib) -> Result<CreateSpec, ApiError> {
     let bad = |text: String| ApiError::BadRequest(text);
     refuse_what_is_not_here(&body)?;
     let cpus = match body.cpus {
@@ -44,7 +44,7 @@ fn parse(body: CreateSandbox) -> Result<CreateSpec, ApiError> {
         name: if body.name.is_empty() { None } else { Some(sandbox_name(&body.name)?) },
         image: Some(body.image).filter(|image| !image.is_empty()),
         cpus,
-        memory: size("memory_mb", body.memory_mb)?,
+        memory: memory(body.memory_mb, max_memory)?,
         disk_size: size("disk_size_mb", body.disk_size_mb)?,
         keep_hot: body.keep_hot,
         hugepages: body.hugepages,
@@ -78,6 +78,17 @@ fn refuse_what_is_not_here(body: &CreateSandbox) -> Result<(), ApiError> {
 /// The name rule with the contract's sentence.
 pub(in crate::http) fn sandbox_name(text: &str) -> Result<Name, ApiError> {
     text.parse().map_err(|rule| ApiError::BadRequest(format!("invalid sandbox name: {rule}")))
+}
+
+/// What is no size at all is refused in the words for one that is too small or too large.
+fn memory(value: Option<i64>, most: Mib) -> Result<Option<Mib>, ApiError> {
+    match value {
+        Some(value) if value < 0 => Err(ServiceError::little_memory(value).into()),
+        Some(value) if value > i64::from(most.0) => {
+            Err(ServiceError::much_memory(value, most).into())
+        }
+        value => size("memory_mb", value),
+    }
 }
 
 /// 0 and absent mean the default.
@@ -120,7 +131,7 @@ mod tests {
     use super::*;
 
     fn refused(body: CreateSandbox) -> String {
-        parse(body).expect_err("refused").to_string()
+        parse(body, Mib(4096)).expect_err("refused").to_string()
     }
 
     #[test]
@@ -130,7 +141,14 @@ mod tests {
         let negative = CreateSandbox { cpus: Some(-1.0), ..Default::default() };
         assert_eq!(refused(negative), "cpus must be a number from 0.1 to 256, got -1");
         let memory = CreateSandbox { memory_mb: Some(-5), ..Default::default() };
-        assert!(refused(memory).starts_with("memory_mb must be from 1 to"));
+        assert_eq!(refused(memory), "min 128 MB memory per sandbox, asked for -5");
+        let memory = CreateSandbox { memory_mb: Some(i64::MAX), ..Default::default() };
+        assert_eq!(
+            refused(memory),
+            format!("max 4096 MB memory per sandbox, asked for {}", i64::MAX)
+        );
+        let disk = CreateSandbox { disk_size_mb: Some(-5), ..Default::default() };
+        assert!(refused(disk).starts_with("disk_size_mb must be from 1 to"));
         let files = |guest_path: &str, content: &str, mode: &str| CreateSandbox {
             files: vec![FileSpec {
                 guest_path: guest_path.into(),
@@ -158,6 +176,6 @@ mod tests {
             disk_size_mb: Some(0),
             ..Default::default()
         };
-        assert_eq!(parse(zeros).expect("parses"), CreateSpec::default());
+        assert_eq!(parse(zeros, Mib(4096)).expect("parses"), CreateSpec::default());
     }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use bhatti_client::Client;
+use bhatti_client::{Client, ClientError, StatusCode};
 use bhatti_tree::{Problems, Source, Tally, pipe};
 
 use super::place::{Kind, place};
@@ -41,10 +41,26 @@ pub(super) fn run(context: &Context, from: &Path, to: &There) -> Result<Copied, 
         let directory = directory.to_string_lossy();
         let sending = client.write_archive(&to.sandbox, &directory, pieces);
         let sent = progress::shown(context, &tally, sending).await;
-        let sent = sent.map_err(|error| Failure::about(&to.sandbox, error))?;
+        let sent = sent.map_err(|error| not_sent(to, &directory, error))?;
         let problems = Problems { sentences: sent.problems, count: sent.problem_count };
         Ok(Copied::new(sent.files, sent.bytes, problems))
     }))?
+}
+
+/// Where `directory` is missing, the server says only that a file is.
+fn not_sent(to: &There, directory: &str, error: ClientError) -> Failure {
+    let sandbox = &to.sandbox;
+    match error {
+        ClientError::Api { status: StatusCode::NOT_FOUND, message, .. }
+            if message.starts_with("file not found") =>
+        {
+            Failure::text(format!(
+                "there is no directory {directory} in {sandbox}; make it first: \
+                 bhatti exec {sandbox} -- mkdir -p {directory}"
+            ))
+        }
+        error => Failure::about(sandbox, error),
+    }
 }
 
 /// What is at a path of a sandbox.

@@ -12,10 +12,11 @@ use crate::output::{self, CreatedSnapshot};
 /// Its memory and its disk as they are now, under a name. The sandbox goes on; the snapshot stays
 /// when the sandbox is destroyed.
 #[derive(clap::Args, Debug)]
+#[command(override_usage = "bhatti snapshot create <SANDBOX> --name <NAME>")]
 pub(crate) struct SnapshotCreateArgs {
     /// Name or id of the sandbox
     sandbox: String,
-    /// Name of the snapshot
+    /// Name of the snapshot (required)
     #[arg(long)]
     name: Option<String>,
 }

@@ -9,7 +9,8 @@ use crate::output::{self, ResumedSnapshot};
 
 /// Resume a sandbox from a snapshot
 ///
-/// A new sandbox that goes on from there, programs and all.
+/// A new sandbox that goes on from there, programs and all. What is printed is, if it does not go to
+/// a terminal, its id, name and address with tabs between them.
 #[derive(clap::Args, Debug)]
 pub(crate) struct SnapshotResumeArgs {
     /// Name of the snapshot
@@ -25,6 +26,12 @@ pub(crate) fn run(context: &Context, args: &SnapshotResumeArgs) -> Result<ExitCo
     let what = format!("resuming from {snapshot}");
     let sandbox = context.call(spinner::while_waiting(context, &what, work))?;
     context.cache.add(&sandbox.name);
-    context.print(&ResumedSnapshot::from(&sandbox), &output::snapshot_resumed(&sandbox))?;
+    // Scripts read the contract's line.
+    let text = if context.stdout_is_terminal() {
+        output::snapshot_resumed_for_people(&sandbox, snapshot)
+    } else {
+        output::snapshot_resumed(&sandbox)
+    };
+    context.print(&ResumedSnapshot::from(&sandbox), &text)?;
     Ok(ExitCode::SUCCESS)
 }

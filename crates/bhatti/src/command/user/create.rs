@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use bhatti_store::NewUser;
 use bhatti_types::Mib;
 
+use crate::command::size::megabytes;
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::output::{self, CreatedUser};
@@ -13,6 +14,7 @@ use crate::output::{self, CreatedUser};
 ///
 /// Prints the API key, which is stored nowhere and cannot be shown again.
 #[derive(clap::Args, Debug)]
+#[command(override_usage = "bhatti user create --name <NAME> [flags]")]
 pub(crate) struct UserCreateArgs {
     /// User name, unique (required)
     #[arg(long)]
@@ -23,9 +25,9 @@ pub(crate) struct UserCreateArgs {
     /// Most CPUs of one sandbox
     #[arg(long, value_name = "N", default_value_t = 4)]
     max_cpus: u32,
-    /// Most memory of one sandbox, in MB
-    #[arg(long, value_name = "MB", default_value_t = 4096)]
-    max_memory: u32,
+    /// Most memory of one sandbox, in MB or as 8GB
+    #[arg(long, value_name = "SIZE", default_value = "4096", value_parser = megabytes)]
+    max_memory: i64,
 }
 
 pub(crate) fn run(context: &Context, args: UserCreateArgs) -> Result<ExitCode, Failure> {
@@ -34,7 +36,7 @@ pub(crate) fn run(context: &Context, args: UserCreateArgs) -> Result<ExitCode, F
         name: name.ok_or_else(|| Failure::text("--name is required"))?,
         max_sandboxes: args.max_sandboxes,
         max_cpus: args.max_cpus,
-        max_memory: Mib(args.max_memory),
+        max_memory: Mib(u32::try_from(args.max_memory).unwrap_or(u32::MAX)),
     };
     let (user, key) = super::open_store(context)?.create_user(&new)?;
     let created = CreatedUser {

@@ -55,7 +55,7 @@ fn listings_stand_in_columns() {
     assert_eq!(
         list_wide(&[sandbox("{}"), stopped()]),
         "NAME                 STATUS     THERMAL  IP               CPUS   MEMORY   DISK     IMAGE        LABELS\n\
-         dev                  running    hot      10.0.1.2         1      1024     0        minimal      -\n\
+         dev                  running    hot      10.0.1.2         1      1024     image    minimal      -\n\
          api                  stopped    -                         0.5    1024     8192     minimal      a=1,b=2\n"
     );
 }
@@ -77,7 +77,7 @@ fn json_listings_have_their_fields_in_order() {
 fn details_are_described() {
     let df = "Filesystem 1M-blocks Used Available Use% Mounted on\n/dev/vda 984 310 657 33% /\n";
     assert_eq!(
-        inspected(&sandbox("{}"), DiskUse::parse(df)),
+        inspected(&sandbox("{}"), DiskUse::parse(df), &[]),
         "Name:       dev
 ID:         0123456789abcdef
 Status:     running
@@ -94,7 +94,7 @@ Network:
 "
     );
     assert_eq!(
-        inspected(&stopped(), None),
+        inspected(&stopped(), None, &[]),
         "Name:       api
 ID:         0123456789abcdef
 Status:     stopped
@@ -115,17 +115,23 @@ Network:
     );
     let frozen = r#"{"status":"stopped","last_transition":
         {"to":"cold","reason":"idle for 30m","at":"2026-04-02T00:00:00Z"}}"#;
-    let frozen = inspected(&sandbox(frozen), None);
+    let frozen = inspected(&sandbox(frozen), None, &[]);
     let wanted =
         "Status:     stopped\nThermal:    cold\nSince:      2026-04-02T00:00:00Z (idle for 30m)\n";
     assert!(frozen.contains(wanted), "{frozen}");
     let off = r#"{"last_transition":{"to":"stopped","reason":"","at":"2026-04-02T00:00:00Z"}}"#;
-    let off = inspected(&sandbox(off), None);
+    let off = inspected(&sandbox(off), None, &[]);
     assert!(off.contains("running\nSince:      2026-04-02T00:00:00Z\nImage:"), "{off}");
-    let no_answer = inspected(&sandbox("{}"), None);
+    let no_answer = inspected(&sandbox("{}"), None, &[]);
     assert!(!no_answer.contains("Disk:"), "{no_answer}");
-    let no_size = inspected(&sandbox(r#"{"status":"stopped"}"#), None);
+    let no_size = inspected(&sandbox(r#"{"status":"stopped"}"#), None, &[]);
     assert!(no_size.contains("  Disk:     — (stopped)\n"), "{no_size}");
+    let rule = r#"{"id":"pub_0123456789abcdef","sandbox_id":"0123456789abcdef",
+        "user_id":"usr_1a2b3c4d","port":80,"alias":"web","url":"http://web.localhost:8090/",
+        "created_at":"2026-04-01T10:00:00Z"}"#;
+    let rule: PublishRule = serde_json::from_str(rule).expect("a rule");
+    let published = inspected(&sandbox("{}"), None, &[rule]);
+    assert!(published.ends_with("  Published: port 80 at http://web.localhost:8090/\n"));
 }
 
 #[test]
