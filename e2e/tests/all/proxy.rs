@@ -10,12 +10,14 @@ use tokio_tungstenite::tungstenite::Message;
 use crate::files::{curl, noise};
 use crate::session_sockets::connect;
 
-/// What runs in the guest.
-const SERVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/server.py");
+/// What runs in the guest. In the binary, which also runs where there is no source tree.
+const SERVER: &str = include_str!("../server.py");
 
 /// Starts the server in a sandbox, on `port` and, echoing, on the one after it.
 pub(crate) fn serve(daemon: &TestDaemon, sandbox: &str, port: u16, address: &str) {
-    daemon.cli(&["cp", SERVER, &format!("{sandbox}:/tmp/server.py")]).ok();
+    let here = daemon.scratch_path().join("server.py");
+    std::fs::write(&here, SERVER).expect("it can be written");
+    daemon.cli(&["cp", here.as_str(), &format!("{sandbox}:/tmp/server.py")]).ok();
     let number = port.to_string();
     let server = ["exec", sandbox, "--detach", "--", "python3", "/tmp/server.py", &number, address];
     daemon.cli(&server).ok();
