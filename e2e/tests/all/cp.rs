@@ -132,7 +132,9 @@ fn a_file_goes_too(daemon: &TestDaemon, root: &Path) {
     assert_eq!(here(root, "./renamed.sh; cmp other.sh renamed.sh"), "ran\n");
     assert_eq!(root.join("renamed.sh").metadata().expect("it is there").mtime(), 1_000_000_000);
     refused("src/run.sh", "dev:/workspace/none/", "/workspace/none/ is not a directory");
-    refused("src/run.sh", "dev:/workspace/none/file", "file not found");
+    let none =
+        "there is no directory /workspace/none in dev; make it first: bhatti exec dev -- mkdir";
+    refused("src/run.sh", "dev:/workspace/none/file", none);
     refused("src", "dev:/workspace/made/other.sh", "is a directory, and");
     refused("none", "dev:/workspace", "open none: No such file");
     refused("dev:/none", ".", "404 Not Found: file not found: /none");

@@ -168,12 +168,16 @@ fn a_timeout_is_not_held_up_by_stdin(daemon: &TestDaemon) {
     let mut child = daemon
         .prepare(Some(daemon.admin()), &["exec", "dev", "--timeout", "2", "--", "sleep", "63"])
         .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
         .spawn()
         .expect("bhatti starts");
     let mut stdin = child.stdin.take().expect("piped");
     let input = noise(8 << 20);
     stdin.write_all(&input).expect_err("nobody takes that much");
-    assert_eq!(child.wait().expect("it ends").code(), Some(137));
+    let ended = child.wait_with_output().expect("it ends");
+    assert_eq!(ended.status.code(), Some(137));
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(said.starts_with("killed: it ran longer than 2 s (--timeout"), "{said}");
     let took = started.elapsed();
     assert!((Duration::from_secs(2)..Duration::from_secs(20)).contains(&took), "{took:?}");
     assert_gone(daemon, "sleep 63");

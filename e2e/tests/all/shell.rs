@@ -243,6 +243,16 @@ fn a_shell_survives_sleep() {
         screen.wait_for("cold-kept");
         screen.line("echo again-$secret");
         screen.wait_for("again-kept");
+
+        // Its machine ends, or all of it: nothing is left to come back to, and that is said.
+        screen.line("sudo poweroff");
+        assert_eq!(screen.exit_code(), 0);
+        screen.wait_for("its sessions have ended");
+        let screen = Screen::shell(&daemon, "dev");
+        screen.wait_for_prompt();
+        daemon.cli(&["destroy", "dev", "-y"]).ok();
+        assert_eq!(screen.exit_code(), 0);
+        screen.wait_for("dev was destroyed");
     });
 }
 
@@ -256,6 +266,9 @@ fn a_shell_needs_a_terminal_and_a_sandbox_of_a_vm() {
         let screen = Screen::shell(&daemon, "nobody");
         assert_eq!(screen.exit_code(), 1);
         screen.wait_for("sandbox \"nobody\" not found");
+        let screen = Screen::shell(&daemon, "dev --session s9");
+        assert_eq!(screen.exit_code(), 1);
+        screen.wait_for("there is no session s9 in dev; to see those there are: bhatti ps dev");
         assert!(daemon.cli(&["sh", "dev", "--new", "--session", "s1"]).code != 0);
     });
 }

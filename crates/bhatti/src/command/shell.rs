@@ -77,24 +77,19 @@ pub(crate) fn run(context: &Context, args: &ShellArgs) -> Result<ExitCode, Failu
             "\r\nsession {session} was attached to from elsewhere\r\n{}",
             back(sandbox, &session)
         ),
-        Left::Asleep => match fate(context, sandbox)? {
-            Fate::Ended(how) => how,
-            _ => format!(
+        Left::Asleep => ended(context, sandbox)?.unwrap_or_else(|| {
+            format!(
                 "\r\n{sandbox} was put to sleep, and session {session} with it\r\n{}",
                 back(sandbox, &session)
-            ),
-        },
-        Left::Lost(error) => match fate(context, sandbox)? {
-            Fate::Ended(how) => how,
-            Fate::Runs => format!(
+            )
+        }),
+        Left::Lost(error) => ended(context, sandbox)?.unwrap_or_else(|| {
+            format!(
                 "\r\nconnection lost (session {session} still running)\r\n{}{}\r\n",
                 back(sandbox, &session),
                 chain(&error)
-            ),
-            Fate::Unknown => {
-                format!("\r\nconnection lost ({})\r\n{}", chain(&error), back(sandbox, &session))
-            }
-        },
+            )
+        }),
         Left::NotShown(failure) => return Err(failure),
         Left::Signal(number) => return Err(Failure::Silent(128 + number)),
     };
@@ -117,15 +112,6 @@ fn no_shell(sandbox: &str, session: Option<&str>, error: ClientError) -> Failure
     }
 }
 
-/// What has become of a sandbox whose shell is gone.
-enum Fate {
-    /// Nothing of the session is left; how that came about, for people.
-    Ended(String),
-    Runs,
-    /// The server does not say.
-    Unknown,
-}
-
 /// How often, and after how long, it is asked again whether it runs.
 const MORE_LOOKS: u32 = 3;
 const LOOK_AGAIN: Duration = Duration::from_millis(300);
@@ -134,10 +120,11 @@ fn is_hot(transition: &Transition) -> bool {
     transition.to == "hot"
 }
 
-/// Asks what has become of it. Wakes nothing.
-fn fate(context: &Context, sandbox: &str) -> Result<Fate, Failure> {
+/// How the sandbox of a shell that is gone has ended, and every session with it, for people. `None`:
+/// it has not, as far as can be told. Wakes nothing.
+fn ended(context: &Context, sandbox: &str) -> Result<Option<String>, Failure> {
+    let client = context.client()?;
     let asked = async {
-        let client = context.client()?;
         let mut answer = client.get(sandbox).await;
         // The shell may hear of a machine's end before the server does.
         for _ in 0..MORE_LOOKS {
@@ -148,26 +135,22 @@ fn fate(context: &Context, sandbox: &str) -> Result<Fate, Failure> {
             sleep(LOOK_AGAIN).await;
             answer = client.get(sandbox).await;
         }
-        Ok::<_, Failure>(match answer {
-            Ok(found) => match found.last_transition {
-                // A machine that ended takes its sessions along; one that sleeps keeps them.
-                Some(Transition { to, reason, .. }) if to == "stopped" => {
-                    let reason = if reason.is_empty() { reason } else { format!(": {reason}") };
-                    Fate::Ended(format!(
-                        "\r\n{sandbox} is stopped{reason}\r\nstart it again: bhatti shell \
-                         {sandbox}\r\n"
-                    ))
-                }
-                _ => Fate::Runs,
-            },
-            Err(error) if error.status() == Some(StatusCode::NOT_FOUND) => {
-                Fate::Ended(format!("\r\n{sandbox} was destroyed\r\n"))
-            }
-            Err(_) => Fate::Unknown,
-        })
+        answer
     };
     // A server that is gone too may take its time to say so.
-    context.wait(async { timeout(FAREWELL, asked).await.unwrap_or(Ok(Fate::Unknown)) })?
+    let answer = context.wait(async { timeout(FAREWELL, asked).await })?;
+    Ok(match answer {
+        Ok(Ok(Sandbox { last_transition: Some(Transition { to, reason, .. }), .. }))
+            if to == "stopped" =>
+        {
+            Some(format!("\r\n{sandbox} has stopped: {reason}\r\nits sessions have ended\r\n"))
+        }
+        Ok(Err(error)) if error.status() == Some(StatusCode::NOT_FOUND) => {
+            Some(format!("\r\n{sandbox} was destroyed\r\n"))
+        }
+        // One that sleeps keeps its sessions.
+        Ok(Ok(_) | Err(_)) | Err(_) => None,
+    })
 }
 
 /// How to attach to a session again, as one line.
