@@ -165,7 +165,7 @@ impl Writer {
         let batch = std::mem::take(&mut self.batch);
         let lost = batch.len();
         if let Err(error) = self.db.call(move |store| store.record(&batch)).await {
-            tracing::error!(lost, error = crate::chain(&error), "failed to record events");
+            tracing::warn!(lost, error = crate::chain(&error), "failed to record events");
         }
     }
 

@@ -9,6 +9,7 @@ mod life;
 mod recovery;
 mod sleep;
 mod snapshot;
+mod told;
 
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;

@@ -181,8 +181,8 @@ impl Store {
         Ok(u64::try_from(count).unwrap_or_default())
     }
 
-    /// Forgets what happened before `oldest`, and the oldest of more than `most`. So many went; at
-    /// most `at_once`, so that nobody waits long for the writer.
+    /// Looks at the `at_once` oldest, so that nobody waits long for the writer, and forgets those from
+    /// before `oldest` and those of more than `most`. So many went.
     pub fn forget_events(
         &mut self,
         oldest: Timestamp,
@@ -191,9 +191,8 @@ impl Store {
     ) -> Result<usize, StoreError> {
         // Ids are given out in order and never again, so the rows of more than `most` are below.
         let sql = "DELETE FROM events WHERE id IN (
-                       SELECT id FROM events WHERE ts < ?1 OR
-                           id <= (SELECT coalesce(max(id), 0) FROM events) - ?2
-                       ORDER BY id LIMIT ?3)";
+                       SELECT id FROM (SELECT id, ts FROM events ORDER BY id LIMIT ?3)
+                       WHERE ts < ?1 OR id <= (SELECT max(id) FROM events) - ?2)";
         let values = rusqlite::params![stamp(oldest), most, at_once];
         Ok(self.connection.execute(sql, values)?)
     }
