@@ -41,7 +41,7 @@ const LINGER: Duration = Duration::from_millis(500);
 /// How often old events are forgotten.
 const TIDY: Duration = Duration::from_secs(3600);
 
-/// How long an event is kept, and how many there are at most: some 150 MB.
+/// How long an event is kept, and how many there are at most: under 200 MB.
 const KEPT: SignedDuration = SignedDuration::from_hours(90 * 24);
 const MOST: u32 = 500_000;
 

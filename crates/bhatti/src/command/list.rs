@@ -10,7 +10,7 @@ use crate::output::{self, ListRow};
 /// List sandboxes
 #[derive(clap::Args, Debug)]
 pub(crate) struct ListArgs {
-    /// "wide" adds CPUs, memory, disk, image and labels
+    /// "wide" adds CPUs, memory, disk, image, labels and URLs
     #[arg(short, long, value_name = "FORMAT")]
     output: Option<String>,
     /// Only those with this label, as key=value (repeatable)
