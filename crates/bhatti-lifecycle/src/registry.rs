@@ -437,10 +437,15 @@ impl Sandboxes {
         tokio::time::timeout(PATIENCE, handle.peek()).await.ok()?.ok()?
     }
 
-    /// Whether it has no machine just now, and will have one when it is used. Asks nobody.
-    pub fn sleeps(&self, row: &SandboxRow) -> bool {
-        let standing = self.inner.handles().get(&row.id).map(Handle::standing);
-        standing.is_some_and(|now| matches!(now.phase, Phase::Cold | Phase::Stopped))
+    /// Whether it has no machine, and will have one when it is used, once its actor has done what it
+    /// is at: who freezes a machine may break its link some time before it is recorded as asleep.
+    pub async fn has_fallen_asleep(&self, row: &SandboxRow) -> bool {
+        /// Longer than a freeze takes, also that of a large machine on a slow disk.
+        const PATIENCE: Duration = Duration::from_secs(60);
+        let Ok(handle) = self.handle(row) else { return false };
+        // What it answers is not needed: that it does is the end of whatever came before.
+        drop(tokio::time::timeout(PATIENCE, handle.peek()).await);
+        matches!(handle.standing().phase, Phase::Cold | Phase::Stopped)
     }
 
     /// The phase it is in at this moment; `None`: there is none. Asks nobody.

@@ -404,6 +404,25 @@ async fn a_machine_that_dies_in_a_freeze_is_stopped() {
     daemon.sandboxes.lease(&alice, "dev").await.unwrap();
 }
 
+/// Its link may break at any time of a freeze, and somebody asks why.
+#[tokio::test]
+async fn who_asks_in_a_freeze_hears_what_came_of_it() {
+    for (fault, sleeps) in [(Fault::Slow(Duration::from_millis(50)), true), (fail(), false)] {
+        let house = House::new();
+        let (daemon, alice) = with_dev(&house).await;
+        let row = daemon.row(&alice, "dev").await;
+        assert!(!daemon.sandboxes.has_fallen_asleep(&row).await);
+        house.host.inject(Call::Save, fault);
+        let freezes = async || house.host.calls().contains(&Call::Save);
+        let asked = async {
+            eventually("it is saved", freezes).await;
+            daemon.sandboxes.has_fallen_asleep(&row).await
+        };
+        let (stopped, asleep) = tokio::join!(daemon.sandboxes.stop(&alice, "dev"), asked);
+        assert_eq!((stopped.is_ok(), asleep), (sleeps, sleeps));
+    }
+}
+
 #[tokio::test]
 async fn a_shutdown_may_freeze_everything() {
     let house = House::new();

@@ -133,7 +133,7 @@ pub(in crate::http) async fn attend<S: Speech>(
     drop(lease);
     match end {
         // On purpose, so a client that comes back by itself must not wake it.
-        End::Lost(_) if api.sandboxes.sleeps(row) => End::Asleep,
+        End::Lost(_) if api.sandboxes.has_fallen_asleep(row).await => End::Asleep,
         end => end,
     }
 }
