@@ -115,7 +115,8 @@ fn creating_again_changes_nothing(daemon: &TestDaemon) {
     );
     let other = daemon.cli(&["create", "--name", "dev", "--memory", "1024"]).fails(1);
     assert!(other.contains("409 Conflict: sandbox \"dev\" already exists"), "{other}");
-    assert!(other.contains("bhatti destroy <sandbox>"), "{other}");
+    assert!(other.contains("its memory is 512 MB, not 1024 MB"), "{other}");
+    assert!(other.contains("bhatti destroy dev\n"), "{other}");
 }
 
 fn reading_shows_it(daemon: &TestDaemon) {
