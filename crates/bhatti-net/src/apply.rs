@@ -19,13 +19,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
 use crate::NetError;
-use crate::plan::{Link, Observed, Repair, Seen, UserPlan};
+use crate::plan::{Carried, Link, Observed, Repair, Seen, UserPlan};
 
+mod carried;
 mod firewall;
 mod ruleset;
 mod tap;
 mod transit;
 
+pub(crate) use carried::carried;
 pub(crate) use firewall::foreign_drops;
 pub(crate) use ruleset::generation as rules_generation;
 pub(crate) use tap::{
@@ -162,7 +164,30 @@ pub(crate) async fn observe(plan: &UserPlan) -> Result<Observed, NetError> {
         Seen::Present => links(&["-n", &plan.namespace, "-j", "address", "show"]).await?,
         Seen::Absent | Seen::Stale => Vec::new(),
     };
-    Ok(Observed { namespace, host, inside })
+    let carried = match namespace {
+        Seen::Present => carried(&plan.namespace, plan.table()).await?,
+        Seen::Absent | Seen::Stale => Carried::default(),
+    };
+    Ok(Observed { namespace, host, inside, carried })
+}
+
+/// Makes `nft` load `rules` in a user's namespace.
+pub(crate) async fn load_rules(namespace: &str, rules: String) -> Result<(), NetError> {
+    nft_inside(namespace, "load a namespace's rules", &["-f", "-"], rules).await.map(drop)
+}
+
+/// Runs `nft` in a namespace, without the way through `ip netns exec`, which costs a process more
+/// and mounts that nobody needs.
+async fn nft_inside(
+    namespace: &str,
+    action: &'static str,
+    args: &'static [&'static str],
+    input: String,
+) -> Result<Vec<u8>, NetError> {
+    let runtime = tokio::runtime::Handle::current();
+    // A program is started in the namespace of the thread that starts it.
+    let run = move || runtime.block_on(Program::Nft.run(action, args, &input));
+    in_namespace(namespace, run).await
 }
 
 /// Carries out a repair. May be cut short anywhere and run again.
@@ -174,8 +199,7 @@ pub(crate) async fn repair(plan: &UserPlan, seen: Seen, repair: &Repair) -> Resu
     if repair.create_namespace {
         Program::Ip.run("make a network namespace", &["netns", "add", namespace], "").await?;
     }
-    let in_ns = ["netns", "exec", namespace, "nft", "-f", "-"];
-    Program::Ip.run("load a namespace's rules", &in_ns, &repair.rules).await?;
+    load_rules(namespace, repair.rules.clone()).await?;
     in_namespace(namespace, set_namespace_sysctls).await?;
     let inside = ["-n", namespace];
     batch("make room for a user's link", &inside, &repair.clear).await?;

@@ -1,6 +1,7 @@
 //! What can go wrong with a network, one variant per thing an operator or a caller can act on.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use crate::Ipv4Net;
@@ -72,6 +73,19 @@ pub enum NetError {
         #[source]
         source: io::Error,
     },
+    /// The name server of a user cannot listen.
+    #[error("failed to listen for names on {address}, port 53, in a user's namespace")]
+    Listen {
+        address: Ipv4Addr,
+        #[source]
+        source: io::Error,
+    },
+    /// A guest had more names resolved than are bound at a time.
+    #[error("{guest} has as many addresses bound as it may have")]
+    TooManyBindings { guest: Ipv4Addr },
+    /// Who is in a user's network could not be found out.
+    #[error("failed to look up who is in a user's network")]
+    Directory(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A thread or task of ours died; a bug, or the daemon is shutting down.
     #[error("the task applying a network change ended early")]
     TaskDied,

@@ -35,6 +35,9 @@
 
 mod address;
 mod apply;
+mod bindings;
+mod directory;
+mod dns;
 mod error;
 mod names;
 mod networks;
@@ -42,7 +45,10 @@ pub mod plan;
 mod pool;
 mod resolv;
 
-pub use address::{BadNet, Ipv4Net, MAX_INDEX, guest_subnet};
+pub use address::{MAX_INDEX, guest_subnet};
+pub use bhatti_types::{BadNet, Ipv4Net};
+pub use directory::Directory;
+pub use dns::Upstreams;
 pub use error::NetError;
 pub use networks::{Closed, NetConfig, Networks, Released};
 pub use pool::{guest_mac, lowest_free};

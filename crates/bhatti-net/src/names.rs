@@ -3,12 +3,20 @@
 //! Promise: names are recognised only if this daemon could have made them, so a sweep never
 //! touches a namespace or an interface of anybody else (`only_own_names_are_recognised`).
 
+use bhatti_types::EngineId;
+
 use crate::{MAX_INDEX, NetError};
 
 /// The bridge of a namespace.
 pub(crate) const BRIDGE: &str = "br0";
 /// The namespace's end of the veth pair.
 pub(crate) const UPLINK: &str = "up0";
+
+/// The TAP of machine `id`.
+pub(crate) fn tap_name(id: &EngineId) -> String {
+    // An id is 16 ASCII hex digits; all of them would not fit an interface name with room to spare.
+    format!("t{:.8}", id.as_str())
+}
 
 /// The names of one daemon, derived from its prefix.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,12 +11,15 @@ use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bhatti_types::EngineId;
+use bhatti_types::{Egress, EngineId};
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 
 use crate::apply::{self, Program};
-use crate::plan::{self, Names, UserPlan, Wanted};
+use crate::bindings::Bindings;
+use crate::directory::Directory;
+use crate::dns::{Server, Upstreams};
+use crate::plan::{self, Guest, Names, UserPlan, Wanted};
 use crate::{Ipv4Net, NetError};
 
 /// How networks are named and addressed.
@@ -28,12 +31,18 @@ pub struct NetConfig {
     /// The range between the namespaces and the host, a /16. If the host uses a part of it,
     /// another one is taken and logged.
     pub transit: Ipv4Net,
+    /// Whom a name is asked of that is no sibling's.
+    pub upstreams: Upstreams,
 }
 
 impl Default for NetConfig {
     fn default() -> Self {
         let transit = Ipv4Net::new(Ipv4Addr::new(100, 127, 0, 0), 16);
-        Self { prefix: "bhatti-".to_owned(), transit: transit.expect("the host bits are zero") }
+        Self {
+            prefix: "bhatti-".to_owned(),
+            transit: transit.expect("the host bits are zero"),
+            upstreams: Upstreams::OfTheHost,
+        }
     }
 }
 
@@ -61,9 +70,11 @@ pub struct Networks {
     inner: Arc<Inner>,
 }
 
-struct Inner {
+pub(crate) struct Inner {
     names: Names,
     transit: Ipv4Net,
+    pub(crate) upstreams: Upstreams,
+    pub(crate) directory: Arc<dyn Directory>,
     users: Mutex<HashMap<u32, Arc<tokio::sync::Mutex<Slot>>>>,
     /// The generation of the host's rules in which ours were last seen.
     rules_seen: Mutex<Option<u32>>,
@@ -76,13 +87,21 @@ enum Slot {
     #[default]
     Unknown,
     /// It was verified or built.
-    Ready,
+    Ready(Box<Ready>),
+}
+
+/// One user's network as this process has made it.
+struct Ready {
+    /// The guests its rules are for.
+    guests: BTreeMap<Ipv4Addr, Guest>,
+    bindings: Bindings,
+    server: Server,
 }
 
 impl Networks {
     /// Checks what networks need, chooses the transit range, loads the host's rules and turns
     /// forwarding on. Users' networks of a former daemon are left as they are.
-    pub async fn open(config: NetConfig) -> Result<Self, NetError> {
+    pub async fn open(config: NetConfig, directory: Arc<dyn Directory>) -> Result<Self, NetError> {
         let names = Names::new(&config.prefix)?;
         Program::Ip.run("print its version", &["-V"], "").await?;
         Program::Nft.run("print its version", &["--version"], "").await?;
@@ -96,7 +115,9 @@ impl Networks {
             tracing::warn!(wanted = %config.transit, %transit, "took another transit range");
         }
         let (users, rules_seen) = (Mutex::default(), Mutex::default());
-        let networks = Self { inner: Arc::new(Inner { names, transit, users, rules_seen }) };
+        let upstreams = config.upstreams;
+        let inner = Inner { names, transit, upstreams, directory, users, rules_seen };
+        let networks = Self { inner: Arc::new(inner) };
         // Rules before forwarding: no packet is forwarded that they have not seen.
         networks.inner.load_host_rules().await?;
         if apply::enable_forwarding()? {
@@ -121,9 +142,10 @@ impl Networks {
         }
     }
 
-    /// Opens the TAP of machine `id` on the bridge of user `index`, whose network is
-    /// made or repaired if needed, as are the host's rules: restarting the nftables service flushes
-    /// every table on the host. The TAP vanishes when its last descriptor closes.
+    /// Opens the TAP of machine `id`, which is in the directory, on the bridge of user `index`, whose
+    /// network is made or repaired if needed, as are the host's rules: restarting the nftables
+    /// service flushes every table on the host. Its policy is in force before the TAP exists. The
+    /// TAP vanishes when its last descriptor closes.
     pub async fn open_tap(&self, index: u32, id: &EngineId) -> Result<OwnedFd, NetError> {
         let id = id.clone();
         let (inner, mut slot) = self.lock(index).await;
@@ -134,7 +156,7 @@ impl Networks {
                 // Somebody removed it behind our back. Once: a second time is no accident.
                 Err(NetError::Namespace { source, .. }) => {
                     tracing::warn!(index, %source, "a user's namespace has vanished; rebuilding");
-                    *slot = Slot::Unknown;
+                    slot.forget().await;
                     inner.ensure(index, &mut slot).await?;
                     apply::open_tap(&namespace, &id).await
                 }
@@ -142,6 +164,30 @@ impl Networks {
             }
         })
         .await
+    }
+
+    /// Brings the rules of user `index` to what the directory says, if they have a network.
+    pub async fn apply(&self, index: u32) -> Result<(), NetError> {
+        let (inner, mut slot) = self.lock(index).await;
+        complete(async move {
+            if matches!(*slot, Slot::Ready(_)) || inner.found()?.contains(&index) {
+                inner.ensure(index, &mut slot).await?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// How many packets of the guest of user `index` at `address` its policy has denied since its
+    /// network was made.
+    pub async fn denied(&self, index: u32, address: Ipv4Addr) -> Result<u64, NetError> {
+        let namespace = self.inner.names.namespace(index);
+        match apply::carried(&namespace, self.inner.names.table()).await {
+            Ok(carried) => Ok(carried.denials.get(&address).copied().unwrap_or(0)),
+            // It is made when it is needed.
+            Err(NetError::Namespace { .. }) => Ok(0),
+            Err(error) => Err(error),
+        }
     }
 
     /// A TAP that leads nowhere, for a machine that belongs to nobody.
@@ -166,14 +212,16 @@ impl Networks {
     }
 
     /// Removes every network of ours whose user is not in `keep`, TAPs or not, and returns whose
-    /// they were; in the others, the TAPs that no machine holds. For the start of the daemon, after
-    /// machines have been adopted or ended and before any is started.
+    /// they were; in the others, the TAPs that no machine holds, and their rules are brought up to
+    /// date and their names answered for. For the start of the daemon, after machines have been
+    /// adopted or ended and before any is started.
     pub async fn sweep(&self, keep: &[u32]) -> Result<Vec<u32>, NetError> {
         let (kept, found): (Vec<u32>, Vec<u32>) =
             self.inner.found()?.into_iter().partition(|index| keep.contains(index));
         for index in kept {
-            let (inner, _slot) = self.lock(index).await;
+            let (inner, mut slot) = self.lock(index).await;
             inner.remove_unheld(index).await?;
+            complete(async move { inner.ensure(index, &mut slot).await }).await?;
         }
         for &index in &found {
             let (inner, mut slot) = self.lock(index).await;
@@ -182,10 +230,22 @@ impl Networks {
         Ok(found)
     }
 
-    /// Removes the host's rules and the claim to the transit range if no user has a network.
-    /// Forwarding stays on: others may rely on it by now.
+    /// Removes the networks that no machine holds a TAP in (they are made again when they are needed),
+    /// and, if that was all, the host's rules and the claim to the transit range. Forwarding stays
+    /// on: others may rely on it by now.
     pub async fn close(&self) -> Result<Closed, NetError> {
-        let left = self.inner.found()?;
+        let end = Instant::now() + apply::LINGER;
+        let left = loop {
+            for index in self.inner.found()? {
+                let (inner, mut slot) = self.lock(index).await;
+                complete(async move { inner.release(index, &mut slot).await }).await?;
+            }
+            let left = self.inner.found()?;
+            if left.is_empty() || Instant::now() >= end {
+                break left;
+            }
+            tokio::time::sleep(apply::LINGER_STEP).await;
+        };
         if !left.is_empty() {
             return Ok(Closed::InUse(left.into_iter().collect()));
         }
@@ -213,19 +273,29 @@ async fn complete<T: Send + 'static>(
 
 /// Looks and repairs. What was seen can be gone when it is acted on (the kernel is still taking a
 /// removed namespace's links away), so a refusal means to look again.
-async fn build(plan: &UserPlan) -> Result<(), NetError> {
+async fn build(plan: &UserPlan) -> Result<plan::Observed, NetError> {
     let mut attempts = 1..=3;
     loop {
         attempts.next();
         let attempt = async {
             let observed = apply::observe(plan).await?;
-            apply::repair(plan, observed.namespace, &plan.repair(&observed)).await
+            apply::repair(plan, observed.namespace, &plan.repair(&observed)?).await?;
+            Ok(observed)
         };
         match attempt.await {
             Err(error @ NetError::Refused { .. }) if !attempts.is_empty() => {
                 tracing::debug!(%error, namespace = plan.namespace, "looking again");
             }
             other => return other,
+        }
+    }
+}
+
+impl Slot {
+    /// Nothing is known any more; a name server that was there has let go of its port.
+    async fn forget(&mut self) {
+        if let Self::Ready(ready) = std::mem::take(self) {
+            ready.server.stop().await;
         }
     }
 }
@@ -254,16 +324,91 @@ impl Inner {
         self.rules_seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Makes or repairs the network of a user. Idempotent. Returns its namespace.
-    async fn ensure(&self, index: u32, slot: &mut Slot) -> Result<String, NetError> {
-        let wanted = Wanted { index, policies: BTreeMap::new() };
-        let plan = UserPlan::new(&self.names, self.transit, &wanted)?;
+    /// Makes or repairs the network of a user, with rules for the guests there are now. Idempotent.
+    /// Returns its namespace.
+    async fn ensure(self: &Arc<Self>, index: u32, slot: &mut Slot) -> Result<String, NetError> {
+        let guests = self.directory.guests(index).map_err(NetError::Directory)?;
+        if let Slot::Ready(ready) = slot
+            && let Err(error) = self.bring_up_to_date(index, ready, &guests).await
+        {
+            tracing::warn!(index, %error, "a user's rules could not be changed; rebuilding");
+            slot.forget().await;
+        }
+        let wanted = Wanted { index, guests: guests.clone() };
+        let plan = UserPlan::new(&self.names, self.transit, wanted)?;
         if matches!(slot, Slot::Unknown) {
-            build(&plan).await?;
-            *slot = Slot::Ready;
+            let observed = build(&plan).await?;
+            let bindings = Bindings::found(&observed.carried.bindings, std::time::Instant::now());
+            let (namespace, gateway) = (&plan.namespace, plan.gateway);
+            let server = Server::start(Arc::downgrade(self), index, namespace, gateway).await?;
+            *slot = Slot::Ready(Box::new(Ready { guests, bindings, server }));
             tracing::debug!(index, namespace = plan.namespace, "user's network is ready");
         }
         Ok(plan.namespace)
+    }
+
+    /// Changes rules that were for other guests, or the same with other policies.
+    async fn bring_up_to_date(
+        &self,
+        index: u32,
+        ready: &mut Ready,
+        guests: &BTreeMap<Ipv4Addr, Guest>,
+    ) -> Result<(), NetError> {
+        let namespace = self.names.namespace(index);
+        let void = plan::unbound(&ready.guests, guests).any(|guest| ready.bindings.has(guest));
+        if void {
+            // No binding is made meanwhile: that takes the same lock.
+            let mut carried = apply::carried(&namespace, self.names.table()).await?;
+            ready.bindings.keep(&ready.guests, guests, &mut carried.bindings);
+            let reset = |guest: &Ipv4Addr| {
+                guests.get(guest).map(|guest| &guest.id)
+                    != ready.guests.get(guest).map(|guest| &guest.id)
+            };
+            carried.denials.retain(|guest, _| !reset(guest));
+            let wanted = Wanted { index, guests: guests.clone() };
+            let rules = plan::namespace_rules(&self.names, &wanted, &carried)?;
+            apply::load_rules(&namespace, rules).await?;
+        } else {
+            let change = plan::change(&self.names, &ready.guests, guests);
+            if !change.is_empty() {
+                apply::load_rules(&namespace, change).await?;
+            }
+        }
+        ready.guests.clone_from(guests);
+        Ok(())
+    }
+
+    /// Binds `addresses` for `guest`, which asked for `name`. False: it may not have that name.
+    pub(crate) async fn bind(
+        self: &Arc<Self>,
+        index: u32,
+        guest: Ipv4Addr,
+        name: &str,
+        addresses: &BTreeSet<Ipv4Addr>,
+    ) -> Result<bool, NetError> {
+        let slot = {
+            let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(users.entry(index).or_default())
+        };
+        let mut slot = slot.lock_owned().await;
+        let Slot::Ready(ready) = &mut *slot else { return Ok(false) };
+        // What the rules are for, not what the directory says by now: they go together.
+        let policy = ready.guests.get(&guest).map(|guest| &guest.policy);
+        if !policy.is_some_and(|policy| policy.allows_name(name)) {
+            return Ok(false);
+        }
+        if policy.is_some_and(|policy| policy.default_egress() == Egress::Public) {
+            return Ok(true);
+        }
+        let now = std::time::Instant::now();
+        let wanting = ready.bindings.wanting(guest, name, addresses, now);
+        let wanting = wanting.map_err(|_| NetError::TooManyBindings { guest })?;
+        if !wanting.is_empty() {
+            let rules = plan::bind(&self.names, guest, &wanting);
+            apply::load_rules(&self.names.namespace(index), rules).await?;
+            ready.bindings.bind(guest, name, &wanting, now);
+        }
+        Ok(true)
     }
 
     async fn release(&self, index: u32, slot: &mut Slot) -> Result<Released, NetError> {
@@ -295,7 +440,7 @@ impl Inner {
     }
 
     async fn remove(&self, index: u32, slot: &mut Slot) -> Result<(), NetError> {
-        *slot = Slot::Unknown;
+        slot.forget().await;
         apply::remove(&self.names.namespace(index), &self.names.veth(index)).await
     }
 

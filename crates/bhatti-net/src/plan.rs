@@ -11,37 +11,31 @@
 //! - The host's rules do not depend on which users exist, so creating one cannot break another's.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::net::Ipv4Addr;
+
+use bhatti_types::NEVER;
 
 use crate::address::TransitPair;
 use crate::names::{BRIDGE, UPLINK};
 use crate::{Ipv4Net, NetError, guest_subnet, pool};
 
+mod rules;
+
 pub use crate::names::Names;
+pub(crate) use rules::BOUND;
+pub use rules::{Carried, Guest, bind, change, namespace_rules, unbound};
 
 /// The gateway's MAC: the same in every namespace, so that a guest that wakes behind a rebuilt
 /// bridge still has the right neighbour entry. Guests' begin with `02:`.
 const GATEWAY_MAC: &str = "06:00:00:00:00:01";
-
-/// What one guest may reach outside its user's subnet. The place for egress policy: a rule set by
-/// address or domain becomes a variant, rendered into the `egress` chain of the namespace.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Policy {
-    /// Whatever the host's rules allow.
-    #[default]
-    Open,
-    /// Nothing: siblings and the gateway only.
-    Closed,
-}
 
 /// The wanted state of one user's network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
     /// The user.
     pub index: u32,
-    /// Guests whose egress is not [`Policy::Open`], by address.
-    pub policies: BTreeMap<Ipv4Addr, Policy>,
+    /// Their guests, by address.
+    pub guests: BTreeMap<Ipv4Addr, Guest>,
 }
 
 /// A link as it was observed.
@@ -77,6 +71,8 @@ pub struct Observed {
     pub host: Option<Link>,
     /// All links in the namespace.
     pub inside: Vec<Link>,
+    /// What its rules have learned.
+    pub carried: Carried,
 }
 
 /// What to do, in this order.
@@ -106,12 +102,13 @@ pub struct UserPlan {
     /// The guests' gateway, on the bridge.
     pub gateway: Ipv4Addr,
     pair: TransitPair,
-    rules: String,
+    names: Names,
+    wanted: Wanted,
 }
 
 impl UserPlan {
     /// The plan for `wanted`, with `transit` between namespaces and host.
-    pub fn new(names: &Names, transit: Ipv4Net, wanted: &Wanted) -> Result<Self, NetError> {
+    pub fn new(names: &Names, transit: Ipv4Net, wanted: Wanted) -> Result<Self, NetError> {
         crate::address::check_transit(transit)?;
         let index = wanted.index;
         Ok(Self {
@@ -120,19 +117,25 @@ impl UserPlan {
             namespace: names.namespace(index),
             veth: names.veth(index),
             pair: TransitPair::of(transit, index),
-            rules: namespace_rules(names, wanted)?,
+            names: names.clone(),
+            wanted,
         })
+    }
+
+    /// The tables of its namespace are called this.
+    pub(crate) fn table(&self) -> &str {
+        self.names.table()
     }
 
     /// The commands that lead from `observed` to this plan. Links that are right are kept, and
     /// with them the TAPs of running machines.
-    pub fn repair(&self, observed: &Observed) -> Repair {
+    pub fn repair(&self, observed: &Observed) -> Result<Repair, NetError> {
         let Self { namespace, veth, gateway, subnet, pair, .. } = self;
         let inside = |name: &str| observed.inside.iter().find(|link| link.name == name);
         let uplink = inside(UPLINK);
         let mut repair = Repair {
             create_namespace: observed.namespace != Seen::Present,
-            rules: self.rules.clone(),
+            rules: namespace_rules(&self.names, &self.wanted, &observed.carried)?,
             clear: Vec::new(),
             host: Vec::new(),
             inside: Vec::new(),
@@ -177,7 +180,7 @@ impl UserPlan {
         lines.extend(address(UPLINK, uplink.filter(|_| paired), (pair.inside, TransitPair::LEN)));
         lines.push(format!("link set dev {UPLINK} up"));
         lines.push(format!("route replace default via {} dev {UPLINK}", pair.host));
-        repair
+        Ok(repair)
     }
 }
 
@@ -195,10 +198,11 @@ fn address(dev: &str, link: Option<&Link>, wanted: (Ipv4Addr, u8)) -> Vec<String
     lines
 }
 
-/// The `nft` input that makes `body` the whole of `table`, in one transaction. Naming the table
-/// first lets the deletion succeed when there is none.
-fn transaction(table: &str, body: &str) -> String {
-    format!("table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n{body}}}\n")
+/// The `nft` input that makes `body` the whole of `table`; one file of it is one transaction. Naming
+/// the table first lets the deletion succeed when there is none.
+fn transaction(family: &str, table: &str, body: &str) -> String {
+    let table = format!("{family} {table}");
+    format!("table {table}\ndelete table {table}\ntable {table} {{\n{body}}}\n")
 }
 
 /// The `nft` input that removes our table, whether or not it exists.
@@ -208,9 +212,11 @@ pub fn no_rules(names: &Names) -> String {
 }
 
 /// The host's rules. A user's namespace cannot be trusted to have kept its own, so the host
-/// repeats what matters: no other user, no host, no link-local address, no false source, no IPv6.
+/// repeats what matters: no other user, no host, nothing of what is never reachable, no false source,
+/// no IPv6. Who asks the host is told no, not left waiting.
 pub fn host_rules(names: &Names, transit: Ipv4Net) -> String {
     let veths = format!("\"{}*\"", names.veth_prefix());
+    let never = NEVER.map(|range| range.to_string()).join(", ");
     let body = format!(
         "\
 \tchain forward {{
@@ -222,7 +228,7 @@ pub fn host_rules(names: &Names, transit: Ipv4Net) -> String {
 \t\toifname {veths} drop
 \t\tmeta nfproto != ipv4 drop
 \t\tfib saddr . iif oif missing drop
-\t\tip daddr 169.254.0.0/16 drop
+\t\tip daddr {{ {never} }} drop
 \t}}
 \tchain to_users {{
 \t\tct state established,related accept
@@ -234,7 +240,9 @@ pub fn host_rules(names: &Names, transit: Ipv4Net) -> String {
 \t}}
 \tchain to_host {{
 \t\tct state established,related accept
-\t\tdrop
+\t\tmeta nfproto != ipv4 drop
+\t\tmeta l4proto tcp reject with tcp reset
+\t\treject with icmp admin-prohibited
 \t}}
 \tchain postrouting {{
 \t\ttype nat hook postrouting priority srcnat; policy accept;
@@ -242,48 +250,7 @@ pub fn host_rules(names: &Names, transit: Ipv4Net) -> String {
 \t}}
 "
     );
-    transaction(names.table(), &body)
-}
-
-/// The rules of one user's namespace.
-pub fn namespace_rules(names: &Names, wanted: &Wanted) -> Result<String, NetError> {
-    let (first, last) = pool::guest_range(wanted.index)?;
-    let gateway = pool::gateway(wanted.index)?;
-    let mut egress = String::new();
-    for (guest, policy) in &wanted.policies {
-        match policy {
-            Policy::Open => {}
-            // Writing to a string cannot fail.
-            Policy::Closed => drop(writeln!(egress, "\t\tip saddr {guest} drop")),
-        }
-    }
-    // Bridged frames between siblings pass `forward` too where br_netfilter is loaded.
-    let body = format!(
-        "\
-\tchain forward {{
-\t\ttype filter hook forward priority filter; policy drop;
-\t\tiifname \"{BRIDGE}\" oifname \"{BRIDGE}\" accept
-\t\tiifname \"{BRIDGE}\" ip saddr != {first}-{last} drop
-\t\tct state established,related accept
-\t\tct state invalid drop
-\t\tiifname \"{BRIDGE}\" oifname \"{UPLINK}\" ip saddr {first}-{last} jump egress
-\t}}
-\tchain egress {{
-{egress}\t\taccept
-\t}}
-\tchain input {{
-\t\ttype filter hook input priority filter; policy drop;
-\t\tiifname \"lo\" accept
-\t\tct state established,related accept
-\t\tiifname \"{BRIDGE}\" ip saddr {first}-{last} ip daddr {gateway} icmp type echo-request accept
-\t}}
-\tchain postrouting {{
-\t\ttype nat hook postrouting priority srcnat; policy accept;
-\t\toifname \"{UPLINK}\" masquerade
-\t}}
-"
-    );
-    Ok(transaction(names.table(), &body))
+    transaction("inet", names.table(), &body)
 }
 
 #[cfg(test)]

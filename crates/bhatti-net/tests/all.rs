@@ -7,8 +7,14 @@ mod guest;
 mod host;
 #[path = "all/isolation.rs"]
 mod isolation;
+#[path = "all/lies.rs"]
+mod lies;
 #[path = "all/lifetime.rs"]
 mod lifetime;
+#[path = "all/names.rs"]
+mod names;
+#[path = "all/policy.rs"]
+mod policy;
 #[path = "all/reach.rs"]
 mod reach;
 

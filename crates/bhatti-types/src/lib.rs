@@ -8,7 +8,9 @@ mod event;
 mod id;
 mod label;
 mod name;
+mod net_policy;
 mod phase;
+mod range;
 mod secret;
 mod size;
 
@@ -19,6 +21,8 @@ pub use id::{
 };
 pub use label::{BadLabel, Labels, check_label_key};
 pub use name::{BadName, Name};
+pub use net_policy::{BadPolicy, Egress, HostPattern, NetPolicy};
 pub use phase::{Phase, Status, Thermal, tells_of_loss};
+pub use range::{BadNet, Ipv4Net, NEVER, PRIVATE};
 pub use secret::{ApiKey, Redacted, ShellToken};
 pub use size::{BadCpus, Cpus, Mib};

@@ -20,7 +20,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use super::in_namespace;
 use crate::NetError;
-use crate::names::BRIDGE;
+use crate::names::{BRIDGE, tap_name};
 
 /// The device TAPs are made from.
 pub(crate) const TUN: &str = "/dev/net/tun";
@@ -108,11 +108,6 @@ fn remove_if_unheld(tap: &str) -> io::Result<bool> {
     let unkept = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETPERSIST as _, 0) };
     Errno::result(unkept)?;
     Ok(true)
-}
-
-fn tap_name(id: &EngineId) -> String {
-    // An id is 16 ASCII hex digits; all of them would not fit an interface name with room to spare.
-    format!("t{:.8}", id.as_str())
 }
 
 fn is_tap(name: &str) -> bool {

@@ -1,5 +1,7 @@
 //! Golden texts, and every partial state led to the wanted one by a model of `ip`.
 
+use bhatti_types::NetPolicy;
+
 use super::*;
 
 fn names() -> Names {
@@ -11,15 +13,20 @@ fn transit() -> Ipv4Net {
 }
 
 fn wanted(index: u32) -> Wanted {
-    Wanted { index, policies: BTreeMap::new() }
+    Wanted { index, guests: BTreeMap::new() }
 }
 
 fn plan(index: u32) -> UserPlan {
-    UserPlan::new(&names(), transit(), &wanted(index)).unwrap()
+    UserPlan::new(&names(), transit(), wanted(index)).unwrap()
 }
 
 fn nothing() -> Observed {
-    Observed { namespace: Seen::Absent, host: None, inside: Vec::new() }
+    Observed {
+        namespace: Seen::Absent,
+        host: None,
+        inside: Vec::new(),
+        carried: Carried::default(),
+    }
 }
 
 #[test]
@@ -27,29 +34,63 @@ fn host_rules_are_golden() {
     assert_eq!(host_rules(&names(), transit()), include_str!("golden/host.nft"));
 }
 
+fn policy(default: &str, hosts: &[&str], cidrs: &[&str]) -> NetPolicy {
+    let own = |list: &[&str]| list.iter().map(|&text| text.to_owned()).collect::<Vec<_>>();
+    NetPolicy::parse(default, &own(hosts), &own(cidrs)).unwrap()
+}
+
+fn guest(id: &str, policy: NetPolicy) -> Guest {
+    Guest { name: "g".to_owned(), id: id.parse().unwrap(), policy }
+}
+
+fn two_guests() -> BTreeMap<Ipv4Addr, Guest> {
+    let open = guest("0123456789abcdef", NetPolicy::default());
+    let narrow = policy("deny", &["a.example"], &["198.51.100.0/24", "192.168.7.0/24"]);
+    [("10.1.1.2", open), ("10.1.1.3", guest("fedcba9876543210", narrow))]
+        .map(|(address, guest)| (address.parse().unwrap(), guest))
+        .into()
+}
+
 #[test]
 fn namespace_rules_are_golden() {
-    let mut wanted = wanted(256);
-    wanted.policies.insert("10.1.1.2".parse().unwrap(), Policy::Open);
-    wanted.policies.insert("10.1.1.3".parse().unwrap(), Policy::Closed);
-    let rules = namespace_rules(&names(), &wanted).unwrap();
+    let wanted = Wanted { index: 256, guests: two_guests() };
+    let [narrow, gone, bound] = ["10.1.1.3", "10.1.1.9", "192.0.2.9"].map(|a| a.parse().unwrap());
+    let carried = Carried {
+        bindings: vec![(narrow, bound, 299), (gone, bound, 9)],
+        denials: [(narrow, 7), (gone, 8)].into(),
+    };
+    let rules = namespace_rules(&names(), &wanted, &carried).unwrap();
     assert_eq!(rules, include_str!("golden/namespace.nft"));
 }
 
 #[test]
+fn a_change_is_what_differs() {
+    let none = BTreeMap::new();
+    let mut guests = two_guests();
+    assert_eq!(change(&names(), &guests, &guests), "");
+    assert_eq!(change(&names(), &none, &guests), include_str!("golden/two-come.nft"));
+    let before = guests.clone();
+    let addresses: Vec<Ipv4Addr> = guests.keys().copied().collect();
+    let [open, narrow] = addresses.as_slice() else { panic!("two") };
+    guests.insert(*open, guest("0123456789abcdef", NetPolicy::closed()));
+    guests.insert(*narrow, guest("00000000000000aa", policy("deny", &[], &["192.168.7.0/24"])));
+    assert_eq!(change(&names(), &before, &guests), include_str!("golden/change.nft"));
+    assert_eq!(unbound(&before, &guests).collect::<Vec<_>>(), [*narrow]);
+    assert_eq!(unbound(&guests, &none).count(), 2);
+}
+
+#[test]
 fn rule_sets_are_transactions() {
-    for rules in [
-        host_rules(&names(), transit()),
-        namespace_rules(&names(), &wanted(1)).unwrap(),
-        no_rules(&names()),
-    ] {
+    let rules = namespace_rules(&names(), &wanted(1), &Carried::default()).unwrap();
+    for rules in [&host_rules(&names(), transit()), &rules, &no_rules(&names())] {
         assert!(rules.starts_with("table inet bhatti\ndelete table inet bhatti\n"), "{rules}");
     }
+    assert!(rules.contains("table bridge bhatti\ndelete table bridge bhatti\n"), "{rules}");
 }
 
 #[test]
 fn building_from_nothing_is_golden() {
-    let repair = plan(256).repair(&nothing());
+    let repair = plan(256).repair(&nothing()).unwrap();
     assert!(repair.create_namespace);
     assert!(repair.clear.is_empty());
     let text =
@@ -60,7 +101,7 @@ fn building_from_nothing_is_golden() {
 #[test]
 fn users_beyond_the_address_plan_are_refused() {
     let wanted = wanted(crate::MAX_INDEX + 1);
-    let error = UserPlan::new(&names(), transit(), &wanted).unwrap_err();
+    let error = UserPlan::new(&names(), transit(), wanted).unwrap_err();
     assert!(matches!(error, NetError::IndexTooLarge { .. }));
 }
 
@@ -73,7 +114,7 @@ struct Model {
 
 impl Model {
     fn run(&mut self, plan: &UserPlan) {
-        let repair = plan.repair(&self.observed);
+        let repair = plan.repair(&self.observed).unwrap();
         if repair.create_namespace {
             assert!(self.observed.inside.is_empty());
             self.observed.namespace = Seen::Present;

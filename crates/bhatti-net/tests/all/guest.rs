@@ -23,11 +23,16 @@ const VNET_HEADER: [u8; 10] = [0; 10];
 /// How long one question of a neighbour waits for its answer.
 const RETRY: Duration = Duration::from_millis(100);
 const ETHERNET: usize = 14;
-const ARP: [u8; 2] = [8, 6];
-const IPV4: [u8; 2] = [8, 0];
+pub(crate) const ARP: [u8; 2] = [8, 6];
+pub(crate) const IPV4: [u8; 2] = [8, 0];
+pub(crate) const IPV6: [u8; 2] = [0x86, 0xdd];
+pub(crate) const VLAN: [u8; 2] = [0x81, 0];
 const BROADCAST: Mac = [0xff; 6];
 const ICMP: u8 = 1;
 const UDP: u8 = 17;
+const TCP: u8 = 6;
+/// The port a guest speaks from.
+const PORT: u16 = 9999;
 
 /// A running guest. Dropping it closes the TAP.
 pub(crate) struct Guest {
@@ -99,11 +104,78 @@ impl Guest {
 
     /// Sends a datagram that claims to come from `from`.
     pub(crate) fn send_as(&self, from: Ipv4Addr, to: Ipv4Addr, port: u16, text: &str) {
-        let len = u16::try_from(8 + text.len()).unwrap();
-        // Checksum 0: none, which IPv4 allows.
-        let mut datagram = [9999u16, port, len, 0].map(u16::to_be_bytes).concat();
-        datagram.extend(text.as_bytes());
-        self.send_packet(from, to, UDP, &datagram);
+        self.send_bytes(from, to, port, text.as_bytes());
+    }
+
+    pub(crate) fn send_bytes(&self, from: Ipv4Addr, to: Ipv4Addr, port: u16, bytes: &[u8]) {
+        self.send_packet(from, to, UDP, &udp(port, bytes));
+    }
+
+    /// What a datagram is as a packet.
+    pub(crate) fn datagram(&self, from: Ipv4Addr, to: Ipv4Addr, port: u16, text: &str) -> Vec<u8> {
+        packet(from, to, UDP, &udp(port, text.as_bytes()))
+    }
+
+    /// The same, as the first of several fragments.
+    pub(crate) fn fragment(&self, from: Ipv4Addr, to: Ipv4Addr, port: u16, text: &str) -> Vec<u8> {
+        let mut first = self.datagram(from, to, port, text);
+        first[6] = 0x20; // more follow
+        first[10..12].fill(0);
+        let sum = checksum(&first[..20]);
+        first[10..12].copy_from_slice(&sum);
+        first
+    }
+
+    /// Sends a frame as it is.
+    pub(crate) fn send_raw(&self, to: Mac, from: Mac, kind: [u8; 2], payload: &[u8]) {
+        let frame = [&VNET_HEADER[..], &to, &from, &kind, payload].concat();
+        (&self.shared.tap).write_all(&frame).unwrap();
+    }
+
+    pub(crate) fn mac(&self) -> Mac {
+        self.shared.mac
+    }
+
+    /// Asks a name server, until it answers; gives the answer.
+    pub(crate) fn ask(&self, server: Ipv4Addr, question: &[u8]) -> Vec<u8> {
+        let is_answer = |frame: &[u8]| {
+            frame[12..14] == IPV4
+                && frame[23] == UDP
+                && frame[26..30] == server.octets()
+                && frame[34..36] == [0, 53]
+                && frame.get(42..44) == question.get(..2)
+        };
+        self.send_bytes(self.shared.address, server, 53, question);
+        let frame = self.shared.wait_for(DEADLINE, is_answer).expect("the name server answers");
+        let len = usize::from(u16::from_be_bytes([frame[38], frame[39]]));
+        frame[42..34 + len].to_vec()
+    }
+
+    /// The type and code of the first ICMP message that is no echo, as soon as there is one. Forgets
+    /// what it has seen.
+    pub(crate) fn refused_with(&self) -> Option<(u8, u8)> {
+        let is_error = |frame: &[u8]| {
+            frame[12..14] == IPV4 && frame[23] == ICMP && !matches!(frame[34], 0 | 8)
+        };
+        let frame = self.shared.wait_for(DEADLINE, is_error)?;
+        self.shared.seen.lock().unwrap().clear();
+        Some((frame[34], frame[35]))
+    }
+
+    /// Whether a connection to port 7 of `to` is reset.
+    pub(crate) fn is_reset_by(&self, to: Ipv4Addr) -> bool {
+        const RESET: u8 = 4;
+        let is_reset = |frame: &[u8]| {
+            frame[12..14] == IPV4
+                && frame[23] == TCP
+                && frame[26..30] == to.octets()
+                && frame[47] & RESET != 0
+        };
+        let syn = tcp_syn(self.shared.address, to);
+        self.send_packet(self.shared.address, to, TCP, &syn);
+        let reset = self.shared.wait_for(DEADLINE, is_reset).is_some();
+        self.shared.seen.lock().unwrap().clear();
+        reset
     }
 
     /// Whether a frame with `text` in it has arrived so far.
@@ -209,6 +281,23 @@ impl Shared {
             seen = self.arrived.wait_timeout(seen, left).unwrap().0;
         }
     }
+}
+
+fn udp(port: u16, bytes: &[u8]) -> Vec<u8> {
+    let len = u16::try_from(8 + bytes.len()).unwrap();
+    // Checksum 0: none, which IPv4 allows.
+    let mut datagram = [PORT, port, len, 0].map(u16::to_be_bytes).concat();
+    datagram.extend(bytes);
+    datagram
+}
+
+fn tcp_syn(from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
+    let mut segment = [PORT, 7].map(u16::to_be_bytes).concat();
+    segment.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0]);
+    let pseudo = [&from.octets()[..], &to.octets(), &[0, TCP, 0, 20], &segment].concat();
+    let sum = checksum(&pseudo);
+    segment[16..18].copy_from_slice(&sum);
+    segment
 }
 
 fn packet(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, payload: &[u8]) -> Vec<u8> {

@@ -8,14 +8,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use bhatti_net::{NetConfig, Networks, guest_subnet, lowest_free};
-use bhatti_types::EngineId;
+use bhatti_net::plan::Guest as Entry;
+use bhatti_net::{Directory, NetConfig, Networks, Upstreams, guest_subnet, lowest_free};
+use bhatti_types::{EngineId, NetPolicy};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 
@@ -119,36 +122,115 @@ pub(crate) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-pub(crate) fn config(prefix: &str) -> NetConfig {
-    NetConfig { prefix: prefix.to_owned(), ..NetConfig::default() }
+fn config(prefix: &str) -> NetConfig {
+    let upstreams = Upstreams::Fixed(vec![WORLD.into()]);
+    NetConfig { prefix: prefix.to_owned(), upstreams, ..NetConfig::default() }
 }
 
 /// Networks under a prefix that the process has not used, in case tests ever share a host.
-pub(crate) async fn networks() -> (Networks, String) {
+pub(crate) async fn networks() -> (Nets, String) {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let prefix = format!("bht{}-", NEXT.fetch_add(1, Ordering::Relaxed));
-    (Networks::open(config(&prefix)).await.unwrap(), prefix)
+    (Nets::open(&prefix).await, prefix)
+}
+
+/// Networks, and who is in them.
+#[derive(Clone)]
+pub(crate) struct Nets {
+    networks: Networks,
+    pub(crate) people: Arc<People>,
+}
+
+impl std::ops::Deref for Nets {
+    type Target = Networks;
+    fn deref(&self) -> &Networks {
+        &self.networks
+    }
+}
+
+impl Nets {
+    pub(crate) async fn open(prefix: &str) -> Self {
+        Self::again(prefix, Arc::default()).await
+    }
+
+    /// As the next daemon would: it knows who there is, and nothing else.
+    pub(crate) async fn again(prefix: &str, people: Arc<People>) -> Self {
+        let networks = Networks::open(config(prefix), people.clone()).await.unwrap();
+        Self { networks, people }
+    }
+}
+
+/// Who there is, as the store would know.
+#[derive(Default)]
+pub(crate) struct People(Mutex<BTreeMap<u32, BTreeMap<Ipv4Addr, Entry>>>);
+
+impl Directory for People {
+    fn guests(
+        &self,
+        index: u32,
+    ) -> Result<BTreeMap<Ipv4Addr, Entry>, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(self.0.lock().unwrap().get(&index).cloned().unwrap_or_default())
+    }
+}
+
+impl People {
+    /// Somebody new, called `g` and the end of the address.
+    pub(crate) fn add(&self, index: u32, policy: NetPolicy) -> (EngineId, Ipv4Addr) {
+        let mut people = self.0.lock().unwrap();
+        let guests = people.entry(index).or_default();
+        let used: Vec<Ipv4Addr> = guests.keys().copied().collect();
+        let (id, address) = (EngineId::random(), lowest_free(index, &used).unwrap());
+        let name = format!("g{}", address.octets()[3]);
+        guests.insert(address, Entry { name, id: id.clone(), policy });
+        (id, address)
+    }
+
+    pub(crate) fn change(&self, index: u32, address: Ipv4Addr, how: impl FnOnce(&mut Entry)) {
+        how(self.0.lock().unwrap().get_mut(&index).unwrap().get_mut(&address).unwrap());
+    }
+
+    pub(crate) fn remove(&self, index: u32, address: Ipv4Addr) {
+        self.0.lock().unwrap().get_mut(&index).unwrap().remove(&address);
+    }
 }
 
 /// Has the network of user `index` made or verified, as a machine of theirs would.
-pub(crate) async fn touch(networks: &Networks, index: u32) {
+pub(crate) async fn touch(networks: &Nets, index: u32) {
     drop(networks.open_tap(index, &EngineId::random()).await.unwrap());
 }
 
-fn gateway(index: u32) -> Ipv4Addr {
-    let [a, b, c, _] = guest_subnet(index).unwrap().network().octets();
-    Ipv4Addr::new(a, b, c, 1)
+pub(crate) fn gateway(index: u32) -> Ipv4Addr {
+    guest_subnet(index).unwrap().at(1)
 }
 
 /// `count` guests of user `index`.
-pub(crate) async fn guests(networks: &Networks, index: u32, count: usize) -> Vec<Guest> {
-    let mut guests: Vec<Guest> = Vec::new();
+pub(crate) async fn guests(nets: &Nets, index: u32, count: usize) -> Vec<Guest> {
+    let mut guests = Vec::new();
     for _ in 0..count {
-        let used: Vec<_> = guests.iter().map(Guest::address).collect();
-        let id = EngineId::random();
-        let tap = networks.open_tap(index, &id).await.unwrap();
-        let address = lowest_free(index, &used).unwrap();
-        guests.push(Guest::new(tap, &bhatti_net::guest_mac(&id), address, gateway(index)));
+        guests.push(guest(nets, index, NetPolicy::default()).await);
     }
     guests
+}
+
+/// A guest of user `index` under `policy`.
+pub(crate) async fn guest(nets: &Nets, index: u32, policy: NetPolicy) -> Guest {
+    let (id, address) = nets.people.add(index, policy);
+    let tap = nets.open_tap(index, &id).await.unwrap();
+    Guest::new(tap, &bhatti_net::guest_mac(&id), address, gateway(index))
+}
+
+/// A policy, from what an owner would write.
+pub(crate) fn policy(default: &str, hosts: &[&str], cidrs: &[&str]) -> NetPolicy {
+    let own = |list: &[&str]| list.iter().map(|&text| text.to_owned()).collect::<Vec<_>>();
+    NetPolicy::parse(default, &own(hosts), &own(cidrs)).unwrap()
+}
+
+/// Takes all rules out of a namespace.
+pub(crate) fn disarm(prefix: &str, index: u32) {
+    let table = prefix.trim_end_matches('-');
+    inside(&format!("{prefix}{index}"), || {
+        for family in ["inet", "bridge"] {
+            run("nft", &format!("delete table {family} {table}"));
+        }
+    });
 }

@@ -4,8 +4,8 @@
 use std::net::Ipv4Addr;
 
 use crate::host::{
-    HOST, WORLD, guests, inside, ip, is_silent, networks, on_fresh_host, receive, run, socket,
-    touch, wait_for, world_socket,
+    HOST, WORLD, disarm, guests, inside, ip, is_silent, networks, on_fresh_host, receive, run,
+    socket, touch, wait_for, world_socket,
 };
 
 fn table(prefix: &str) -> String {
@@ -39,7 +39,8 @@ fn other_user_is_unreachable() {
         assert!(!victim.saw("from user 1") && !victim.saw("from the world"));
 
         run("nft", &table(&prefix));
-        inside(&format!("{prefix}2"), || run("nft", &table(&prefix)));
+        disarm(&prefix, 1);
+        disarm(&prefix, 2);
         me.send(victim.address(), 7, "from user 1");
         wait_for("the packet, without rules", || victim.saw("from user 1"));
     });
@@ -54,7 +55,7 @@ fn the_host_alone_keeps_users_apart() {
         let their_end = Ipv4Addr::new(100, 127, 0, 5);
         ip(&format!("route add 10.0.2.0/24 via {their_end}"));
         for user in [1, 2] {
-            inside(&format!("{prefix}{user}"), || run("nft", &table(&prefix)));
+            disarm(&prefix, user);
         }
         mine[0].send(theirs[0].address(), 7, "from user 1");
         // Without its namespace's translation neither is answered from outside; the gateway is.
@@ -93,11 +94,19 @@ fn host_and_metadata_are_unreachable() {
         // As a restarted nftables service does.
         run("nft", "flush ruleset");
         touch(&networks, 1).await;
-        guest.send(transit, port, "to the host");
+        guest.send(HOST, port, "to the host");
         guest.fence(WORLD);
         assert!(is_silent(&host), "the rules are back");
 
         run("nft", &table(&prefix));
+        guest.send(HOST, port, "to the host");
+        assert_eq!(receive(&host).0, "to the host");
+        guest.send(transit, port, "to the host");
+        guest.send(metadata, world_port, "to the metadata service");
+        guest.fence(WORLD);
+        assert!(is_silent(&host) && is_silent(&world), "the namespace's own rules");
+
+        disarm(&prefix, 1);
         guest.send(transit, port, "to the host");
         assert_eq!(receive(&host).0, "to the host");
         guest.send(metadata, world_port, "to the metadata service");
@@ -125,7 +134,7 @@ fn false_source_goes_nowhere() {
         assert!(is_silent(&world));
 
         // A namespace without rules: the host still checks where a packet can come from.
-        inside(&format!("{prefix}1"), || run("nft", &table(&prefix)));
+        disarm(&prefix, 1);
         spoof();
         guest.fence(gateway);
         assert!(is_silent(&world));

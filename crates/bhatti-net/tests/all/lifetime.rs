@@ -3,11 +3,11 @@
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
-use bhatti_net::{Closed, NetError, Networks, Released};
+use bhatti_net::{Closed, NetError, Released};
 use bhatti_types::EngineId;
 
 use crate::host::{
-    DEADLINE, WORLD, config, guests, inside, ip, networks, on_fresh_host, run, socket, touch,
+    DEADLINE, Nets, WORLD, guests, inside, ip, networks, on_fresh_host, run, socket, touch,
     wait_for,
 };
 
@@ -79,17 +79,18 @@ fn a_tap_vanishes_with_its_descriptor() {
 fn sweep_removes_leftovers() {
     on_fresh_host(async || {
         ip("netns add bhatti-other");
-        let former = Networks::open(config("bhatti-")).await.unwrap();
+        let former = Nets::open("bhatti-").await;
         let mut machines = Vec::new();
         for index in [1, 2, 3] {
             machines.extend(guests(&former, index, 1).await);
         }
+        let people = former.people.clone();
         drop(former);
         // A link whose namespace somebody removed, and a file that never became a namespace.
         let stale = "/run/netns/bhatti-9";
         std::fs::write(stale, "").unwrap();
 
-        let networks = Networks::open(config("bhatti-")).await.unwrap();
+        let networks = Nets::again("bhatti-", people).await;
         assert_eq!(networks.sweep(&[2]).await.unwrap(), [1, 3, 9]);
         assert_eq!(networks.sweep(&[2]).await.unwrap(), [] as [u32; 0]);
         let left = ip("netns list");
@@ -135,14 +136,15 @@ fn sweep_removes_taps_that_nobody_holds() {
 #[test]
 fn twice_is_once() {
     on_fresh_host(async || {
-        let former = Networks::open(config("bhatti-")).await.unwrap();
+        let former = Nets::open("bhatti-").await;
         let machine = guests(&former, 1, 1).await;
         assert!(machine[0].pings(WORLD));
         let all = || picture() + &ip("-n bhatti-1 -o address") + &ip("-n bhatti-1 route");
         let before = all();
-        let networks = Networks::open(config("bhatti-")).await.unwrap();
-        touch(&networks, 1).await;
         touch(&former, 1).await;
+        let people = former.people.clone();
+        drop(former);
+        touch(&Nets::again("bhatti-", people).await, 1).await;
         wait_for("everything to be as before", || all() == before);
         assert!(machine[0].pings(WORLD));
     });
@@ -167,12 +169,12 @@ fn half_built_is_repaired() {
         ];
         for damage in damages {
             damage.iter().for_each(|args| drop(ip(args)));
-            let networks = Networks::open(config("bhatti-")).await.unwrap();
+            let networks = Nets::open("bhatti-").await;
             assert!(guests(&networks, 1, 1).await[0].pings(WORLD), "after {damage:?}");
             assert_eq!(networks.release_user(1).await.unwrap(), Released::Removed);
         }
         std::fs::write("/run/netns/bhatti-1", "").unwrap();
-        let networks = Networks::open(config("bhatti-")).await.unwrap();
+        let networks = Nets::open("bhatti-").await;
         assert!(guests(&networks, 1, 1).await[0].pings(WORLD), "after a stale file");
 
         // Behind the back of a running daemon.
@@ -217,15 +219,17 @@ fn two_daemons_take_different_ranges() {
     on_fresh_host(async || {
         ip("link add other type bridge");
         ip("address add 100.127.5.5/24 dev other");
-        let one = Networks::open(config("one-")).await.unwrap();
-        let two = Networks::open(config("two-")).await.unwrap();
+        let one = Nets::open("one-").await;
+        let two = Nets::open("two-").await;
         assert_eq!(claimed(), ["100.125.0.0/16", "100.126.0.0/16"]);
         let (a, b) = (guests(&one, 1, 1).await, guests(&two, 1, 1).await);
         assert!(a[0].pings(WORLD) && b[0].pings(WORLD));
 
         // The obstacle goes; the next start takes the configured range and moves the user to it.
         ip("link delete other");
-        let one = Networks::open(config("one-")).await.unwrap();
+        let people = one.people.clone();
+        drop(one);
+        let one = Nets::again("one-", people).await;
         assert_eq!(claimed(), ["100.125.0.0/16", "100.127.0.0/16"]);
         touch(&one, 1).await;
         assert!(a[0].pings(WORLD) && b[0].pings(WORLD));

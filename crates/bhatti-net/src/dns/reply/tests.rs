@@ -1,0 +1,1 @@
+//! Decisions of the name server, one question at a time.

@@ -1,0 +1,262 @@
+//! The rules of one user's namespace, as text for `nft -f`. Pure.
+//!
+//! The chains are the same for everybody; what differs is in sets, so that a policy changes by
+//! elements that come and go, in one transaction, and no packet ever meets half a policy.
+//!
+//! - `guests` (in the bridge): which device may speak with which hardware and which IPv4 address.
+//!   Whatever else comes out of a guest, be it IPv6, a false source or a lie in ARP, ends there.
+//! - `closed`: guests whose policy denies what no rule allows.
+//! - `cidrs`: guest and range that its policy allows.
+//! - `names`: guest and address that an allowed name was resolved to for it; each element goes when
+//!   it has not been used for [`BOUND`].
+//! - `denials`: how often each guest was denied something.
+//!
+//! Every packet is judged, in both directions and whatever connection it belongs to: so what a new
+//! policy denies is cut at its next packet.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use bhatti_types::{Egress, EngineId, Ipv4Net, NEVER, NetPolicy, PRIVATE};
+
+use crate::names::{BRIDGE, UPLINK, tap_name};
+use crate::plan::{Names, Wanted};
+use crate::{NetError, guest_mac, pool};
+
+/// How many seconds an address stays bound to a name's permission without a packet.
+pub(crate) const BOUND: u32 = 600;
+/// The most bindings in a namespace. When it is full nothing more is bound, and names are not
+/// resolved.
+const MAX_BINDINGS: u32 = 65_536;
+
+/// A guest, as far as the network cares.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Guest {
+    /// What its siblings call it.
+    pub name: String,
+    /// Whose TAP and hardware address follow from it.
+    pub id: EngineId,
+    /// What it may reach beyond its siblings.
+    pub policy: NetPolicy,
+}
+
+/// What the kernel has learned since the rules were loaded, and new ones must not forget.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Carried {
+    /// Guest, bound address, and how many seconds the binding is still good for.
+    pub bindings: Vec<(Ipv4Addr, Ipv4Addr, u32)>,
+    /// Guest, and how many packets of it were denied.
+    pub denials: BTreeMap<Ipv4Addr, u64>,
+}
+
+/// The rules of one user's namespace, in place of all it had.
+pub fn namespace_rules(
+    names: &Names,
+    wanted: &Wanted,
+    carried: &Carried,
+) -> Result<String, NetError> {
+    let table = names.table();
+    let filter = filter_body(wanted, carried)?;
+    let bridge = bridge_body(&wanted.guests);
+    Ok(super::transaction("inet", table, &filter) + &super::transaction("bridge", table, &bridge))
+}
+
+fn bridge_body(guests: &BTreeMap<Ipv4Addr, Guest>) -> String {
+    let elements = elements(guests.iter().map(|(address, guest)| identity(*address, &guest.id)));
+    format!(
+        "\
+\tset guests {{
+\t\ttype ifname . ether_addr . ipv4_addr
+{elements}\t}}
+\tchain prerouting {{
+\t\ttype filter hook prerouting priority -300; policy drop;
+\t\tether type ip iifname . ether saddr . ip saddr @guests accept
+\t\tether type arp arp htype 1 arp ptype ip arp hlen 6 arp plen 4 \
+             iifname . ether saddr . arp saddr ip @guests \
+             iifname . arp saddr ether . arp saddr ip @guests accept
+\t}}
+"
+    )
+}
+
+fn filter_body(wanted: &Wanted, carried: &Carried) -> Result<String, NetError> {
+    let (first, last) = pool::guest_range(wanted.index)?;
+    let gateway = pool::gateway(wanted.index)?;
+    let guests = &wanted.guests;
+    let cidrs = guests.iter().flat_map(|(address, guest)| allowed(*address, &guest.policy));
+    let closed = guests.iter().filter(|(_, guest)| is_closed(&guest.policy));
+    let bindings = carried.bindings.iter().filter(|(guest, ..)| guests.contains_key(guest));
+    let bindings = bindings.map(|(guest, address, seconds)| {
+        format!("{guest} . {address} timeout {BOUND}s expires {seconds}s")
+    });
+    let denials = guests.keys().map(|address| {
+        let packets = carried.denials.get(address).copied().unwrap_or(0);
+        format!("{address} counter packets {packets} bytes 0")
+    });
+    let never = elements(NEVER.iter().map(Ipv4Net::to_string));
+    let private = elements(PRIVATE.iter().map(Ipv4Net::to_string));
+    let cidrs = elements(cidrs);
+    let closed = elements(closed.map(|(address, _)| address.to_string()));
+    let bindings = elements(bindings);
+    let denials = elements(denials);
+    // Bridged frames between siblings pass `forward` too where br_netfilter is loaded. A router
+    // that reports an error on the way is rarely whom the guest spoke to.
+    Ok(format!(
+        "\
+\tset never {{
+\t\ttype ipv4_addr; flags interval
+{never}\t}}
+\tset private {{
+\t\ttype ipv4_addr; flags interval
+{private}\t}}
+\tset cidrs {{
+\t\ttype ipv4_addr . ipv4_addr; flags interval
+{cidrs}\t}}
+\tset names {{
+\t\ttype ipv4_addr . ipv4_addr; flags dynamic,timeout; size {MAX_BINDINGS}; timeout {BOUND}s
+{bindings}\t}}
+\tset closed {{
+\t\ttype ipv4_addr
+{closed}\t}}
+\tset denials {{
+\t\ttype ipv4_addr; counter
+{denials}\t}}
+\tchain forward {{
+\t\ttype filter hook forward priority filter; policy drop;
+\t\tiifname \"{BRIDGE}\" oifname \"{BRIDGE}\" accept
+\t\tct state invalid drop
+\t\tiifname \"{BRIDGE}\" oifname \"{UPLINK}\" ip saddr {first}-{last} goto egress
+\t\tiifname \"{UPLINK}\" oifname \"{BRIDGE}\" ct state established,related goto replies
+\t}}
+\tchain egress {{
+\t\tip daddr @never goto denied
+\t\tip saddr . ip daddr @cidrs accept
+\t\tip saddr . ip daddr @names update @names {{ ip saddr . ip daddr timeout {BOUND}s }} accept
+\t\tip daddr @private goto denied
+\t\tip saddr @closed goto denied
+\t\taccept
+\t}}
+\tchain replies {{
+\t\tmeta l4proto icmp ct state related accept
+\t\tip saddr @never drop
+\t\tip daddr . ip saddr @cidrs accept
+\t\tip daddr . ip saddr @names update @names {{ ip daddr . ip saddr timeout {BOUND}s }} accept
+\t\tip saddr @private drop
+\t\tip daddr @closed drop
+\t\taccept
+\t}}
+\tchain denied {{
+\t\tip saddr @denials
+\t\tmeta l4proto tcp reject with tcp reset
+\t\treject with icmp admin-prohibited
+\t}}
+\tchain input {{
+\t\ttype filter hook input priority filter; policy drop;
+\t\tiifname \"lo\" accept
+\t\tct state established,related accept
+\t\tiifname \"{BRIDGE}\" ip saddr {first}-{last} ip daddr {gateway} jump at_gateway
+\t\tiifname \"{BRIDGE}\" ip saddr {first}-{last} goto denied
+\t}}
+\tchain at_gateway {{
+\t\tmeta l4proto {{ tcp, udp }} th dport 53 accept
+\t\ticmp type echo-request accept
+\t}}
+\tchain postrouting {{
+\t\ttype nat hook postrouting priority srcnat; policy accept;
+\t\toifname \"{UPLINK}\" masquerade
+\t}}
+"
+    ))
+}
+
+/// The `nft` input that turns loaded rules for `old` into rules for `new`, in one transaction; empty
+/// if nothing differs. For guests without bindings: those the kernel forgets by itself, so what it
+/// has of them is not known exactly, and loading everything anew is the way.
+pub fn change(
+    names: &Names,
+    old: &BTreeMap<Ipv4Addr, Guest>,
+    new: &BTreeMap<Ipv4Addr, Guest>,
+) -> String {
+    let table = names.table();
+    let (old, new) = (memberships(old), memberships(new));
+    let going = old.difference(&new).map(|element| ("delete", element));
+    let coming = new.difference(&old).map(|element| ("add", element));
+    let line = |(verb, element): (_, &Membership<'_>)| {
+        let Membership { family, set, element, .. } = element;
+        format!("{verb} element {family} {table} {set} {{ {element} }}\n")
+    };
+    going.chain(coming).map(line).collect()
+}
+
+/// An element of a set, and whose it is: what one guest leaves behind, the next at its address does
+/// not take over.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Membership<'a> {
+    family: &'static str,
+    set: &'static str,
+    element: String,
+    of: &'a str,
+}
+
+fn memberships(guests: &BTreeMap<Ipv4Addr, Guest>) -> BTreeSet<Membership<'_>> {
+    let mut all = BTreeSet::new();
+    for (&address, guest) in guests {
+        let of = guest.id.as_str();
+        let mut add = |family, set, element| {
+            all.insert(Membership { family, set, element, of });
+        };
+        add("bridge", "guests", identity(address, &guest.id));
+        add("inet", "denials", address.to_string());
+        for element in allowed(address, &guest.policy) {
+            add("inet", "cidrs", element);
+        }
+        if is_closed(&guest.policy) {
+            add("inet", "closed", address.to_string());
+        }
+    }
+    all
+}
+
+/// The guests among `old` whose bindings a change to `new` makes void.
+pub fn unbound<'a>(
+    old: &'a BTreeMap<Ipv4Addr, Guest>,
+    new: &'a BTreeMap<Ipv4Addr, Guest>,
+) -> impl Iterator<Item = Ipv4Addr> + 'a {
+    old.iter()
+        .filter(|(address, guest)| {
+            new.get(*address).is_none_or(|now| {
+                now.id != guest.id || now.policy.allow_hosts() != guest.policy.allow_hosts()
+            })
+        })
+        .map(|(address, _)| *address)
+}
+
+/// The `nft` input that binds `addresses` to the permission of `guest`.
+pub fn bind(names: &Names, guest: Ipv4Addr, addresses: &[Ipv4Addr]) -> String {
+    let table = names.table();
+    let element = |address: &Ipv4Addr| format!("{guest} . {address} timeout {BOUND}s");
+    let elements: Vec<String> = addresses.iter().map(element).collect();
+    format!("add element inet {table} names {{ {} }}\n", elements.join(", "))
+}
+
+fn identity(address: Ipv4Addr, id: &EngineId) -> String {
+    format!("\"{}\" . {} . {address}", tap_name(id), guest_mac(id))
+}
+
+fn allowed(address: Ipv4Addr, policy: &NetPolicy) -> Vec<String> {
+    policy.allow_cidrs().iter().map(|range| format!("{address} . {range}")).collect()
+}
+
+fn is_closed(policy: &NetPolicy) -> bool {
+    policy.default_egress() == Egress::Deny
+}
+
+/// The line of a set that says what is in it; `nft` refuses an empty one.
+fn elements(all: impl Iterator<Item = String>) -> String {
+    let all: Vec<String> = all.collect();
+    if all.is_empty() {
+        String::new()
+    } else {
+        format!("\t\telements = {{ {} }}\n", all.join(", "))
+    }
+}

@@ -1,0 +1,79 @@
+//! A guest that lies to its siblings: about who it is, in every way a frame can say it. What does
+//! not cross the bridge is shown by the fence sent after it; what would have crossed, by taking the
+//! rules away.
+
+use std::net::Ipv4Addr;
+
+use crate::guest::{ARP, IPV4, IPV6, VLAN};
+use crate::host::{disarm, gateway, guests, networks, on_fresh_host, wait_for};
+
+#[test]
+fn no_lie_crosses_the_bridge() {
+    on_fresh_host(async || {
+        let (nets, prefix) = networks().await;
+        let guests = guests(&nets, 1, 3).await;
+        let [liar, victim, third] = guests.as_slice() else { unreachable!("three") };
+        let gateway = gateway(1);
+        let all = [0xff; 6];
+        let (own, to) = (liar.mac(), victim.mac());
+        let datagram = |from: Ipv4Addr, text: &str| liar.datagram(from, victim.address(), 53, text);
+        let arp = |mac: [u8; 6], address: Ipv4Addr, kind: u8| {
+            let head = [0, 1, 8, 0, 6, 4, 0, kind];
+            let rest = [&mac[..], &address.octets(), &to, &victim.address().octets()].concat();
+            [&head[..], &rest, b"arp lie"].concat()
+        };
+        let fragment = liar.fragment(gateway, victim.address(), 53, "fragment lie");
+        let mut tagged = vec![0, 7, 8, 0];
+        tagged.extend(datagram(gateway, "tagged lie"));
+        // An answer of the gateway's name server, a router advertisement, and so on.
+        let lies: [(&str, [u8; 6], [u8; 2], Vec<u8>); 9] = [
+            ("as the gateway lie", own, IPV4, datagram(gateway, "as the gateway lie")),
+            ("as a sibling lie", own, IPV4, datagram(third.address(), "as a sibling lie")),
+            ("as a stranger lie", own, IPV4, datagram([8, 8, 8, 8].into(), "as a stranger lie")),
+            (
+                "with its hardware lie",
+                third.mac(),
+                IPV4,
+                datagram(liar.address(), "with its hardware lie"),
+            ),
+            ("fragment lie", own, IPV4, fragment),
+            ("tagged lie", own, VLAN, tagged),
+            ("ipv6 lie", own, IPV6, b"\x60\0\0\0 ipv6 lie".to_vec()),
+            ("arp lie", own, ARP, arp(own, gateway, 2)),
+            ("arp lie", third.mac(), ARP, arp(third.mac(), third.address(), 1)),
+        ];
+        let tell = || {
+            for (_, source, kind, payload) in &lies {
+                for to in [to, all] {
+                    liar.send_raw(to, *source, *kind, payload);
+                }
+            }
+        };
+        tell();
+        assert!(liar.pings(victim.address()), "what is true crosses");
+        victim.fence(third.address());
+        for (text, ..) in &lies {
+            assert!(!victim.saw(text) && !third.saw(text), "{text}");
+        }
+        // Nobody is led to the liar's device.
+        assert!(victim.pings(third.address()) && third.pings(gateway));
+
+        disarm(&prefix, 1);
+        tell();
+        // The kernel may keep a fragment until the rest comes.
+        for (text, ..) in lies.iter().filter(|(text, ..)| *text != "fragment lie") {
+            wait_for(text, || victim.saw(text));
+        }
+    });
+}
+
+#[test]
+fn ipv6_is_off_in_a_namespace() {
+    on_fresh_host(async || {
+        let (nets, prefix) = networks().await;
+        let _guest = guests(&nets, 1, 1).await;
+        let addresses = crate::host::ip(&format!("-n {prefix}1 -6 address show"));
+        assert_eq!(addresses, "", "not even a link-local one");
+        assert_eq!(crate::host::ip(&format!("-n {prefix}1 -6 route show")), "");
+    });
+}

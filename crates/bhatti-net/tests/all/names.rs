@@ -1,0 +1,216 @@
+//! The name server, asked by guests: siblings, the world, policies.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::net::Ipv4Addr;
+
+use bhatti_types::NetPolicy;
+use hickory_proto::op::ResponseCode::{NXDomain, NoError, Refused, ServFail};
+use hickory_proto::op::{Message, Query, ResponseCode};
+use hickory_proto::rr::rdata::{A, CNAME, PTR};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+
+use crate::guest::Guest;
+use crate::host::{
+    Nets, WORLD, gateway, guest, guests, inside, is_silent, networks, on_fresh_host, policy,
+    receive, wait_for, world_socket,
+};
+
+fn name(text: &str) -> Name {
+    Name::from_ascii(text).unwrap()
+}
+
+fn query(text: &str, kind: RecordType) -> Message {
+    let mut message = Message::query();
+    message.metadata.recursion_desired = true;
+    message.add_query(Query::query(name(text), kind));
+    message
+}
+
+/// What the guest is told.
+fn ask(guest: &Guest, text: &str, kind: RecordType) -> (ResponseCode, Vec<RData>) {
+    let question = query(text, kind);
+    let answer = guest.ask(gateway(1), &question.to_vec().unwrap());
+    let answer = Message::from_vec(&answer).unwrap();
+    assert_eq!(answer.queries, question.queries);
+    let data = answer.answers.into_iter().map(|record| record.data).collect();
+    (answer.metadata.response_code, data)
+}
+
+fn a(address: Ipv4Addr) -> Vec<RData> {
+    vec![RData::A(A(address))]
+}
+
+/// The world's name server: it knows a few names.
+fn world_knows(question: &Message) -> Message {
+    let query = question.queries.first().unwrap();
+    let mut answer = Message::response(question.metadata.id, question.metadata.op_code);
+    answer.add_query(query.clone());
+    let mut add = |owner: &str, data| {
+        answer.add_answer(Record::from_rdata(name(owner), 86400, data));
+    };
+    let asked = query.name().to_ascii().to_ascii_lowercase();
+    match asked.as_str() {
+        "world.example." => add(&asked, RData::A(A(WORLD))),
+        "alias.example." => {
+            add(&asked, RData::CNAME(CNAME(name("elsewhere.test."))));
+            add("elsewhere.test.", RData::A(A(WORLD)));
+        }
+        // Whoever has this name would have the guest talk to a private network.
+        "rebind.example." => add(&asked, RData::A(A(Ipv4Addr::new(192, 168, 7, 1)))),
+        "metadata.example." => add(&asked, RData::A(A(Ipv4Addr::new(169, 254, 169, 254)))),
+        _ => answer.metadata.response_code = NXDomain,
+    }
+    answer
+}
+
+/// Has the world answer for names, over UDP, until the test ends. Each answer comes after one that
+/// somebody else might have sent.
+fn serve_names() {
+    let socket =
+        inside("world", || std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 53)).unwrap());
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+            let question = Message::from_vec(&buffer[..length]).unwrap();
+            let answer = world_knows(&question);
+            let mut forged = answer.clone();
+            forged.metadata.id ^= 1;
+            forged.answers = vec![Record::from_rdata(
+                question.queries[0].name().clone(),
+                9,
+                RData::A(A(Ipv4Addr::new(203, 0, 113, 66))),
+            )];
+            for message in [forged, answer] {
+                socket.send_to(&message.to_vec().unwrap(), from).unwrap();
+            }
+        }
+    });
+}
+
+#[test]
+fn siblings_have_names() {
+    on_fresh_host(async || {
+        let (nets, prefix) = networks().await;
+        let mine = guests(&nets, 1, 2).await;
+        // Somebody else's, and one that sleeps.
+        let theirs = nets.people.add(2, NetPolicy::default()).1;
+        nets.people.change(2, theirs, |guest| guest.name = "theirs".to_owned());
+        let asleep = nets.people.add(1, NetPolicy::default()).1;
+        nets.people.change(1, asleep, |guest| guest.name = "Sleepy.One".to_owned());
+        let (me, sibling) = (&mine[0], &mine[1]);
+
+        for known in ["g3.", "g3.sb.", "G3.SB."] {
+            assert_eq!(ask(me, known, RecordType::A), (NoError, a(sibling.address())), "{known}");
+        }
+        assert_eq!(ask(me, "g2.", RecordType::A), (NoError, a(me.address())), "itself");
+        assert_eq!(ask(me, "sleepy.one.sb.", RecordType::A), (NoError, a(asleep)));
+        assert_eq!(ask(me, "g3.sb.", RecordType::AAAA), (NoError, vec![]));
+        let pointer = vec![RData::PTR(PTR(name("g3.sb.")))];
+        assert_eq!(ask(me, "3.1.0.10.in-addr.arpa.", RecordType::PTR), (NoError, pointer));
+        assert_eq!(ask(me, "99.1.0.10.in-addr.arpa.", RecordType::PTR), (NXDomain, vec![]));
+
+        serve_names();
+        for nobody in ["theirs.", "theirs.sb.", "g99.sb.", "2.2.0.10.in-addr.arpa."] {
+            assert_eq!(ask(me, nobody, RecordType::A), (NXDomain, vec![]), "{nobody}");
+        }
+        // Renamed: at once.
+        nets.people.change(1, sibling.address(), |guest| guest.name = "new".to_owned());
+        assert_eq!(ask(me, "new.sb.", RecordType::A), (NoError, a(sibling.address())));
+        assert_eq!(ask(me, "g3.sb.", RecordType::A), (NXDomain, vec![]));
+
+        // The next daemon answers as the last one did.
+        let people = nets.people.clone();
+        drop(nets);
+        let nets = Nets::again(&prefix, people).await;
+        assert!(nets.sweep(&[1]).await.unwrap().is_empty());
+        assert_eq!(ask(me, "new.", RecordType::A), (NoError, a(sibling.address())));
+    });
+}
+
+#[test]
+fn other_names_are_asked_of_the_hosts_servers() {
+    on_fresh_host(async || {
+        let (nets, _) = networks().await;
+        let mine = guests(&nets, 1, 1).await;
+        let me = &mine[0];
+        assert_eq!(ask(me, "world.example.", RecordType::A).0, ServFail, "nobody is asked");
+        serve_names();
+        assert_eq!(ask(me, "World.example.", RecordType::A), (NoError, a(WORLD)));
+        assert_eq!(ask(me, "nothing.example.", RecordType::A), (NXDomain, vec![]));
+        assert_eq!(ask(me, "rebind.example.", RecordType::A), (Refused, vec![]));
+        // What is no question is not answered, and disturbs nobody.
+        for rubbish in [&b"rubbish"[..], &[0xff; 600]] {
+            me.send_bytes(me.address(), gateway(1), 53, rubbish);
+        }
+        let mut two = query("a.example.", RecordType::A);
+        two.add_query(two.queries[0].clone());
+        let answer = Message::from_vec(&me.ask(gateway(1), &two.to_vec().unwrap())).unwrap();
+        assert_eq!(answer.metadata.response_code, ResponseCode::FormErr);
+        assert_eq!(ask(me, "world.example.", RecordType::A), (NoError, a(WORLD)));
+    });
+}
+
+#[test]
+fn names_under_a_policy() {
+    on_fresh_host(async || {
+        let (nets, prefix) = networks().await;
+        let rules = policy("deny", &["*.example"], &[]);
+        let me = guest(&nets, 1, rules.clone()).await;
+        let sibling = guest(&nets, 1, NetPolicy::closed()).await;
+        serve_names();
+        let (world, port) = world_socket();
+
+        assert_eq!(ask(&me, "g3.", RecordType::A), (NoError, a(sibling.address())), "siblings");
+        for refused in ["other.test.", "example.", "secret.elsewhere.test."] {
+            assert_eq!(ask(&me, refused, RecordType::A), (Refused, vec![]), "{refused}");
+        }
+        for refused in ["rebind.example.", "metadata.example."] {
+            assert_eq!(ask(&me, refused, RecordType::A), (Refused, vec![]), "{refused}");
+        }
+        assert_eq!(ask(&me, "world.example.", RecordType::HTTPS), (NoError, vec![]));
+
+        // Not before it was asked for, and for nobody else.
+        me.send(WORLD, port, "too early");
+        me.fence(gateway(1));
+        assert_eq!(ask(&me, "world.example.", RecordType::A), (NoError, a(WORLD)));
+        me.send(WORLD, port, "allowed");
+        let (text, from) = receive(&world);
+        assert_eq!(text, "allowed");
+        world.send_to(b"reply", from).unwrap();
+        wait_for("the reply", || me.saw("reply"));
+        sibling.send(WORLD, port, "not allowed");
+        assert_eq!(sibling.refused_with(), Some((3, 13)), "and it is told so");
+        assert!(is_silent(&world));
+
+        // The next daemon keeps what is bound, and so does a change that leaves the name.
+        let people = nets.people.clone();
+        drop(nets);
+        let nets = Nets::again(&prefix, people).await;
+        nets.sweep(&[1]).await.unwrap();
+        me.send(WORLD, port, "after a restart");
+        assert_eq!(receive(&world).0, "after a restart");
+        assert_eq!(nets.denied(1, me.address()).await.unwrap(), 1, "that which was too early");
+
+        assert_eq!(ask(&me, "alias.example.", RecordType::A).0, NoError);
+        nets.people.change(1, me.address(), |guest| {
+            guest.policy = policy("deny", &["alias.example"], &[]);
+        });
+        nets.apply(1).await.unwrap();
+        me.send(WORLD, port, "by another name");
+        assert_eq!(receive(&world).0, "by another name");
+        // And the one that does not cuts it, in both directions.
+        nets.people.change(1, me.address(), |guest| {
+            guest.policy = policy("deny", &["world.example"], &[]);
+        });
+        nets.apply(1).await.unwrap();
+        me.send(WORLD, port, "cut");
+        world.send_to(b"cut too", from).unwrap();
+        me.fence(gateway(1));
+        assert!(is_silent(&world) && !me.saw("cut too"));
+        assert_eq!(nets.denied(1, me.address()).await.unwrap(), 2);
+        assert_eq!(ask(&me, "world.example.", RecordType::A), (NoError, a(WORLD)));
+        me.send(WORLD, port, "again");
+        assert_eq!(receive(&world).0, "again");
+    });
+}
