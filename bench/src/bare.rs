@@ -18,16 +18,20 @@ mod qemu;
 mod qmp;
 mod saved;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use bhatti_guest_client::{ExecEvent, ExecSpec, Guest, Mode};
-use bhatti_net::{NetConfig, Networks, guest_mac, guest_subnet, host_nameservers};
+use bhatti_net::plan::Guest as Entry;
+use bhatti_net::{Denied, Directory, NetConfig, Networks, guest_mac, guest_subnet};
 use bhatti_types::EngineId;
 use bhatti_wire::message::{Configure, Network};
 use camino::{Utf8Path, Utf8PathBuf};
@@ -63,6 +67,20 @@ pub(crate) struct Bench {
     networks: Networks,
 }
 
+/// Machines that are spoken to over their link alone: their networks let nothing through.
+struct Nobody;
+
+impl Directory for Nobody {
+    fn guests(
+        &self,
+        _: u32,
+    ) -> Result<BTreeMap<Ipv4Addr, Entry>, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(BTreeMap::new())
+    }
+
+    fn denied(&self, _: u32, _: &Entry, _: &Denied) {}
+}
+
 /// Which VMM it is, and what all its machines have in common.
 enum Vmm {
     Qemu(Qemu),
@@ -94,7 +112,8 @@ impl Bench {
             _ => Vmm::Qemu(Qemu::like(pid, kernel, initramfs)?),
         };
         let config = NetConfig { prefix: "bare-".to_owned(), ..NetConfig::default() };
-        let networks = Networks::open(config).await.context("cannot open a network")?;
+        let networks =
+            Networks::open(config, Arc::new(Nobody)).await.context("cannot open a network")?;
         // The network is made now, and not within what is measured.
         let tap = networks.open_tap(USER, &EngineId::random()).await;
         drop(tap.context("cannot make a network")?);
@@ -206,7 +225,7 @@ impl Bench {
             address: format!("{a}.{b}.{c}.{HOST_PART}"),
             prefix_len: u32::from(subnet.prefix_len()),
             gateway: format!("{a}.{b}.{c}.1"),
-            nameservers: host_nameservers(),
+            nameservers: vec![subnet.at(1).to_string()],
             mac: mac.to_owned(),
         };
         let hostname = "bare".to_owned();

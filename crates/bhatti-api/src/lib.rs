@@ -26,7 +26,9 @@ pub use file::{FileInfo, MAX_FILE, Unpacked, octal};
 pub use json::{BadJson, from_json, to_json, to_json_pretty};
 pub use ports::Port;
 pub use publish::{NO_PUBLIC_PROXY, Publish, PublishRule, Published};
-pub use sandbox::{CreateSandbox, FileSpec, PatchSandbox, Sandbox, StartSandbox, Transition};
+pub use sandbox::{
+    CreateSandbox, FileSpec, NetPolicy, PatchSandbox, Sandbox, StartSandbox, Transition,
+};
 pub use session::{
     CLOSE_ASLEEP, CLOSE_TAKEN, DEFAULT_IDLE_SEC, MAX_TERMINAL_CHUNK, PipedRequest, Session,
     SessionKind, SessionNotice, TerminalCommand,

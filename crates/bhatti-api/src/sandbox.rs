@@ -53,6 +53,26 @@ pub struct Sandbox {
     /// How it came to be what it is; for one sandbox, not in listings. Older servers do not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_transition: Option<Transition>,
+    /// What it may reach, if that is not what every sandbox may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net_policy: Option<NetPolicy>,
+    /// How many packets of it were denied; for one sandbox that has a policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress_denied: Option<u64>,
+}
+
+/// What a sandbox may reach beyond its owner's other sandboxes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NetPolicy {
+    /// `public` (the internet, and no private network) or `deny` (nothing); empty: `public`.
+    pub default: String,
+    /// Names, and `*.` with what they end in, that may be resolved and spoken to. With `deny` only.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allow_hosts: Vec<String>,
+    /// IPv4 ranges that may be spoken to, private ones too.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allow_cidrs: Vec<String>,
 }
 
 /// The last change of a sandbox's state.
@@ -110,6 +130,8 @@ pub struct CreateSandbox {
     pub files: Vec<FileSpec>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: Labels,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub net_policy: Option<NetPolicy>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -143,6 +165,9 @@ pub struct PatchSandbox {
     pub labels_add: Labels,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub labels_remove: Vec<String>,
+    /// In place of all of the former.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub net_policy: Option<NetPolicy>,
 }
 
 /// `POST /sandboxes/:s/start`. No body, or one that is not this, is the default.

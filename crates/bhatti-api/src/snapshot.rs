@@ -1,5 +1,6 @@
 //! `/snapshots`: the record, and what makes and uses it.
 
+use crate::NetPolicy;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -34,4 +35,7 @@ pub struct ResumeSnapshot {
     /// Of the new sandbox; empty: `<snapshot>-<6 hex>`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub name: String,
+    /// What the new sandbox may reach; without it, what the snapshot's source could.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub net_policy: Option<NetPolicy>,
 }

@@ -37,12 +37,11 @@ impl Client {
     pub async fn resume_snapshot(
         &self,
         snapshot: &str,
-        name: Option<&str>,
+        wanted: &ResumeSnapshot,
     ) -> Result<Sandbox, ClientError> {
         let path = route::resume(snapshot);
         let mut call = Call::new(Method::POST, &path);
-        let name = name.unwrap_or_default().to_owned();
-        call.body = Some(to_json(&ResumeSnapshot { name }));
+        call.body = Some(to_json(wanted));
         call.limit = MACHINE;
         Ok(self.json(call).await?.0)
     }

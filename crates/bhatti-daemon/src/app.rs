@@ -1,6 +1,7 @@
 //! Wiring: everything is opened here, in an order that a failure can leave at any point.
 
-use std::net::SocketAddr;
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,9 +10,10 @@ use bhatti_engine::{Engine, EngineError};
 use bhatti_lifecycle::{
     Deps, Events, GoldenLimits, Recorder, Sandboxes, ServiceError, Settings, Tasks, Thermal,
 };
-use bhatti_net::{NetConfig, NetError, Networks};
+use bhatti_net::plan::Guest;
+use bhatti_net::{Denied, Directory, NetConfig, NetError, Networks, Upstreams};
 use bhatti_storage::{DiskError, Layout};
-use bhatti_store::{Db, ImageRow, Store, StoreError};
+use bhatti_store::{Db, GuestRow, ImageRow, Store, StoreError};
 use bhatti_types::{EventKind, ImageId};
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
@@ -106,9 +108,10 @@ impl App {
         let db = Db::start(store)?;
         // Claimed before anything is swept: what another daemon runs is not ours to end.
         let Chosen { engine, info, claim } = engine::start(&config, bound).await?;
-        let networks = Networks::open(net_config(&config)).await?;
         let tasks = Tasks::default();
         let (events, recorder) = Events::start(db.clone());
+        let people = Arc::new(People { db: db.clone(), events: events.clone() });
+        let networks = Networks::open(net_config(&config), people).await?;
         let settings = settings(&config);
         // Everything is as recorded before the first request is read.
         let (sandboxes, recovered) =
@@ -217,7 +220,6 @@ fn settings(config: &ServerConfig) -> Settings {
         default_image: config.default_image.clone(),
         uids: (config.jail_uid_base, VMM_UIDS),
         boot_timeout: Duration::from_secs(u64::from(config.boot_timeout_sec)),
-        nameservers: nameservers(config),
         version: VERSION.to_owned(),
         thermal: Thermal { warm_after: thermal.warm_after, cold_after: thermal.cold_after },
         goldens: GoldenLimits {
@@ -342,13 +344,45 @@ fn register_images(store: &mut Store, dir: &Utf8Path) -> Result<(), StartError> 
 }
 
 fn net_config(config: &ServerConfig) -> NetConfig {
-    NetConfig { prefix: config.network_prefix.clone(), ..NetConfig::default() }
+    let upstreams = match config.dns_upstreams.as_slice() {
+        [] => Upstreams::OfTheHost,
+        servers => Upstreams::Fixed(servers.to_vec()),
+    };
+    NetConfig { prefix: config.network_prefix.clone(), upstreams, ..NetConfig::default() }
 }
 
-fn nameservers(config: &ServerConfig) -> Vec<String> {
-    if config.dns_upstreams.is_empty() {
-        bhatti_net::host_nameservers()
-    } else {
-        config.dns_upstreams.iter().map(ToString::to_string).collect()
+/// Who is in a user's network, as the store has it at that moment.
+struct People {
+    db: Db,
+    events: Events,
+}
+
+impl Directory for People {
+    fn guests(
+        &self,
+        index: u32,
+    ) -> Result<BTreeMap<Ipv4Addr, Guest>, Box<dyn std::error::Error + Send + Sync>> {
+        let rows = self.db.read(|store| store.guests_in(index))?;
+        let guest = |row: GuestRow| {
+            let guest = Guest { name: row.name, id: row.engine_id, policy: row.net_policy };
+            (row.ip, guest)
+        };
+        Ok(rows.into_iter().map(guest).collect())
+    }
+
+    fn denied(&self, index: u32, guest: &Guest, what: &Denied) {
+        let name = &guest.name;
+        let meta = match what {
+            Denied::Name(host) => json!({ "name": name, "host": host }),
+            Denied::Rebinding(host, to) => json!({ "name": name, "host": host, "to": to }),
+            Denied::Address { to, protocol, port } => {
+                json!({ "name": name, "to": to, "protocol": protocol, "port": port })
+            }
+        };
+        let rows = self.db.read(|store| store.guests_in(index)).unwrap_or_default();
+        if let Some(row) = rows.into_iter().find(|row| row.engine_id == guest.id) {
+            let (owner, sandbox) = (Some(&row.owner), Some(&row.sandbox));
+            self.events.record(EventKind::EgressDenied, owner, sandbox, meta);
+        }
     }
 }

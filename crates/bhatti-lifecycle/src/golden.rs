@@ -349,7 +349,7 @@ async fn build(
     let root = world.engine.create_root(Below::image(base), &dir, None, owner).await;
     let root = root.map_err(WakeError::Engine)?;
     let tap = world.taps.open_detached().await.map_err(WakeError::Network)?;
-    let nobody = nobody(world, scratch, tap.is_some());
+    let nobody = nobody(scratch, tap.is_some());
     let spec = BootSpec {
         id: scratch.clone(),
         dir,
@@ -399,12 +399,12 @@ async fn freeze(
 /// An identity that is nobody's. A clone gets its own in half the time if there was one before:
 /// what must be set up once is there (54 ms against 105 ms under emulation). The address is one
 /// of those reserved for documentation.
-fn nobody(world: &World, scratch: &EngineId, networked: bool) -> Configure {
+fn nobody(scratch: &EngineId, networked: bool) -> Configure {
     let network = networked.then(|| Network {
         address: "192.0.2.2".to_owned(),
         prefix_len: 24,
         gateway: "192.0.2.1".to_owned(),
-        nameservers: world.settings.nameservers.clone(),
+        nameservers: vec!["192.0.2.1".to_owned()],
         mac: bhatti_net::guest_mac(scratch),
     });
     Configure { hostname: "golden".to_owned(), network, ..Configure::default() }

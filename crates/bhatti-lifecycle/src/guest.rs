@@ -128,13 +128,15 @@ fn machine_id(id: &EngineId) -> String {
 
 /// The identity of a sandbox: host name, environment, address. `root_bytes`: how large its disk
 /// is, where that may be news to the guest.
-pub(crate) fn identity(world: &World, row: &SandboxRow, root_bytes: Option<u64>) -> Configure {
+pub(crate) fn identity(row: &SandboxRow, root_bytes: Option<u64>) -> Configure {
     let [a, b, c, _] = row.ip.octets();
+    let gateway = format!("{a}.{b}.{c}.1");
     let network = Network {
         address: row.ip.to_string(),
         prefix_len: 24,
-        gateway: format!("{a}.{b}.{c}.1"),
-        nameservers: world.settings.nameservers.clone(),
+        // The only server it may ask.
+        nameservers: vec![gateway.clone()],
+        gateway,
         mac: bhatti_net::guest_mac(&row.engine_id),
     };
     Configure {

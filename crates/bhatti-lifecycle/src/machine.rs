@@ -1,5 +1,6 @@
 //! One machine: booting it, reaching its guest, and taking every trace of it away.
 
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,8 +32,6 @@ pub struct Settings {
     pub uids: (u32, u32),
     /// How long a machine may take from start to its agent's first answer.
     pub boot_timeout: Duration,
-    /// For the guests' `/etc/resolv.conf`.
-    pub nameservers: Vec<String>,
     /// Told to every guest.
     pub version: String,
     /// When sandboxes fall asleep.
@@ -57,6 +56,16 @@ pub trait Taps: Send + Sync {
         &self,
     ) -> Result<Option<OwnedFd>, Box<dyn std::error::Error + Send + Sync>>;
 
+    /// What is recorded of the user's sandboxes has changed, and is to hold now.
+    async fn apply(&self, subnet: u32) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
+    /// How often the guest at that address was denied something.
+    async fn denied(
+        &self,
+        subnet: u32,
+        address: Ipv4Addr,
+    ) -> Result<u64, Box<dyn std::error::Error + Send + Sync>>;
+
     /// The user has no sandbox left: their network may go.
     async fn release(&self, subnet: u32) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
 }
@@ -75,6 +84,18 @@ impl Taps for bhatti_net::Networks {
         &self,
     ) -> Result<Option<OwnedFd>, Box<dyn std::error::Error + Send + Sync>> {
         Ok(Some(self.open_detached_tap().await?))
+    }
+
+    async fn apply(&self, subnet: u32) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        Ok(bhatti_net::Networks::apply(self, subnet).await?)
+    }
+
+    async fn denied(
+        &self,
+        subnet: u32,
+        address: Ipv4Addr,
+    ) -> Result<u64, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(bhatti_net::Networks::denied(self, subnet, address).await?)
     }
 
     async fn release(&self, subnet: u32) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
@@ -268,7 +289,7 @@ pub(crate) async fn boot(
             mode: Mode::FirstBoot,
             patience: world.settings.boot_timeout,
             resume: false,
-            identity: Some(guest::identity(world, row, None)),
+            identity: Some(guest::identity(row, None)),
         };
         guest::reach(world, &vm, reach).await
     };
@@ -308,7 +329,7 @@ pub(crate) async fn restore(
             mode: Mode::Reconnect,
             patience: world.settings.boot_timeout,
             resume: true,
-            identity: clone.then(|| guest::identity(world, row, bytes)),
+            identity: clone.then(|| guest::identity(row, bytes)),
         };
         guest::reach(world, &vm, reach).await
     };
@@ -371,6 +392,12 @@ pub(crate) async fn demolish(
     world.db.call(move |store| store.remove_sandbox(&id)).await?;
     release_network(world, owner).await;
     Ok(())
+}
+
+/// Has what is recorded of the user's sandboxes hold in their network.
+pub(crate) async fn apply_network(world: &World, owner: &UserRow) -> Result<(), WakeError> {
+    let _staying = world.networks.read().await;
+    world.taps.apply(owner.subnet_index).await.map_err(WakeError::Network)
 }
 
 /// Removes the user's network if nothing of theirs is left to use it.

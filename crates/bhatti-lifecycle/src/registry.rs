@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 
 use crate::actor::{self, Handle, Origin, Standing, Start};
 use crate::golden::{self, Goldens};
-use crate::machine::{World, as_request_error};
+use crate::machine::{self, World, as_request_error};
 use crate::recover::{Plan, plan};
 use crate::spec::{CreateSpec, PatchSpec};
 use crate::{Events, Lease, Op, ServiceError, Settings, Taps, Tasks, WakeError, admit};
@@ -335,6 +335,17 @@ impl Sandboxes {
         row.filter(|row| visible(row.phase)).ok_or_else(|| ServiceError::NoSandbox(key.to_owned()))
     }
 
+    /// How often the sandbox was denied something by its policy since its network was made. Wakes
+    /// nothing; `None`: it cannot be told just now.
+    pub async fn denied(&self, caller: &UserRow, row: &SandboxRow) -> Option<u64> {
+        let denied = self.inner.world.taps.denied(caller.subnet_index, row.ip).await;
+        denied
+            .inspect_err(|error| {
+                tracing::warn!(error = crate::chain(&**error), "denials cannot be counted");
+            })
+            .ok()
+    }
+
     /// Changes the record.
     ///
     /// Safe to drop: whoever has to know what is recorded is told whether or not anybody waits.
@@ -361,8 +372,8 @@ impl Sandboxes {
         row: SandboxRow,
         spec: PatchSpec,
     ) -> Result<SandboxRow, ServiceError> {
-        let PatchSpec { name, keep_hot, labels_add, labels_remove } = spec;
-        let patch = PatchRow { name, labels_add, labels_remove, keep_hot };
+        let PatchSpec { name, keep_hot, labels_add, labels_remove, net_policy } = spec;
+        let patch = PatchRow { name, labels_add, labels_remove, keep_hot, net_policy };
         let id = row.id.clone();
         let (patch, patched) = self
             .inner
@@ -376,6 +387,10 @@ impl Sandboxes {
         for meta in told_changes(&row, &patched, &patch) {
             let events = &self.inner.world.events;
             events.record(EventKind::SandboxUpdated, Some(&caller.id), Some(&row.id), meta);
+        }
+        if row.net_policy != patched.net_policy {
+            let applied = machine::apply_network(&self.inner.world, caller).await;
+            applied.map_err(|error| failed(&patched, "apply the network policy of", error))?;
         }
         let Some(keep) = keep_hot else { return self.get(caller, patched.id.as_str()).await };
         let handle = self.handle(&patched)?;
@@ -479,7 +494,9 @@ fn told_changes(was: &SandboxRow, is: &SandboxRow, patch: &PatchRow) -> Vec<serd
         .then(|| json!({ "name": name, "labels_added": added, "labels_removed": removed }));
     let kept =
         (was.keep_hot != is.keep_hot).then(|| json!({ "name": name, "keep_hot": is.keep_hot }));
-    [renamed, relabelled, kept].into_iter().flatten().collect()
+    let policy = (was.net_policy != is.net_policy)
+        .then(|| json!({ "name": name, "net_policy": is.net_policy }));
+    [renamed, relabelled, kept, policy].into_iter().flatten().collect()
 }
 
 /// What a caller is told when the guest of `row` could not be had.

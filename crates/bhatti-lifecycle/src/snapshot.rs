@@ -8,7 +8,7 @@ use bhatti_store::{
     NewSandbox, NewSnapshot, Reserved, ReservedSnapshot, SandboxRow, SnapshotRow, SnapshotState,
     UserRow,
 };
-use bhatti_types::{EventKind, Name, SnapshotId};
+use bhatti_types::{EventKind, Name, NetPolicy, SnapshotId};
 use serde_json::json;
 use tokio::sync::oneshot;
 
@@ -56,6 +56,7 @@ impl Sandboxes {
             env: row.env.clone(),
             init: row.init.clone(),
             hostname: row.hostname.clone(),
+            net_policy: row.net_policy.clone(),
         };
         let reserved = match db.call(move |store| store.reserve_snapshot(&new)).await? {
             ReservedSnapshot::New(reserved) => reserved,
@@ -168,7 +169,8 @@ impl Sandboxes {
         Ok(())
     }
 
-    /// Continues a snapshot as a new sandbox, with an address and an identity of its own.
+    /// Continues a snapshot as a new sandbox, with an address and an identity of its own. It may
+    /// reach what the snapshot's source could, unless `net_policy` says otherwise.
     ///
     /// Safe to drop: the sandbox is made (or undone) whether or not anybody waits.
     pub async fn resume_snapshot(
@@ -176,6 +178,7 @@ impl Sandboxes {
         caller: &UserRow,
         name: &str,
         new_name: Option<Name>,
+        net_policy: Option<NetPolicy>,
     ) -> Result<SandboxRow, ServiceError> {
         let snapshot = self.snapshot(caller, name).await?;
         let new_name = match new_name {
@@ -185,7 +188,7 @@ impl Sandboxes {
         let (reply, answer) = oneshot::channel();
         let (this, caller) = (self.clone(), caller.clone());
         self.inner.world.tasks.spawn("resume", |_| async move {
-            drop(reply.send(this.make_from(&caller, snapshot, new_name).await));
+            drop(reply.send(this.make_from(&caller, snapshot, new_name, net_policy).await));
         });
         answer.await.unwrap_or(Err(ServiceError::ShuttingDown))
     }
@@ -195,6 +198,7 @@ impl Sandboxes {
         caller: &UserRow,
         snapshot: SnapshotRow,
         name: Name,
+        net_policy: Option<NetPolicy>,
     ) -> Result<SandboxRow, ServiceError> {
         let reserving = self.inner.reserving.lock().await;
         let new = NewSandbox {
@@ -210,6 +214,7 @@ impl Sandboxes {
             env: snapshot.env.clone(),
             init: snapshot.init.clone(),
             files_digest: String::new(),
+            net_policy: net_policy.unwrap_or_else(|| snapshot.net_policy.clone()),
             uids: self.inner.uids(),
         };
         let subnet = caller.subnet_index;

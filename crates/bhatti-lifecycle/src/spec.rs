@@ -5,7 +5,7 @@ use std::fmt::Display;
 
 use bhatti_engine::{EngineInfo, Shape};
 use bhatti_store::{NewSandbox, SandboxRow, UserRow};
-use bhatti_types::{BadLabel, Cpus, Labels, Mib, Name};
+use bhatti_types::{BadLabel, Cpus, Labels, Mib, Name, NetPolicy};
 use sha2::{Digest, Sha256};
 
 use crate::ServiceError;
@@ -25,6 +25,7 @@ pub struct CreateSpec {
     pub init: String,
     pub files: Vec<FileContent>,
     pub labels: Labels,
+    pub net_policy: Option<NetPolicy>,
 }
 
 /// A file for the guest, put there before anything of the user's runs.
@@ -43,6 +44,7 @@ pub struct PatchSpec {
     pub keep_hot: Option<bool>,
     pub labels_add: Labels,
     pub labels_remove: Vec<String>,
+    pub net_policy: Option<NetPolicy>,
 }
 
 /// Memory when nothing is asked for.
@@ -118,6 +120,7 @@ impl CreateSpec {
             env: self.env.clone(),
             init: self.init.clone(),
             files_digest: self.files_digest(),
+            net_policy: self.net_policy.clone().unwrap_or_default(),
             uids,
         }
     }
@@ -154,6 +157,10 @@ impl CreateSpec {
             told("its disk size", self.disk_size.map(megabytes), megabytes(row.disk_size)),
             told("keep_hot", self.keep_hot, row.keep_hot),
             told("hugepages", self.hugepages, row.hugepages),
+            untold(
+                "its network policy",
+                self.net_policy.as_ref().is_some_and(|p| *p != row.net_policy),
+            ),
             untold("its set of labels", !self.labels.is_empty() && self.labels != row.labels),
             untold("its environment", !self.env.is_empty() && self.env != row.env),
             untold("its init script", !self.init.is_empty() && self.init != row.init),

@@ -226,6 +226,18 @@ impl Taps for NoNetwork {
         Ok(None)
     }
 
+    async fn apply(&self, _subnet: u32) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        Ok(())
+    }
+
+    async fn denied(
+        &self,
+        _: u32,
+        _: std::net::Ipv4Addr,
+    ) -> Result<u64, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(0)
+    }
+
     async fn release(&self, _subnet: u32) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         self.released.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -328,7 +340,6 @@ impl House {
                 default_image: "minimal".to_owned(),
                 uids: (nix::unistd::getuid().as_raw(), 100),
                 boot_timeout: self.boot_timeout,
-                nameservers: Vec::new(),
                 version: "test".to_owned(),
                 thermal: self.thermal,
                 goldens: self.goldens,

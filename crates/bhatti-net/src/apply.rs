@@ -27,7 +27,7 @@ mod ruleset;
 mod tap;
 mod transit;
 
-pub(crate) use carried::carried;
+pub(crate) use carried::{Attempt, attempts, carried};
 pub(crate) use firewall::foreign_drops;
 pub(crate) use ruleset::generation as rules_generation;
 pub(crate) use tap::{

@@ -14,4 +14,19 @@ pub trait Directory: Send + Sync {
         &self,
         index: u32,
     ) -> Result<BTreeMap<Ipv4Addr, Guest>, Box<dyn std::error::Error + Send + Sync>>;
+
+    /// A guest of user `index` was denied something by its policy. Does not wait. A guest may bring
+    /// about any number of these.
+    fn denied(&self, index: u32, guest: &Guest, what: &Denied);
+}
+
+/// What a guest was denied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Denied {
+    /// To know what a name leads to.
+    Name(String),
+    /// To know what a name leads to, since that is this address, which is denied.
+    Rebinding(String, Ipv4Addr),
+    /// To speak to an address.
+    Address { to: Ipv4Addr, protocol: &'static str, port: u16 },
 }

@@ -15,6 +15,7 @@
 
 mod reply;
 mod upstream;
+mod watch;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -27,6 +28,7 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
+use crate::directory::Denied;
 use crate::networks::Inner;
 use crate::plan::Guest;
 use crate::{NetError, apply};
@@ -93,6 +95,7 @@ impl Server {
         let desk = Arc::new(Desk { networks, index, room: Arc::new(Semaphore::new(UNDER_WAY)) });
         let mut tasks = JoinSet::new();
         tasks.spawn(desk.clone().hear(udp));
+        tasks.spawn(watch::watch(desk.networks.clone(), index));
         tasks.spawn(desk.accept(tcp));
         Ok(Self { tasks })
     }
@@ -214,7 +217,15 @@ impl Desk {
             }
         };
         let reply = match reply::decide(self.index, &guests, from, &message)? {
-            Verdict::Answer(reply) => *reply,
+            Verdict::Answer(reply) => {
+                if reply.metadata.response_code == ResponseCode::Refused
+                    && let (Some(asker), Some(query)) = (guests.get(&from), reply.queries.first())
+                {
+                    let what = Denied::Name(reply::plain(query.name()));
+                    networks.directory.denied(self.index, asker, &what);
+                }
+                *reply
+            }
             Verdict::Forward(query) => {
                 let asker = guests.get(&from)?;
                 self.forward(&networks, (from, asker), &message, &query).await
@@ -239,8 +250,8 @@ impl Desk {
         let name = reply::plain(query.name());
         match reply::judge(&asker.policy, query, &outside) {
             Judged::Rebinding(address) => {
-                tracing::info!(index = self.index, sandbox = asker.name, name, %address,
-                    "a name leads to where the sandbox may not go; it was not told");
+                let what = Denied::Rebinding(name, address);
+                networks.directory.denied(self.index, asker, &what);
                 return failed(ResponseCode::Refused);
             }
             Judged::Pass(addresses) if addresses.is_empty() => {}

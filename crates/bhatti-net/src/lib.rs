@@ -25,11 +25,14 @@
 //! - Nothing on the host is touched but interfaces, namespaces, one table and one route of our
 //!   own names, and `net.ipv4.ip_forward` if it was off (it stays on).
 //!
-//! Place for what comes later: [`plan::Policy`] decides per guest in the `egress` chain of its
-//! namespace; a name server binds to the gateway address inside the namespace and gets its
-//! `accept` in the `input` chain.
+//! - A guest speaks with its own addresses or not at all (`no_lie_crosses_the_bridge`), and reaches
+//!   what its policy allows, from its first packet on and through every change
+//!   (`private_networks_are_denied_unless_they_are_named`,
+//!   `a_changed_policy_holds_for_connections_there_are`).
+//! - Names are answered on the gateway: siblings as the directory knows them at that moment, the
+//!   rest as the asker's policy has it (`tests/all/names.rs`).
 //!
-//! Not here: which sandbox has which address (the store), DNS, publishing, IPv6. A host firewall
+//! Not here: which sandbox has which address and policy ([`Directory`]), publishing, IPv6. A host firewall
 //! that drops forwarded packets (Docker sets one) still drops ours; [`Networks::open`] warns. A
 //! service that flushes all rules takes ours too; [`Networks::open_tap`] puts them back.
 
@@ -47,7 +50,7 @@ mod resolv;
 
 pub use address::{MAX_INDEX, guest_subnet};
 pub use bhatti_types::{BadNet, Ipv4Net};
-pub use directory::Directory;
+pub use directory::{Denied, Directory};
 pub use dns::Upstreams;
 pub use error::NetError;
 pub use networks::{Closed, NetConfig, Networks, Released};

@@ -71,7 +71,7 @@ pub struct Networks {
 }
 
 pub(crate) struct Inner {
-    names: Names,
+    pub(crate) names: Names,
     transit: Ipv4Net,
     pub(crate) upstreams: Upstreams,
     pub(crate) directory: Arc<dyn Directory>,

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use bhatti_types::{Cpus, EngineId, GoldenId, Labels, Mib, Name, Phase, SandboxId, UserId};
+use bhatti_types::{
+    Cpus, EngineId, GoldenId, Labels, Mib, Name, NetPolicy, Phase, SandboxId, UserId,
+};
 use jiff::Timestamp;
 use rusqlite::Row;
 
@@ -38,6 +40,8 @@ pub struct SandboxRow {
     pub init: String,
     /// Of the files create was given; empty for none.
     pub files_digest: String,
+    /// What it may reach.
+    pub net_policy: NetPolicy,
     /// The identity its VMM runs as.
     pub vmm_uid: u32,
     /// What the engine said of the root disk, once it is made.
@@ -78,6 +82,8 @@ pub struct NewSandbox {
     pub env: BTreeMap<String, String>,
     pub init: String,
     pub files_digest: String,
+    /// What it may reach.
+    pub net_policy: NetPolicy,
     /// Uids for VMMs: the first, and how many.
     pub uids: (u32, u32),
 }
@@ -102,6 +108,7 @@ pub struct PatchRow {
     pub labels_add: Labels,
     pub labels_remove: Vec<String>,
     pub keep_hot: Option<bool>,
+    pub net_policy: Option<NetPolicy>,
 }
 
 fn read(row: &Row<'_>) -> Result<SandboxRow, StoreError> {
@@ -126,6 +133,7 @@ fn read(row: &Row<'_>) -> Result<SandboxRow, StoreError> {
         env: r.json("env")?,
         init: r.get("init")?,
         files_digest: r.get("files_digest")?,
+        net_policy: r.json("net_policy")?,
         vmm_uid: r.get("vmm_uid")?,
         root_disk: r.json_opt("root_disk")?,
         vm: r.json_opt("vm")?,
@@ -166,9 +174,9 @@ impl Store {
         self.connection.execute(
             "INSERT INTO sandboxes (id, owner, name, engine_id, phase, ip, image, milli_cpus,
                  memory_mb, disk_size_mb, keep_hot, labels, env, init, files_digest, vmm_uid,
-                 created_at, changed_at, hostname, hugepages)
+                 created_at, changed_at, hostname, hugepages, net_policy)
              VALUES (?1, ?2, ?3, ?4, 'creating', ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14,
-                 ?15, ?16, ?16, ?17, ?18)",
+                 ?15, ?16, ?16, ?17, ?18, ?19)",
             rusqlite::params![
                 id.as_str(),
                 new.owner.as_str(),
@@ -188,6 +196,7 @@ impl Store {
                 Timestamp::now().to_string(),
                 new.name.hostname(),
                 new.hugepages,
+                json(&new.net_policy),
             ],
         )?;
         Ok(Reserved::New(Box::new(self.sandbox(&id)?)))
@@ -335,6 +344,12 @@ impl Store {
             tx.execute(
                 "UPDATE sandboxes SET keep_hot = ?2 WHERE id = ?1",
                 rusqlite::params![id.as_str(), keep_hot],
+            )?;
+        }
+        if let Some(policy) = &patch.net_policy {
+            tx.execute(
+                "UPDATE sandboxes SET net_policy = ?2 WHERE id = ?1",
+                [id.as_str(), &json(policy)],
             )?;
         }
         tx.commit()?;

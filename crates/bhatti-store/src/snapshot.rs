@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
-use bhatti_types::{Cpus, GoldenId, Mib, Name, SandboxId, SnapshotId, UserId};
+use bhatti_types::{Cpus, GoldenId, Mib, Name, NetPolicy, SandboxId, SnapshotId, UserId};
 use jiff::Timestamp;
 use rusqlite::Row;
 
@@ -29,6 +29,8 @@ pub struct SnapshotRow {
     pub init: String,
     /// What the guest was called inside.
     pub hostname: String,
+    /// What its source could reach when it was taken.
+    pub net_policy: NetPolicy,
     /// Whose memory it stands on. `None`: its own.
     pub golden: Option<GoldenId>,
     /// What the engine said of its disk, once it is made.
@@ -60,6 +62,7 @@ pub struct NewSnapshot {
     pub env: BTreeMap<String, String>,
     pub init: String,
     pub hostname: String,
+    pub net_policy: NetPolicy,
 }
 
 /// What reserving a snapshot's name came to.
@@ -109,6 +112,7 @@ fn read(row: &Row<'_>) -> Result<SnapshotRow, StoreError> {
         env: r.json("env")?,
         init: r.get("init")?,
         hostname: r.get("hostname")?,
+        net_policy: r.json("net_policy")?,
         golden: r.parse_opt("golden")?,
         disk: r.json_opt("disk")?,
         bytes: r.bytes("bytes")?,
@@ -131,8 +135,8 @@ impl Store {
         let id = SnapshotId::random();
         let added = self.connection.execute(
             "INSERT INTO snapshots (id, owner, name, source_sandbox, state, image, milli_cpus,
-                 memory_mb, disk_size_mb, hugepages, env, init, hostname, created_at)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)
+                 memory_mb, disk_size_mb, hugepages, env, init, hostname, created_at, net_policy)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)
              ON CONFLICT (owner, name) DO NOTHING",
             rusqlite::params![
                 id.as_str(),
@@ -149,6 +153,7 @@ impl Store {
                 new.init,
                 new.hostname,
                 Timestamp::now().to_string(),
+                json(&new.net_policy),
             ],
         )?;
         match added {

@@ -2,6 +2,7 @@
 
 mod event;
 mod migration;
+mod network;
 mod publish;
 mod shell_token;
 mod sleep;
@@ -9,7 +10,7 @@ mod snapshot;
 
 use std::net::Ipv4Addr;
 
-use bhatti_types::{Cpus, Labels, Mib, Phase, UserId};
+use bhatti_types::{Cpus, Labels, Mib, NetPolicy, Phase, UserId};
 
 use crate::{Change, Db, NewSandbox, NewUser, PatchRow, Reserved, SandboxRow, Store, StoreError};
 
@@ -38,6 +39,7 @@ fn wanted(owner: &UserId, name: &str) -> NewSandbox {
         env: [("A".to_owned(), "1".to_owned())].into(),
         init: String::new(),
         files_digest: String::new(),
+        net_policy: NetPolicy::default(),
         uids: (1000, 3),
     }
 }
@@ -149,9 +151,11 @@ fn a_patch_is_all_or_nothing() {
         labels_add: [("a".to_owned(), "1".to_owned()), ("b".to_owned(), "2".to_owned())].into(),
         labels_remove: vec!["a".to_owned()],
         keep_hot: Some(true),
+        net_policy: Some(NetPolicy::closed()),
     };
     let changed = store.patch_sandbox(&dev.id, &patch).unwrap();
     assert_eq!((changed.name.as_str(), changed.keep_hot), ("fresh", true));
+    assert_eq!(changed.net_policy, NetPolicy::closed());
     assert_eq!(changed.labels, Labels::from([("b".to_owned(), "2".to_owned())]));
     let clash = PatchRow {
         name: Some("taken".parse().unwrap()),

@@ -42,7 +42,9 @@ pub(super) use stop::stop;
 
 use bhatti_api::{Sandbox, Transition};
 use bhatti_store::SandboxRow;
-use bhatti_types::{Phase, Status};
+use bhatti_types::{NetPolicy, Phase, Status};
+
+use super::ApiError;
 
 /// The record as clients see it. `thermal` and `urls` belong to listings, `last_transition` does
 /// not.
@@ -75,6 +77,30 @@ pub(super) fn view(row: SandboxRow) -> Sandbox {
         thermal: None,
         urls: Vec::new(),
         last_transition,
+        net_policy: (row.net_policy != NetPolicy::default()).then(|| written(&row.net_policy)),
+        egress_denied: None,
+    }
+}
+
+/// A policy as clients write it.
+fn written(policy: &NetPolicy) -> bhatti_api::NetPolicy {
+    bhatti_api::NetPolicy {
+        default: policy.default_egress().to_string(),
+        allow_hosts: policy.allow_hosts().iter().map(ToString::to_string).collect(),
+        allow_cidrs: policy.allow_cidrs().iter().map(ToString::to_string).collect(),
+    }
+}
+
+/// A policy as a client wrote it.
+pub(super) fn net_policy(
+    written: Option<bhatti_api::NetPolicy>,
+) -> Result<Option<NetPolicy>, ApiError> {
+    let Some(bhatti_api::NetPolicy { default, allow_hosts, allow_cidrs }) = written else {
+        return Ok(None);
+    };
+    match NetPolicy::parse(&default, &allow_hosts, &allow_cidrs) {
+        Ok(policy) => Ok(Some(policy)),
+        Err(error) => Err(ApiError::BadRequest(format!("invalid net_policy: {error}"))),
     }
 }
 
@@ -106,6 +132,7 @@ pub(super) mod tests {
             env: Default::default(),
             init: String::new(),
             files_digest: String::new(),
+            net_policy: Default::default(),
             vmm_uid: 1,
             root_disk: None,
             vm: None,

@@ -50,6 +50,7 @@ mod tests {
                 env: Default::default(),
                 init: String::new(),
                 hostname: "dev".to_owned(),
+                net_policy: Default::default(),
                 golden: None,
                 disk: None,
                 bytes,

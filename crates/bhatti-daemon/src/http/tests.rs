@@ -44,6 +44,14 @@ impl Taps for NoNetwork {
         Ok(None)
     }
 
+    async fn apply(&self, _subnet: u32) -> Result<(), Failed> {
+        Ok(())
+    }
+
+    async fn denied(&self, _: u32, _: std::net::Ipv4Addr) -> Result<u64, Failed> {
+        Ok(0)
+    }
+
     async fn release(&self, _subnet: u32) -> Result<(), Failed> {
         Ok(())
     }
@@ -78,7 +86,6 @@ async fn world() -> World {
         default_image: "minimal".to_owned(),
         uids: (nix::unistd::getuid().as_raw(), 100),
         boot_timeout: Duration::from_secs(10),
-        nameservers: Vec::new(),
         version: "test".to_owned(),
         thermal: Thermal::default(),
         goldens: GoldenLimits::default(),
@@ -133,6 +140,7 @@ fn fill(store: &mut Store, user: &UserRow) -> String {
         env: Default::default(),
         init: String::new(),
         files_digest: String::new(),
+        net_policy: Default::default(),
         uids: (1000, 1000),
     };
     let address = std::net::Ipv4Addr::new(10, 0, 1, 2);
@@ -152,6 +160,7 @@ fn fill(store: &mut Store, user: &UserRow) -> String {
         env: Default::default(),
         init: String::new(),
         hostname: "dev".to_owned(),
+        net_policy: Default::default(),
     };
     let reserved = store.reserve_snapshot(&new).expect("reserves");
     let ReservedSnapshot::New(snapshot) = reserved else { panic!("{reserved:?}") };

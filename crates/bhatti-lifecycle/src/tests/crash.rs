@@ -170,7 +170,7 @@ impl Trial<'_> {
         }
         for snapshot in daemon.sandboxes.snapshots(alice).await.unwrap() {
             let name = snapshot.name.as_str();
-            daemon.sandboxes.resume_snapshot(alice, name, None).await.unwrap();
+            daemon.sandboxes.resume_snapshot(alice, name, None, None).await.unwrap();
             daemon.sandboxes.delete_snapshot(alice, name).await.unwrap();
         }
         for row in daemon.sandboxes.list(alice).await.unwrap() {
@@ -345,7 +345,7 @@ async fn checkpoint(daemon: &Daemon, alice: &UserRow) -> bool {
 /// The sandbox is whole, and the snapshot is all there or not at all.
 async fn base_is_there_if_said(trial: &Trial<'_>) {
     trial.dev_is_whole().await;
-    match trial.daemon.sandboxes.resume_snapshot(&trial.alice, "base", None).await {
+    match trial.daemon.sandboxes.resume_snapshot(&trial.alice, "base", None, None).await {
         Ok(row) => {
             assert_eq!(trial.house.host.memory(&row.engine_id).as_deref(), Some(&b"work"[..]));
             assert!(Daemon::disk(&row).contains("files,"));
@@ -378,7 +378,7 @@ async fn a_resume_of_a_snapshot() {
         };
         let operation = async |daemon: &Daemon, alice: &UserRow| {
             let name = "copy".parse().unwrap();
-            daemon.sandboxes.resume_snapshot(alice, "base", Some(name)).await.is_ok()
+            daemon.sandboxes.resume_snapshot(alice, "base", Some(name), None).await.is_ok()
         };
         let check = async |trial: &Trial<'_>| {
             let copy = trial.daemon.sandboxes.get(&trial.alice, "copy").await;

@@ -88,7 +88,7 @@ async fn a_foreign_snapshot_is_refused_and_leaves_nothing() {
     house.host.set_disk_format(DiskFormat::Raw);
     let daemon = house.daemon().await;
     let before = house.names("layers");
-    let resumed = daemon.sandboxes.resume_snapshot(&alice, "base", None).await;
+    let resumed = daemon.sandboxes.resume_snapshot(&alice, "base", None, None).await;
     match resumed {
         Err(ServiceError::Create(cause)) => assert!(cause.is_foreign(), "{cause:?}"),
         other => panic!("{other:?}"),
@@ -101,7 +101,7 @@ async fn a_foreign_snapshot_is_refused_and_leaves_nothing() {
     house.fingerprint = "sim";
     house.host.set_disk_format(DiskFormat::Qcow2);
     let daemon = house.daemon().await;
-    daemon.sandboxes.resume_snapshot(&alice, "base", None).await.unwrap();
+    daemon.sandboxes.resume_snapshot(&alice, "base", None, None).await.unwrap();
     assert_eq!(house.host.memory(&house.machine()).as_deref(), Some(&b"work"[..]));
 }
 

@@ -215,7 +215,7 @@ async fn a_cold_sandbox_and_a_snapshot_keep_their_golden() {
     assert_eq!(daemon.reason(&alice, sized("b", 512)).await, "created by booting");
     daemon.sandboxes.destroy(&alice, "a").await.unwrap();
     assert_eq!(daemon.reason(&alice, sized("c", 512)).await, "created by booting");
-    daemon.sandboxes.resume_snapshot(&alice, "base", None).await.unwrap();
+    daemon.sandboxes.resume_snapshot(&alice, "base", None, None).await.unwrap();
     daemon.sandboxes.delete_snapshot(&alice, "base").await.unwrap();
     assert_eq!(daemon.reason(&alice, sized("d", 512)).await, "created by booting");
 }

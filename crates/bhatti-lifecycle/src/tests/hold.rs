@@ -70,7 +70,7 @@ async fn while_it_is_saved_and_in_every_clone() {
     daemon.sandboxes.checkpoint(&alice, "dev", "base".parse().unwrap()).await.unwrap();
     let saved = [Hold, PAUSE, SAVE, RESUME, Hello];
     assert_eq!(since_create(&house), saved);
-    daemon.sandboxes.resume_snapshot(&alice, "base", None).await.unwrap();
+    daemon.sandboxes.resume_snapshot(&alice, "base", None, None).await.unwrap();
     assert_eq!(since_create(&house), [&saved[..], &[RESTORE, RESUME, Hello]].concat());
 }
 

@@ -53,7 +53,7 @@ async fn of_what_is_hot_warm_or_cold() {
         daemon.sandboxes.start(&alice, "dev", false).await.unwrap();
         house.host.set_memory(&house.machine(), b"other".to_vec());
         daemon.write(&alice, "dev", "later,").await;
-        let one = daemon.sandboxes.resume_snapshot(&alice, "base", None).await.unwrap();
+        let one = daemon.sandboxes.resume_snapshot(&alice, "base", None, None).await.unwrap();
         assert_eq!(one.reason, "resumed from snapshot base", "{phase}");
         assert!(one.name.as_str().starts_with("base-"), "{}", one.name);
         assert_copy(&house, &daemon, &alice, &one).await;
@@ -71,7 +71,7 @@ async fn a_snapshot_outlives_its_source_and_its_clones_outlive_it() {
     let (daemon, alice) = with_dev(&house).await;
     daemon.sandboxes.checkpoint(&alice, "dev", name("base")).await.unwrap();
     daemon.sandboxes.destroy(&alice, "dev").await.unwrap();
-    let resume = |to: &str| daemon.sandboxes.resume_snapshot(&alice, "base", Some(name(to)));
+    let resume = |to: &str| daemon.sandboxes.resume_snapshot(&alice, "base", Some(name(to)), None);
     let (one, two) = tokio::join!(resume("one"), resume("two"));
     let (one, two) = (one.unwrap(), two.unwrap());
     assert_ne!((one.ip, &one.engine_id), (two.ip, &two.engine_id));
@@ -83,7 +83,7 @@ async fn a_snapshot_outlives_its_source_and_its_clones_outlive_it() {
         daemon.sandboxes.start(&alice, row.name.as_str(), false).await.unwrap();
         assert_copy(&house, &daemon, &alice, &row).await;
     }
-    let gone = daemon.sandboxes.resume_snapshot(&alice, "base", None).await;
+    let gone = daemon.sandboxes.resume_snapshot(&alice, "base", None, None).await;
     assert!(matches!(gone, Err(ServiceError::NoSnapshot(_))), "{gone:?}");
 }
 
@@ -96,7 +96,7 @@ async fn a_snapshot_of_a_clone_of_a_snapshot() {
     for round in ["one", "two", "three"] {
         daemon.sandboxes.checkpoint(&alice, source.as_str(), name(round)).await.unwrap();
         daemon.sandboxes.destroy(&alice, source.as_str()).await.unwrap();
-        let row = daemon.sandboxes.resume_snapshot(&alice, round, None).await.unwrap();
+        let row = daemon.sandboxes.resume_snapshot(&alice, round, None, None).await.unwrap();
         assert_copy(&house, &daemon, &alice, &row).await;
         daemon.write(&alice, row.name.as_str(), round).await;
         source = row.name;
@@ -115,9 +115,9 @@ async fn names_quotas_and_what_does_not_run() {
     save("base").await.unwrap();
     let taken = save("base").await;
     assert!(matches!(taken, Err(ServiceError::SnapshotExists(_))), "{taken:?}");
-    let twin = daemon.sandboxes.resume_snapshot(&alice, "base", Some(name("dev"))).await;
+    let twin = daemon.sandboxes.resume_snapshot(&alice, "base", Some(name("dev")), None).await;
     assert!(matches!(twin, Err(ServiceError::NameTaken(_))), "{twin:?}");
-    let others = daemon.sandboxes.resume_snapshot(&bob, "base", None).await;
+    let others = daemon.sandboxes.resume_snapshot(&bob, "base", None, None).await;
     assert!(matches!(others, Err(ServiceError::NoSnapshot(_))), "{others:?}");
     let max = daemon.known(&alice).await.max_snapshots;
     for i in 1..max {
@@ -144,7 +144,7 @@ async fn a_failed_checkpoint_changes_nothing() {
         assert_eq!(house.host.paused(&house.machine()), Some(false), "{call:?}");
         assert!(house.names("snapshots").is_empty(), "{call:?}");
         daemon.sandboxes.checkpoint(&alice, "dev", name("base")).await.unwrap();
-        let row = daemon.sandboxes.resume_snapshot(&alice, "base", None).await.unwrap();
+        let row = daemon.sandboxes.resume_snapshot(&alice, "base", None, None).await.unwrap();
         assert_copy(&house, &daemon, &alice, &row).await;
     }
 }
@@ -201,7 +201,7 @@ async fn deleting_waits_for_a_resume_under_way() {
     let roots = || house.host.calls().into_iter().filter(|call| *call == Call::CreateRoot).count();
     let before = roots();
     house.host.inject(Call::CreateRoot, Fault::Slow(Duration::from_millis(50)));
-    let resume = daemon.sandboxes.resume_snapshot(&alice, "base", None);
+    let resume = daemon.sandboxes.resume_snapshot(&alice, "base", None, None);
     let delete = async {
         eventually("it is being linked", async || roots() > before).await;
         daemon.sandboxes.delete_snapshot(&alice, "base").await

@@ -1,5 +1,6 @@
 //! What the rules of a namespace have learned: bindings of names, and how often something was denied.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use serde::Deserialize;
@@ -45,6 +46,15 @@ struct Counter {
     packets: u64,
 }
 
+/// Something a guest wanted and was denied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Attempt {
+    pub(crate) guest: Ipv4Addr,
+    pub(crate) to: Ipv4Addr,
+    pub(crate) protocol: &'static str,
+    pub(crate) port: u16,
+}
+
 /// What is in the sets of `table`. A namespace without the table has learned nothing.
 pub(crate) async fn carried(namespace: &str, table: &str) -> Result<Carried, NetError> {
     let args = &["-j", "list", "sets", "inet"];
@@ -64,6 +74,34 @@ fn read(listing: Listing, table: &str) -> Carried {
         }
     }
     carried
+}
+
+/// What guests wanted of late and were denied.
+pub(crate) async fn attempts(namespace: &str, table: &str) -> Result<BTreeSet<Attempt>, NetError> {
+    let args = &["-j", "list", "sets", "inet"];
+    let text = nft_inside(namespace, "list a namespace's sets", args, String::new()).await?;
+    let listing: Listing = parse("nft", &text)?;
+    let sets = listing.nftables.into_iter().filter_map(|item| item.set);
+    let ours = sets.filter(|set| set.table == table && set.name == "attempts");
+    let elements = ours.flat_map(|set| set.elem);
+    Ok(elements.filter_map(|value| attempt(Element::deserialize(value).ok()?)).collect())
+}
+
+fn attempt(Element { elem }: Element) -> Option<Attempt> {
+    let [guest, to, protocol, port] = elem.val.get("concat")?.as_array()?.as_slice() else {
+        return None;
+    };
+    let protocol = match protocol.as_str()? {
+        "tcp" => "tcp",
+        "udp" => "udp",
+        _ => return None,
+    };
+    Some(Attempt {
+        guest: guest.as_str()?.parse().ok()?,
+        to: to.as_str()?.parse().ok()?,
+        protocol,
+        port: u16::try_from(port.as_u64()?).ok()?,
+    })
 }
 
 fn binding(Element { elem }: Element) -> Option<(Ipv4Addr, Ipv4Addr, u32)> {
@@ -98,6 +136,10 @@ mod tests {
               {"elem": {"val": "10.0.1.3", "counter": {"packets": 7, "bytes": 9}}}]}}]}"#;
         let carried = read(parse("nft", text.as_bytes()).unwrap(), "t");
         let [guest, address] = ["10.0.1.3", "192.0.2.9"].map(|text| text.parse().unwrap());
+        let text = r#"{"elem": {"val": {"concat": ["10.0.1.3", "192.0.2.9", "tcp", 443]},
+            "timeout": 60, "expires": 59}}"#;
+        let expected = Attempt { guest, to: address, protocol: "tcp", port: 443 };
+        assert_eq!(attempt(serde_json::from_str(text).unwrap()), Some(expected));
         assert_eq!(carried.bindings, [(guest, address, 299)]);
         assert_eq!(carried.denials, BTreeMap::from([(guest, 7)]));
     }

@@ -10,6 +10,7 @@
 //! - `names`: guest and address that an allowed name was resolved to for it; each element goes when
 //!   it has not been used for [`BOUND`].
 //! - `denials`: how often each guest was denied something.
+//! - `attempts`: what it was, of late and as far as there is room, for whoever wants to tell.
 //!
 //! Every packet is judged, in both directions and whatever connection it belongs to: so what a new
 //! policy denies is cut at its next packet.
@@ -25,6 +26,8 @@ use crate::{NetError, guest_mac, pool};
 
 /// How many seconds an address stays bound to a name's permission without a packet.
 pub(crate) const BOUND: u32 = 600;
+/// How many seconds something that was denied is remembered.
+const REMEMBERED: u32 = 60;
 /// The most bindings in a namespace. When it is full nothing more is bound, and names are not
 /// resolved.
 const MAX_BINDINGS: u32 = 65_536;
@@ -121,6 +124,10 @@ fn filter_body(wanted: &Wanted, carried: &Carried) -> Result<String, NetError> {
 \tset denials {{
 \t\ttype ipv4_addr; counter
 {denials}\t}}
+\tset attempts {{
+\t\ttype ipv4_addr . ipv4_addr . inet_proto . inet_service; flags dynamic,timeout
+\t\tsize 1024; timeout {REMEMBERED}s
+\t}}
 \tchain forward {{
 \t\ttype filter hook forward priority filter; policy drop;
 \t\tiifname \"{BRIDGE}\" oifname \"{BRIDGE}\" accept
@@ -147,6 +154,7 @@ fn filter_body(wanted: &Wanted, carried: &Carried) -> Result<String, NetError> {
 \t}}
 \tchain denied {{
 \t\tip saddr @denials
+\t\tmeta l4proto {{ tcp, udp }} update @attempts {{ ip saddr . ip daddr . meta l4proto . th dport }}
 \t\tmeta l4proto tcp reject with tcp reset
 \t\treject with icmp admin-prohibited
 \t}}

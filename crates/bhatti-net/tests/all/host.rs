@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bhatti_net::plan::Guest as Entry;
-use bhatti_net::{Directory, NetConfig, Networks, Upstreams, guest_subnet, lowest_free};
+use bhatti_net::{Denied, Directory, NetConfig, Networks, Upstreams, guest_subnet, lowest_free};
 use bhatti_types::{EngineId, NetPolicy};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -162,21 +162,29 @@ impl Nets {
 
 /// Who there is, as the store would know.
 #[derive(Default)]
-pub(crate) struct People(Mutex<BTreeMap<u32, BTreeMap<Ipv4Addr, Entry>>>);
+pub(crate) struct People {
+    guests: Mutex<BTreeMap<u32, BTreeMap<Ipv4Addr, Entry>>>,
+    /// Who was denied what.
+    pub(crate) denied: Mutex<Vec<(String, Denied)>>,
+}
 
 impl Directory for People {
     fn guests(
         &self,
         index: u32,
     ) -> Result<BTreeMap<Ipv4Addr, Entry>, Box<dyn std::error::Error + Send + Sync>> {
-        Ok(self.0.lock().unwrap().get(&index).cloned().unwrap_or_default())
+        Ok(self.guests.lock().unwrap().get(&index).cloned().unwrap_or_default())
+    }
+
+    fn denied(&self, _: u32, guest: &Entry, what: &Denied) {
+        self.denied.lock().unwrap().push((guest.name.clone(), what.clone()));
     }
 }
 
 impl People {
     /// Somebody new, called `g` and the end of the address.
     pub(crate) fn add(&self, index: u32, policy: NetPolicy) -> (EngineId, Ipv4Addr) {
-        let mut people = self.0.lock().unwrap();
+        let mut people = self.guests.lock().unwrap();
         let guests = people.entry(index).or_default();
         let used: Vec<Ipv4Addr> = guests.keys().copied().collect();
         let (id, address) = (EngineId::random(), lowest_free(index, &used).unwrap());
@@ -186,11 +194,11 @@ impl People {
     }
 
     pub(crate) fn change(&self, index: u32, address: Ipv4Addr, how: impl FnOnce(&mut Entry)) {
-        how(self.0.lock().unwrap().get_mut(&index).unwrap().get_mut(&address).unwrap());
+        how(self.guests.lock().unwrap().get_mut(&index).unwrap().get_mut(&address).unwrap());
     }
 
     pub(crate) fn remove(&self, index: u32, address: Ipv4Addr) {
-        self.0.lock().unwrap().get_mut(&index).unwrap().remove(&address);
+        self.guests.lock().unwrap().get_mut(&index).unwrap().remove(&address);
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::net::Ipv4Addr;
 
+use bhatti_net::Denied;
 use bhatti_types::NetPolicy;
 use hickory_proto::op::ResponseCode::{NXDomain, NoError, Refused, ServFail};
 use hickory_proto::op::{Message, Query, ResponseCode};
@@ -191,6 +192,13 @@ fn names_under_a_policy() {
         me.send(WORLD, port, "after a restart");
         assert_eq!(receive(&world).0, "after a restart");
         assert_eq!(nets.denied(1, me.address()).await.unwrap(), 1, "that which was too early");
+        let early = Denied::Address { to: WORLD, protocol: "udp", port };
+        let rebinding =
+            Denied::Rebinding("rebind.example".to_owned(), Ipv4Addr::new(192, 168, 7, 1));
+        for what in [Denied::Name("other.test".to_owned()), rebinding, early] {
+            let told = ("g2".to_owned(), what);
+            wait_for("it to be told", || nets.people.denied.lock().unwrap().contains(&told));
+        }
 
         assert_eq!(ask(&me, "alias.example.", RecordType::A).0, NoError);
         nets.people.change(1, me.address(), |guest| {

@@ -1,6 +1,6 @@
 //! Named snapshots.
 
-use bhatti_types::{Cpus, GoldenId, Mib, SandboxId, UserId};
+use bhatti_types::{Cpus, GoldenId, Mib, NetPolicy, SandboxId, UserId};
 use serde_json::json;
 
 use super::sleep::golden;
@@ -20,6 +20,7 @@ fn wanted(owner: &UserId, name: &str) -> NewSnapshot {
         env: [("A".to_owned(), "1".to_owned())].into(),
         init: "run".to_owned(),
         hostname: "dev".to_owned(),
+        net_policy: NetPolicy::closed(),
     }
 }
 
@@ -59,6 +60,7 @@ fn a_snapshot_is_seen_when_it_is_complete() {
         ..row.clone()
     };
     assert_eq!(ready, expected);
+    assert_eq!(ready.net_policy, NetPolicy::closed());
     let NewSnapshot { cpus, memory, disk_size, hugepages, env, init, hostname, .. } = new;
     assert_eq!((ready.cpus, ready.memory, ready.disk_size), (cpus, memory, disk_size));
     assert_eq!((ready.hugepages, ready.env), (hugepages, env));

@@ -8,6 +8,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bhatti_api::{CreateSandbox, FileSpec, route};
 
+use super::policy::PolicyArgs;
 use super::size::megabytes;
 use super::{pairs, spinner};
 use crate::context::Context;
@@ -54,6 +55,8 @@ pub(crate) struct CreateArgs {
     /// Copy a local file into the sandbox, as local:guest (repeatable)
     #[arg(long, value_name = "LOCAL:GUEST")]
     file: Vec<String>,
+    #[command(flatten)]
+    policy: PolicyArgs,
 }
 
 pub(crate) fn run(context: &Context, args: &CreateArgs) -> Result<ExitCode, Failure> {
@@ -81,6 +84,7 @@ fn request(args: &CreateArgs) -> Result<CreateSandbox, Failure> {
         hugepages: args.hugepages.then_some(true),
         files: files(&args.file)?,
         labels: pairs::labels(&args.label)?,
+        net_policy: args.policy.policy(),
         ..CreateSandbox::default()
     })
 }
@@ -186,6 +190,10 @@ mod tests {
             "--label",
             "l=",
         ];
+        assert_eq!(body(&flags).unwrap(), wanted);
+        let flags =
+            ["--egress=deny", "--allow-host=*.a.example,b.example", "--allow-cidr=10.0.0.1"];
+        let wanted = r#"{"name":"","net_policy":{"default":"deny","allow_hosts":["*.a.example","b.example"],"allow_cidrs":["10.0.0.1"]}}"#;
         assert_eq!(body(&flags).unwrap(), wanted);
         assert_eq!(body(&["--memory", "0"]).unwrap(), r#"{"name":""}"#);
         assert_eq!(body(&["--name", "a", "--name", "b"]).unwrap(), r#"{"name":"b"}"#);

@@ -4,12 +4,15 @@ use std::process::ExitCode;
 
 use bhatti_api::PatchSandbox;
 
+use super::policy::PolicyArgs;
 use super::{pairs, spinner};
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::output;
 
 /// Update sandbox settings
+///
+/// What it may reach is replaced as a whole, and holds at once: what is denied from now on is cut.
 #[derive(clap::Args, Debug)]
 pub(crate) struct EditArgs {
     /// Name or id of the sandbox
@@ -29,6 +32,8 @@ pub(crate) struct EditArgs {
     /// Remove a label (repeatable)
     #[arg(long, value_name = "KEY")]
     label_delete: Vec<String>,
+    #[command(flatten)]
+    policy: PolicyArgs,
 }
 
 pub(crate) fn run(context: &Context, args: &EditArgs) -> Result<ExitCode, Failure> {
@@ -60,10 +65,12 @@ fn request(args: &EditArgs) -> Result<PatchSandbox, Failure> {
         name: args.name.clone().filter(|name| !name.is_empty()),
         labels_add: pairs::labels(&args.label)?,
         labels_remove: pairs::split(&args.label_delete),
+        net_policy: args.policy.policy(),
     };
     if change == PatchSandbox::default() {
         return Err(Failure::text(
-            "nothing to update — use --name, --keep-hot, --allow-cold, --label, or --label-delete",
+            "nothing to update — use --name, --keep-hot, --allow-cold, --label, --label-delete, or \
+             --egress with --allow-host and --allow-cidr",
         ));
     }
     Ok(change)

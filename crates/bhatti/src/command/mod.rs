@@ -14,6 +14,7 @@ mod interrupt;
 pub(crate) mod list;
 pub(crate) mod names;
 mod pairs;
+mod policy;
 pub(crate) mod ports;
 pub(crate) mod ps;
 pub(crate) mod publish;

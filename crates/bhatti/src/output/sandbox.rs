@@ -38,6 +38,9 @@ pub(crate) fn edited(sandbox: &str, change: &PatchSandbox) -> String {
         Some(false) => out.push_str("  keep_hot: false (thermal transitions re-enabled)\n"),
         None => {}
     }
+    if change.net_policy.is_some() {
+        out.push_str("  egress:   in force; connections it denies are cut\n");
+    }
     out
 }
 
@@ -194,7 +197,22 @@ pub(crate) fn inspected(
         (Status::Stopped | Status::Unknown, _, 0) => line("Disk:", "— (stopped)"),
         (Status::Stopped | Status::Unknown, _, size) => line("Disk:", &format!("{size} MB")),
     }
-    put(&mut out, format_args!("\nNetwork:\n  {:<10}{}\n", "IP:", sandbox.ip));
+    out.push_str("\nNetwork:\n");
+    let mut line =
+        |caption: &str, value: &str| put(&mut out, format_args!("  {caption:<10}{value}\n"));
+    line("IP:", &sandbox.ip);
+    if let Some(policy) = &sandbox.net_policy {
+        line("Egress:", &policy.default);
+        let allowed = [&policy.allow_hosts, &policy.allow_cidrs].map(|list| list.join(", "));
+        for (caption, list) in ["Hosts:", "Ranges:"].iter().zip(allowed) {
+            if !list.is_empty() {
+                line(caption, &list);
+            }
+        }
+    }
+    if let Some(denied) = sandbox.egress_denied {
+        line("Denied:", &format!("{denied} packets"));
+    }
     for PublishRule { port, url, .. } in published {
         put(&mut out, format_args!("  Published: port {port} at {url}\n"));
     }

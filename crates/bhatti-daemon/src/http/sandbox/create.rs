@@ -11,7 +11,7 @@ use bhatti_api::{CreateSandbox, FileSpec, route};
 use bhatti_lifecycle::{CreateSpec, Created, FileContent, ServiceError};
 use bhatti_types::{Cpus, Mib, Name};
 
-use super::view;
+use super::{net_policy, view};
 use crate::http::body::{Read, Written};
 use crate::http::gate::Caller;
 use crate::http::{Api, ApiError};
@@ -52,6 +52,7 @@ fn parse(body: CreateSandbox, max_memory: Mib) -> Result<CreateSpec, ApiError> {
         init: body.init,
         files: body.files.into_iter().map(file).collect::<Result<_, _>>()?,
         labels: body.labels,
+        net_policy: net_policy(body.net_policy)?,
     })
 }
 
@@ -163,6 +164,10 @@ mod tests {
             assert!(refused(files(path, "", "")).contains("absolute path"), "{path}");
         }
         assert_eq!(refused(files("/a", "", "9")), "file \"/a\": invalid mode \"9\"");
+        let policy = bhatti_api::NetPolicy { default: "none".into(), ..Default::default() };
+        let policy = CreateSandbox { net_policy: Some(policy), ..Default::default() };
+        let sentence = "invalid net_policy: default must be \"public\" or \"deny\", not \"none\"";
+        assert_eq!(refused(policy), sentence);
         let volume = serde_json::json!({"name": "v"});
         let volumes = CreateSandbox { new_volumes: vec![volume], ..Default::default() };
         assert_eq!(refused(volumes), "volumes are not supported by this version");

@@ -6,6 +6,7 @@ use axum::Extension;
 use axum::extract::State;
 use axum::http::StatusCode;
 use bhatti_api::Sandbox;
+use bhatti_types::NetPolicy;
 
 use super::view;
 use crate::http::body::{Named, Written};
@@ -19,5 +20,10 @@ pub(in crate::http) async fn get(
     Named(sandbox): Named,
 ) -> Result<Written<Sandbox>, ApiError> {
     let row = api.sandboxes.get(&caller, &sandbox).await?;
-    Ok(Written(StatusCode::OK, view(row)))
+    // Counted where there is a policy to wonder about: looking costs a process.
+    let denied = match row.net_policy == NetPolicy::default() {
+        true => None,
+        false => api.sandboxes.denied(&caller, &row).await,
+    };
+    Ok(Written(StatusCode::OK, Sandbox { egress_denied: denied, ..view(row) }))
 }

@@ -9,7 +9,7 @@ use bhatti_api::{PatchSandbox, Sandbox};
 use bhatti_lifecycle::PatchSpec;
 
 use super::create::sandbox_name;
-use super::view;
+use super::{net_policy, view};
 use crate::http::body::{Named, Read, Written};
 use crate::http::gate::Caller;
 use crate::http::{Api, ApiError};
@@ -26,6 +26,7 @@ pub(in crate::http) async fn patch(
         keep_hot: body.keep_hot,
         labels_add: body.labels_add,
         labels_remove: body.labels_remove,
+        net_policy: net_policy(body.net_policy)?,
     };
     let row = api.sandboxes.patch(&caller, &sandbox, spec).await?;
     Ok(Written(StatusCode::OK, view(row)))

@@ -16,9 +16,10 @@ pub(in crate::http) async fn resume(
     State(api): State<Arc<Api>>,
     Extension(Caller(caller)): Extension<Caller>,
     Named(snapshot): Named,
-    Read(ResumeSnapshot { name }): Read<ResumeSnapshot>,
+    Read(ResumeSnapshot { name, net_policy }): Read<ResumeSnapshot>,
 ) -> Result<Written<Sandbox>, ApiError> {
     let name = if name.is_empty() { None } else { Some(sandbox::sandbox_name(&name)?) };
-    let row = api.sandboxes.resume_snapshot(&caller, &snapshot, name).await?;
+    let policy = sandbox::net_policy(net_policy)?;
+    let row = api.sandboxes.resume_snapshot(&caller, &snapshot, name, policy).await?;
     Ok(Written(StatusCode::CREATED, sandbox::view(row)))
 }

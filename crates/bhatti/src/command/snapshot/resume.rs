@@ -2,6 +2,9 @@
 
 use std::process::ExitCode;
 
+use bhatti_api::ResumeSnapshot;
+
+use crate::command::policy::PolicyArgs;
 use crate::command::spinner;
 use crate::context::Context;
 use crate::failure::Failure;
@@ -9,7 +12,8 @@ use crate::output::{self, ResumedSnapshot};
 
 /// Resume a sandbox from a snapshot
 ///
-/// A new sandbox that goes on from there, programs and all. What is printed is, if it does not go to
+/// A new sandbox that goes on from there, programs and all. It may reach what the sandbox could that
+/// the snapshot was taken of, unless something else is said. What is printed is, if it does not go to
 /// a terminal, its id, name and address with tabs between them.
 #[derive(clap::Args, Debug)]
 pub(crate) struct SnapshotResumeArgs {
@@ -18,11 +22,16 @@ pub(crate) struct SnapshotResumeArgs {
     /// Name of the new sandbox (default: generated)
     #[arg(long)]
     name: Option<String>,
+    #[command(flatten)]
+    policy: PolicyArgs,
 }
 
 pub(crate) fn run(context: &Context, args: &SnapshotResumeArgs) -> Result<ExitCode, Failure> {
     let snapshot = &args.snapshot;
-    let work = context.client()?.resume_snapshot(snapshot, args.name.as_deref());
+    let name = args.name.clone().unwrap_or_default();
+    let wanted = ResumeSnapshot { name, net_policy: args.policy.policy() };
+    let client = context.client()?;
+    let work = client.resume_snapshot(snapshot, &wanted);
     let what = format!("resuming from {snapshot}");
     let sandbox = context.call(spinner::while_waiting(context, &what, work))?;
     context.cache.add(&sandbox.name);
