@@ -25,6 +25,12 @@ fn no_lie_crosses_the_bridge() {
         let fragment = liar.fragment(gateway, victim.address(), 53, "fragment lie");
         let mut tagged = vec![0, 7, 8, 0];
         tagged.extend(datagram(gateway, "tagged lie"));
+        // Between link-local addresses, with nothing behind the header.
+        let mut ipv6 = vec![0x60, 0, 0, 0, 0, 8, 59, 255];
+        for last in [1, 2] {
+            ipv6.extend([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]);
+        }
+        ipv6.extend(b"ipv6 lie");
         // An answer of the gateway's name server, a router advertisement, and so on.
         let lies: [(&str, [u8; 6], [u8; 2], Vec<u8>); 9] = [
             ("as the gateway lie", own, IPV4, datagram(gateway, "as the gateway lie")),
@@ -38,7 +44,7 @@ fn no_lie_crosses_the_bridge() {
             ),
             ("fragment lie", own, IPV4, fragment),
             ("tagged lie", own, VLAN, tagged),
-            ("ipv6 lie", own, IPV6, b"\x60\0\0\0 ipv6 lie".to_vec()),
+            ("ipv6 lie", own, IPV6, ipv6),
             ("arp lie", own, ARP, arp(own, gateway, 2)),
             ("arp lie", third.mac(), ARP, arp(third.mac(), third.address(), 1)),
         ];

@@ -184,14 +184,6 @@ fn names_under_a_policy() {
         assert_eq!(sibling.refused_with(), Some((3, 13)), "and it is told so");
         assert!(is_silent(&world));
 
-        // The next daemon keeps what is bound, and so does a change that leaves the name.
-        let people = nets.people.clone();
-        drop(nets);
-        let nets = Nets::again(&prefix, people).await;
-        nets.sweep(&[1]).await.unwrap();
-        me.send(WORLD, port, "after a restart");
-        assert_eq!(receive(&world).0, "after a restart");
-        assert_eq!(nets.denied(1, me.address()).await.unwrap(), 1, "that which was too early");
         let early = Denied::Address { to: WORLD, protocol: "udp", port };
         let rebinding =
             Denied::Rebinding("rebind.example".to_owned(), Ipv4Addr::new(192, 168, 7, 1));
@@ -200,6 +192,14 @@ fn names_under_a_policy() {
             wait_for("it to be told", || nets.people.denied.lock().unwrap().contains(&told));
         }
 
+        // The next daemon keeps what is bound, and so does a change that leaves the name.
+        let people = nets.people.clone();
+        drop(nets);
+        let nets = Nets::again(&prefix, people).await;
+        nets.sweep(&[1]).await.unwrap();
+        me.send(WORLD, port, "after a restart");
+        assert_eq!(receive(&world).0, "after a restart");
+        assert_eq!(nets.denied(1, me.address()).await.unwrap(), 1, "that which was too early");
         assert_eq!(ask(&me, "alias.example.", RecordType::A).0, NoError);
         nets.people.change(1, me.address(), |guest| {
             guest.policy = policy("deny", &["alias.example"], &[]);
