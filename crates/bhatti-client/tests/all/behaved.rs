@@ -143,8 +143,11 @@ async fn sleep_and_snapshots_are_asked_for_as_the_contract_says() {
     assert_eq!(client.checkpoint("dev", "s").await.unwrap().size_mb, 37);
     assert_eq!(client.snapshots().await.unwrap()[0].source_sandbox, "0123456789abcdef");
     assert_eq!(client.snapshot("s").await.unwrap().name, "s");
-    let new = ResumeSnapshot { name: "new".to_owned(), ..ResumeSnapshot::default() };
-    assert_eq!(client.resume_snapshot("s", &ResumeSnapshot::default()).await.unwrap().name, "dev");
+    let new = bhatti_api::ResumeSnapshot { name: "new".to_owned(), ..Default::default() };
+    assert_eq!(
+        client.resume_snapshot("s", &bhatti_api::ResumeSnapshot::default()).await.unwrap().name,
+        "dev"
+    );
     assert_eq!(client.resume_snapshot("s", &new).await.unwrap().name, "dev");
     client.delete_snapshot("s").await.unwrap();
     let wanted = [

@@ -177,7 +177,8 @@ pub(super) fn judge(policy: &NetPolicy, query: &Query, outside: &Message) -> Jud
     for record in &outside.answers {
         let RData::A(A(address)) = record.data else { continue };
         // A guest's own loopback is no network of anybody's.
-        if !policy.allows_answer(address) && !(public && address.is_loopback()) {
+        let its_own = public && address.is_loopback();
+        if !its_own && !policy.allows_answer(address) {
             return Judged::Rebinding(address);
         }
         if owners.contains(&plain(&record.name)) {

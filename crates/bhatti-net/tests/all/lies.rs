@@ -7,6 +7,9 @@ use std::net::Ipv4Addr;
 use crate::guest::{ARP, IPV4, IPV6, VLAN};
 use crate::host::{disarm, gateway, guests, networks, on_fresh_host, wait_for};
 
+/// What it says, the hardware address it is said as, the kind of frame, and what is in it.
+type Lie = (&'static str, [u8; 6], [u8; 2], Vec<u8>);
+
 #[test]
 fn no_lie_crosses_the_bridge() {
     on_fresh_host(async || {
@@ -32,7 +35,7 @@ fn no_lie_crosses_the_bridge() {
         }
         ipv6.extend(b"ipv6 lie");
         // An answer of the gateway's name server, a router advertisement, and so on.
-        let lies: [(&str, [u8; 6], [u8; 2], Vec<u8>); 9] = [
+        let lies: [Lie; 9] = [
             ("as the gateway lie", own, IPV4, datagram(gateway, "as the gateway lie")),
             ("as a sibling lie", own, IPV4, datagram(third.address(), "as a sibling lie")),
             ("as a stranger lie", own, IPV4, datagram([8, 8, 8, 8].into(), "as a stranger lie")),

@@ -1,7 +1,5 @@
 //! What a policy allows and denies, packet by packet.
 
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
-
 use std::net::Ipv4Addr;
 
 use bhatti_types::NetPolicy;
