@@ -45,7 +45,8 @@ fn flags_that_are_none_and_values_that_fit_none() {
         ),
         (
             &["edit", "dev"],
-            "nothing to update — use --name, --keep-hot, --allow-cold, --label, or --label-delete",
+            "nothing to update — use --name, --keep-hot, --allow-cold, --label, --label-delete, or \
+             --egress with --allow-host and --allow-cidr",
         ),
         (
             &["edit", "dev", "--keep-hot", "--allow-cold"],
