@@ -5,7 +5,7 @@
 //!   daemon nor the death of a VMM leaves one behind. An engine whose VMM opens it by its name makes
 //!   it persist for that moment; what a crash leaves then is found by [`remove_unheld`].
 //! - The descriptor is close-on-exec; nobody inherits it who was not given it.
-//! - No process is started on this path: making a sandbox waits for it.
+//! - No process is started in here: making a sandbox waits for it.
 
 use std::ffi::{c_int, c_ulong};
 use std::fs::{File, OpenOptions};
