@@ -18,6 +18,7 @@ mod log;
 mod makes;
 mod memory;
 mod pace;
+mod publish;
 mod report;
 mod rounds;
 mod same;
@@ -42,7 +43,7 @@ struct Options {
     /// Rounds of creates; what takes longer is measured less often, what takes less more often
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=1000))]
     runs: u16,
-    /// Only one of the three parts
+    /// Only one of the parts
     #[arg(long)]
     only: Option<Only>,
     /// For a host with little room: five sandboxes instead of forty, none at once, no restarts of the
@@ -72,6 +73,8 @@ enum Only {
     Sleep,
     /// Machines that work: commands at once, files and streams, keys in a terminal
     Work,
+    /// Published ports, beside nginx. Only if asked for: takes nginx and wrk
+    Publish,
 }
 
 fn main() -> Result<()> {
@@ -119,6 +122,9 @@ async fn measure_parts(
     }
     if wanted(Only::Work) && !(size.short && only.is_none()) {
         work::measure(subject, size.runs.div_ceil(4), parts).await?;
+    }
+    if only == Some(Only::Publish) {
+        publish::measure(size.runs.div_ceil(4), parts)?;
     }
     if wanted(Only::Sleep) {
         sleep::measure(&bench, size, parts).await?;

@@ -8,7 +8,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use crate::duration;
 use crate::node::{Located, Node};
 use crate::problem::{ConfigError, Problem, Problems};
-use crate::server::{self, EngineChoice, Limits, OnShutdown, Thermal};
+use crate::server::{self, EngineChoice, Limits, OnShutdown, PublicLimits, Thermal};
 
 /// No configuration is this long; a wrong path may be.
 const MAX_BYTES: u64 = 1 << 20;
@@ -35,9 +35,10 @@ const KEYS: [&str; 17] = [
 ];
 
 /// Sections, and the keys in them.
-const SECTIONS: [(&str, &[&str]); 3] = [
+const SECTIONS: [(&str, &[&str]); 4] = [
     ("goldens", &["max_count", "max_mb"]),
     ("limits", &["disk_mb_per_sec", "disk_ops_per_sec", "network_mb_per_sec"]),
+    ("public_limits", &["alias_per_min", "client_per_min", "requests_per_min"]),
     ("thermal", &["cold_after", "warm_after"]),
 ];
 
@@ -79,6 +80,7 @@ pub(crate) struct FileSettings {
     pub(crate) goldens_max_count: Option<u32>,
     pub(crate) goldens_max_mb: Option<u32>,
     pub(crate) limits: Limits,
+    pub(crate) public_limits: PublicLimits,
 }
 
 /// A file that was read to its end: what it says, what is wrong, what is without effect.
@@ -254,6 +256,15 @@ impl Reader<'_> {
             }
             "limits.network_mb_per_sec" => {
                 settings.limits.network_mb_per_sec = Some(number(key, value, 1, 1 << 20)?);
+            }
+            "public_limits.requests_per_min" => {
+                settings.public_limits.requests_per_min = number(key, value, 60, 1 << 30)?;
+            }
+            "public_limits.client_per_min" => {
+                settings.public_limits.client_per_min = number(key, value, 60, 1 << 30)?;
+            }
+            "public_limits.alias_per_min" => {
+                settings.public_limits.alias_per_min = number(key, value, 60, 1 << 30)?;
             }
             "goldens.max_mb" => settings.goldens_max_mb = Some(number(key, value, 0, 16 << 20)?),
             other => unreachable!("{other} is a known key and has no reader"),

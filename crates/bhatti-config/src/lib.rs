@@ -26,5 +26,6 @@ mod server;
 pub use layer::{Config, Endpoint, Places, load, load_endpoint};
 pub use problem::{ConfigError, Problem, Problems};
 pub use server::{
-    EngineChoice, Goldens, JAIL_UIDS, Limits, OnShutdown, PublicProxy, ServerConfig, Thermal,
+    EngineChoice, Goldens, JAIL_UIDS, Limits, OnShutdown, PublicLimits, PublicProxy, ServerConfig,
+    Thermal,
 };

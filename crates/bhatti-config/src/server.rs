@@ -65,6 +65,24 @@ pub struct Limits {
     pub network_mb_per_sec: Option<u32>,
 }
 
+/// How often published ports may be asked; each in a minute, a third to all of it at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PublicLimits {
+    /// `public_limits.requests_per_min`: all together.
+    pub requests_per_min: u32,
+    /// `public_limits.client_per_min`: one address. Clients on this host are not counted, a web
+    /// server in front of the daemon being one.
+    pub client_per_min: u32,
+    /// `public_limits.alias_per_min`: one alias.
+    pub alias_per_min: u32,
+}
+
+impl Default for PublicLimits {
+    fn default() -> Self {
+        Self { requests_per_min: 10_000, client_per_min: 1500, alias_per_min: 5000 }
+    }
+}
+
 /// What becomes of running machines when the daemon is told to stop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnShutdown {
@@ -141,6 +159,8 @@ pub struct ServerConfig {
     pub goldens: Goldens,
     /// `limits`
     pub limits: Limits,
+    /// `public_limits`
+    pub public_limits: PublicLimits,
     /// `on_shutdown`
     pub on_shutdown: OnShutdown,
     /// The file all this came from, if there was one.
@@ -190,6 +210,7 @@ impl ServerConfig {
                 max_mb: file.goldens_max_mb.unwrap_or(goldens.max_mb),
             },
             limits: file.limits,
+            public_limits: file.public_limits,
             on_shutdown: file.on_shutdown.unwrap_or_default(),
             source,
             data_dir,

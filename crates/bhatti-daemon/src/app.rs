@@ -131,7 +131,7 @@ impl App {
             sockets: Sockets::new(connections.clone()),
             room: Room::default(),
             proxy: Proxy::new(connections.clone()),
-            public: Arc::new(Public::new(site)),
+            public: Arc::new(Public::new(site, config.public_limits)),
             web_shells: Arc::new(WebShells::default()),
             engine: info,
             started: Instant::now(),

@@ -1,8 +1,8 @@
 //! Requests that are answered by a program in a guest.
 //!
 //! ```text
-//!  client ─ request ─▶ head ─▶ upstream ─▶ hyper ─▶ Guest::dial ─▶ lohar ─▶ 127.0.0.1:port
-//!         ◀─ answer ───────────  Answer ◀─┘
+//!  client ─ request ─▶ head ─▶ upstream ─▶ conversation ─▶ Guest::dial ─▶ lohar ─▶ 127.0.0.1:port
+//!         ◀─ answer ───────────  Answer ◀─┘  └─ pool ─┘ until the next one
 //!         ◀═ upgraded: raw bytes ═ relay ══════════▶
 //! ```
 //!
@@ -18,9 +18,11 @@
 //!
 //! Not here: who may ask, and for what. That is `sandbox::proxy`, `sandbox::forward` and `public`.
 
+mod conversation;
 mod crowd;
 mod head;
 mod meter;
+mod pool;
 mod relay;
 mod upstream;
 
@@ -30,6 +32,8 @@ use bhatti_lifecycle::Tasks;
 use bhatti_types::SandboxId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
+
+use pool::Pool;
 
 pub(super) use crowd::{Admitted, Crowd, Place};
 pub(super) use head::{Asker, Keys, target};
@@ -49,13 +53,15 @@ pub(crate) struct Proxy {
     /// Connections, by sandbox.
     sandboxes: Crowd<SandboxId>,
     tunnels: Arc<Semaphore>,
+    pool: Pool,
 }
 
 impl Proxy {
     /// Tunnels are tasks of `tasks`.
     pub(crate) fn new(tasks: Tasks) -> Self {
         let tunnels = Arc::new(Semaphore::new(MAX_TUNNELS));
-        Self { tasks, sandboxes: Crowd::new(MAX_IN_SANDBOX), tunnels }
+        let pool = Pool::new(tasks.clone());
+        Self { tasks, sandboxes: Crowd::new(MAX_IN_SANDBOX), tunnels, pool }
     }
 
     /// A place for one connection to a program of that sandbox.
@@ -66,6 +72,11 @@ impl Proxy {
     /// A place for one more tunnel.
     pub(super) fn tunnel(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.tunnels).try_acquire_owned().ok()
+    }
+
+    /// Ends the connections that wait for requests to one program.
+    pub(super) fn forget(&self, sandbox: &SandboxId, port: u16) {
+        self.pool.forget(sandbox, port);
     }
 
     /// Fires when the daemon is about to stop.

@@ -25,6 +25,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bhatti_api::ErrorBody;
+use bhatti_config::PublicLimits;
 use bhatti_lifecycle::{Lease, chain};
 use bhatti_store::{PublishRow, SandboxRow, StoreError};
 use bhatti_types::{Alias, EventKind, Phase, PublishId};
@@ -61,10 +62,10 @@ pub(crate) struct Public {
 }
 
 impl Public {
-    pub(crate) fn new(site: Option<Site>) -> Self {
+    pub(crate) fn new(site: Option<Site>, limits: PublicLimits) -> Self {
         Self {
             site,
-            limits: Limits::default(),
+            limits: Limits::new(limits),
             visitors: Crowd::new(MAX_VISITORS),
             wakes: Wakes::default(),
         }
@@ -151,7 +152,13 @@ async fn serve(api: &Api, Peer(peer): Peer, request: Request) -> Result<Response
     let asker = Asker { peer, keys: Keys::Theirs };
     let out = place.out.clone();
     let guest = lease.guest().clone();
-    let visit = Visit { port: rule.port, guest, out, _kept: Box::new((lease, seat, place)) };
+    let visit = Visit {
+        sandbox: row.id,
+        port: rule.port,
+        guest,
+        out,
+        _kept: Box::new((lease, seat, place)),
+    };
     let answered = exchange(&api.proxy, request, uri, asker, visit, &limit).await;
     answered.map_err(|failure| match failure {
         Failure::TooLarge => Refused::TooLarge,

@@ -5,6 +5,7 @@
 //! headers in which we speak to our own clients.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use axum::http::uri::{PathAndQuery, Uri};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
@@ -83,6 +84,13 @@ pub(super) fn request(headers: &mut HeaderMap, asker: Asker, port: u16, upgrade:
         headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
         headers.insert(header::UPGRADE, protocol);
     }
+}
+
+/// How long a program keeps a connection, if its answer says.
+pub(super) fn keep_alive(headers: &HeaderMap) -> Option<Duration> {
+    let said = headers.get("keep-alive")?.to_str().ok()?;
+    let timeout = said.split(',').find_map(|item| item.trim().strip_prefix("timeout="))?;
+    timeout.trim().parse().ok().map(Duration::from_secs)
 }
 
 /// The headers of an answer as the client gets them.

@@ -13,6 +13,12 @@ pub(in crate::http) struct Meter {
     last: AtomicU64,
 }
 
+impl Default for Meter {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Meter {
     pub(in crate::http) fn new() -> Self {
         Self { started: Instant::now(), last: AtomicU64::new(0) }

@@ -1,7 +1,8 @@
-//! One request and its answer, over a connection of its own.
+//! One request and its answer.
 //!
-//! The connection lives in the answer's body: it moves when somebody reads that, and goes when
-//! the client does. Only what became a tunnel is a task.
+//! The connection belongs to the answer's body, and goes when the client does. One whose answer was
+//! read to its end waits for the next request (`pool`), which it gets only if asking twice does no
+//! harm: a program may hang up just then, and nobody can tell whether it has read the request.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,21 +16,20 @@ use axum::http::{StatusCode, Uri, header};
 use axum::response::Response;
 use bhatti_guest_client::{Guest, GuestError};
 use bhatti_lifecycle::chain;
+use bhatti_types::SandboxId;
 use bytes::Bytes;
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
-use hyper::client::conn::http1;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::conversation::Conversation;
 use super::head::{self, Asker};
 use super::meter::Meter;
+use super::pool::Pool;
 use super::{Proxy, Relay, relay};
-
-/// The largest head of an answer, and the most of its body that is held, in bytes.
-const MAX_BUFFER: usize = 128 * 1024;
 
 /// How long an answer may go on when the daemon stops.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -47,6 +47,7 @@ pub(in crate::http) struct Limit {
 
 /// Where a request goes, and what is held while it is under way.
 pub(in crate::http) struct Visit {
+    pub(in crate::http) sandbox: SandboxId,
     pub(in crate::http) port: u16,
     pub(in crate::http) guest: Guest,
     /// Fires when nobody may ask there any more.
@@ -95,14 +96,15 @@ pub(in crate::http) enum Late {
 }
 
 /// Both directions of one exchange.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Traffic {
     meter: Meter,
     /// The request's body was larger than it may be.
     too_large: AtomicBool,
+    /// All of the request's body was taken.
+    sent: AtomicBool,
 }
 
-type Upstream = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
 type Ending = Pin<Box<dyn Future<Output = Late> + Send>>;
 
 /// Sends `request` with `uri` in place of its own, and returns the answer as it begins.
@@ -121,11 +123,11 @@ pub(in crate::http) async fn exchange(
         Some(_) => Some(proxy.tunnel().ok_or(Failure::NoTunnel)?),
         None => None,
     };
-    let traffic = Arc::new(Traffic { meter: Meter::new(), too_large: AtomicBool::new(false) });
+    let traffic = Arc::new(Traffic::default());
     let mut ending = ending(proxy, &traffic, visit.out.clone(), limit);
     let request = outgoing(request, uri, asker, visit.port, client.is_some(), &traffic, limit)?;
-    let begun = begin(&visit, request);
-    let (mut answer, upstream) = tokio::select! {
+    let begun = begin(proxy, &visit, request, client.is_some());
+    let (mut answer, conversation) = tokio::select! {
         begun = begun => begun.map_err(|failure| {
             let too_large = traffic.too_large.load(Ordering::Relaxed);
             if too_large { Failure::TooLarge } else { failure }
@@ -133,14 +135,25 @@ pub(in crate::http) async fn exchange(
         late = &mut ending => return Err(Failure::Late(late)),
     };
     let upgraded = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
+    let said = head::keep_alive(answer.headers());
     head::answer(answer.headers_mut(), upgraded);
     if !upgraded {
-        let answered = |incoming| Answer { incoming, upstream, ending, traffic, _visit: visit };
+        let (pool, conversation) = (proxy.pool.clone(), Some(conversation));
+        let answered = |incoming| Answer {
+            incoming,
+            ended: false,
+            conversation,
+            said,
+            pool,
+            ending,
+            traffic,
+            visit,
+        };
         return Ok(answer.map(|incoming| Body::new(answered(incoming))));
     }
     let (Some(client), Some(place)) = (client, place) else { return Err(Failure::Unasked) };
     let program = hyper::upgrade::on(&mut answer);
-    let tunnel = Tunnel { client, program, upstream, visit, place };
+    let tunnel = Tunnel { client, program, conversation, visit, place };
     tunnel.spawn(proxy, limit.idle, last);
     Ok(answer.map(|_| Body::empty()))
 }
@@ -182,6 +195,7 @@ fn outgoing(
     limit: &Limit,
 ) -> Result<hyper::Request<Asked>, Failure> {
     let (mut parts, body) = request.into_parts();
+    traffic.sent.store(body.is_end_stream(), Ordering::Relaxed);
     let body = Asked { body, left: limit.body, traffic: Arc::clone(traffic) };
     let size = body.size_hint();
     if limit.body.is_some_and(|most| size.lower() > most) {
@@ -199,59 +213,57 @@ fn outgoing(
     Ok(request)
 }
 
-/// Connects, sends, and waits for the answer's head.
+/// Sends, over a connection that waits if it may be that, and waits for the answer's head.
 async fn begin(
+    proxy: &Proxy,
     visit: &Visit,
-    request: hyper::Request<Asked>,
-) -> Result<(hyper::Response<Incoming>, Option<Upstream>), Failure> {
-    let stream = visit.guest.dial(visit.port).await.map_err(Failure::Dial)?;
-    let mut builder = http1::Builder::new();
-    builder.max_buf_size(MAX_BUFFER);
-    let (mut sender, connection) =
-        builder.handshake(TokioIo::new(stream)).await.map_err(Failure::NoAnswer)?;
-    let mut upstream: Option<Upstream> = Some(Box::pin(connection.with_upgrades()));
-    let mut answer = std::pin::pin!(sender.send_request(request));
-    loop {
-        tokio::select! {
-            biased;
-            answer = &mut answer => return Ok((answer.map_err(Failure::NoAnswer)?, upstream)),
-            // How it ended is told to whoever waits for the answer.
-            _ = drive(&mut upstream) => upstream = None,
+    mut request: hyper::Request<Asked>,
+    upgrade: bool,
+) -> Result<(hyper::Response<Incoming>, Conversation), Failure> {
+    let again = repeated(&request).filter(|_| !upgrade);
+    if let Some(again) = again
+        && let Some(mut kept) = proxy.pool.take(&visit.sandbox, visit.port)
+    {
+        match kept.ask(request).await {
+            Ok(answer) => return Ok((answer, kept)),
+            Err(error) if error.is_parse() => return Err(Failure::NoAnswer(error)),
+            // The program hung up, as it may at any time between two requests.
+            Err(_) => request = again,
         }
     }
+    let mut conversation = Conversation::begin(proxy, &visit.guest, visit.port).await?;
+    let answer = conversation.ask(request).await.map_err(Failure::NoAnswer)?;
+    Ok((answer, conversation))
 }
 
-/// Moves the bytes of a connection until that has ended; never ends again.
-async fn drive(upstream: &mut Option<Upstream>) -> hyper::Result<()> {
-    match upstream {
-        Some(upstream) => upstream.await,
-        None => std::future::pending().await,
+/// The same request once more, if asking twice is asking once.
+fn repeated(request: &hyper::Request<Asked>) -> Option<hyper::Request<Asked>> {
+    let asked = request.body();
+    if !request.method().is_safe() || !asked.is_end_stream() {
+        return None;
     }
+    let traffic = Arc::clone(&asked.traffic);
+    let mut again = hyper::Request::new(Asked { body: Body::empty(), left: asked.left, traffic });
+    *again.method_mut() = request.method().clone();
+    *again.uri_mut() = request.uri().clone();
+    *again.headers_mut() = request.headers().clone();
+    Some(again)
 }
 
 /// A connection that is no HTTP any more.
 struct Tunnel {
     client: OnUpgrade,
     program: OnUpgrade,
-    upstream: Option<Upstream>,
+    conversation: Conversation,
     visit: Visit,
     place: OwnedSemaphorePermit,
 }
 
 impl Tunnel {
     fn spawn(self, proxy: &Proxy, idle: Duration, last: Option<Instant>) {
-        let Self { client, program, mut upstream, visit, place } = self;
+        let Self { client, program, conversation, visit, place } = self;
         proxy.spawn("tunnel", move |stop| async move {
             let joined = async {
-                let program = async {
-                    tokio::pin!(program);
-                    loop {
-                        tokio::select! {
-                            program = &mut program => return program,
-                            _ = drive(&mut upstream) => upstream = None,
-                        }
-                    }
-                };
                 let (client, program) = tokio::try_join!(client, program)?;
                 let (client, program) = (TokioIo::new(client), TokioIo::new(program));
                 Ok::<_, hyper::Error>(relay(client, program, Some(idle)).await)
@@ -266,13 +278,13 @@ impl Tunnel {
                 Ok(end) => tracing::debug!(?end, port = visit.port, "a tunnel ended"),
                 Err(error) => tracing::debug!(error = chain(&error), "a tunnel did not begin"),
             }
-            drop((visit, place));
+            drop((conversation, visit, place));
         });
     }
 }
 
 /// The body of a request on its way to the program.
-struct Asked {
+pub(super) struct Asked {
     body: Body,
     /// How much of it there may still be.
     left: Option<u64>,
@@ -288,6 +300,9 @@ impl hyper::body::Body for Asked {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let polled = Pin::new(&mut self.body).poll_frame(context);
+        if matches!(polled, Poll::Ready(None)) || self.body.is_end_stream() {
+            self.traffic.sent.store(true, Ordering::Relaxed);
+        }
         if let Poll::Ready(Some(Ok(frame))) = &polled {
             self.traffic.meter.touch();
             let length = frame.data_ref().map_or(0, |data| data.len() as u64);
@@ -315,10 +330,28 @@ impl hyper::body::Body for Asked {
 /// The body of an answer on its way to the client, and all that has to live as long.
 struct Answer {
     incoming: Incoming,
-    upstream: Option<Upstream>,
+    /// The program has said all.
+    ended: bool,
+    conversation: Option<Conversation>,
+    /// How long the program keeps it, by its own word.
+    said: Option<Duration>,
+    pool: Pool,
     ending: Ending,
     traffic: Arc<Traffic>,
-    _visit: Visit,
+    visit: Visit,
+}
+
+impl Drop for Answer {
+    /// A conversation that is in the middle of something ends with this.
+    fn drop(&mut self) {
+        let ended = self.ended || self.incoming.is_end_stream();
+        if ended
+            && self.traffic.sent.load(Ordering::Relaxed)
+            && let Some(conversation) = self.conversation.take()
+        {
+            self.pool.keep(&self.visit.sandbox, self.visit.port, conversation, self.said);
+        }
+    }
 }
 
 impl hyper::body::Body for Answer {
@@ -329,18 +362,13 @@ impl hyper::body::Body for Answer {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        if let Some(upstream) = &mut self.upstream
-            && upstream.as_mut().poll(context).is_ready()
-        {
-            // What it failed with, the body says.
-            self.upstream = None;
-        }
         if let Poll::Ready(late) = self.ending.as_mut().poll(context) {
             // All the client sees of it is a body that breaks off.
             return Poll::Ready(Some(Err(axum::Error::new(late))));
         }
         let polled = Pin::new(&mut self.incoming).poll_frame(context);
-        if polled.is_ready() {
+        if let Poll::Ready(frame) = &polled {
+            self.ended = frame.is_none();
             self.traffic.meter.touch();
         }
         polled.map_err(axum::Error::new)

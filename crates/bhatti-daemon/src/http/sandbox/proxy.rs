@@ -39,6 +39,7 @@ pub(in crate::http) async fn proxy(
     let uri = target(request.uri(), OURS);
     let tunnel = request.headers().contains_key(header::UPGRADE);
     let visit = Visit {
+        sandbox: row.id.clone(),
         port,
         guest: used.lease.guest().clone(),
         out: place.out.clone(),

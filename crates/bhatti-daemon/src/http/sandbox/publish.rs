@@ -146,6 +146,7 @@ pub(in crate::http) async fn unpublish(
     });
     match taken_back.await.map_err(ServiceError::from)? {
         Some(rule) => {
+            api.proxy.forget(&row.id, port);
             tracing::info!(sandbox = %row.id, port, alias = %rule.alias, "unpublished a port");
             let meta = json!({ "sandbox": row.name, "port": port, "alias": rule.alias });
             api.events.record(EventKind::PublishDeleted, Some(&row.owner), Some(&row.id), meta);

@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
 use super::*;
 use crate::http::proxy::Keys;
+use crate::http::proxy::conversation::MAX_BUFFER;
 
 /// As the public side has it.
 const PUBLIC: Limit = Limit {
@@ -48,7 +49,13 @@ async fn ask(guest: Guest, body: Body, limit: &Limit) -> Result<Response, Failur
     let proxy = Proxy::new(Tasks::default());
     let request = Request::post("/").body(body).expect("a request");
     let asker = Asker { peer: [127, 0, 0, 1].into(), keys: Keys::Theirs };
-    let visit = Visit { port: 80, guest, out: CancellationToken::new(), _kept: Box::new(()) };
+    let visit = Visit {
+        sandbox: SandboxId::random(),
+        port: 80,
+        guest,
+        out: CancellationToken::new(),
+        _kept: Box::new(()),
+    };
     exchange(&proxy, request, Uri::from_static("/"), asker, visit, limit).await
 }
 
@@ -144,4 +151,91 @@ async fn a_client_that_goes_takes_the_connection_along() {
     drop(body);
     let reset = tokio::task::spawn_blocking(move || told.recv()).await.expect("it runs");
     assert!(reset.expect("the program is told"), "a reset, no good end");
+}
+
+/// Asks again and again, as clients of one daemon do.
+struct Asking {
+    proxy: Proxy,
+    sandbox: SandboxId,
+    guest: Guest,
+}
+
+impl Asking {
+    /// Of a program that is asked anew after each answer, and ends a connection after `each` of
+    /// them without a word. What is counted are connections.
+    async fn of_server(each: usize) -> (Self, Arc<std::sync::atomic::AtomicUsize>) {
+        let connections = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let counted = Arc::clone(&connections);
+        let guest = guest(move |mut stream| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            async move {
+                for _ in 0..each {
+                    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+                    stream.write_all(answer).await.expect("taken");
+                    if stream.read(&mut [0; 4096]).await.unwrap_or(0) == 0 {
+                        return;
+                    }
+                }
+            }
+        });
+        let (proxy, sandbox) = (Proxy::new(Tasks::default()), SandboxId::random());
+        (Self { proxy, sandbox, guest: guest.await }, connections)
+    }
+
+    async fn ask(&self, method: &str, body: &'static str) -> Result<Bytes, Failure> {
+        let request = Request::builder().method(method).uri("/").body(Body::from(body));
+        let asker = Asker { peer: [127, 0, 0, 1].into(), keys: Keys::Theirs };
+        let visit = Visit {
+            sandbox: self.sandbox.clone(),
+            port: 80,
+            guest: self.guest.clone(),
+            out: CancellationToken::new(),
+            _kept: Box::new(()),
+        };
+        let uri = Uri::from_static("/");
+        let request = request.expect("a request");
+        let answer = exchange(&self.proxy, request, uri, asker, visit, &KNOWN).await?;
+        let whole = answer.into_body().collect().await.expect("a whole answer").to_bytes();
+        // Whoever moves the bytes sees the end of the answer too.
+        tokio::task::yield_now().await;
+        Ok(whole)
+    }
+}
+
+#[tokio::test]
+async fn a_connection_waits_for_requests_that_may_be_sent_twice() {
+    let (asking, connections) = Asking::of_server(usize::MAX).await;
+    for (method, body, wanted) in
+        [("POST", "x", 1), ("GET", "", 1), ("OPTIONS", "", 1), ("POST", "", 2), ("GET", "x", 3)]
+    {
+        assert_eq!(asking.ask(method, body).await.expect("an answer"), "ok");
+        assert_eq!(connections.load(Ordering::Relaxed), wanted, "{method} {body:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_program_that_hangs_up_between_two_requests_is_asked_again() {
+    // It reads the second request, and hangs up instead of an answer: that cannot be told from one
+    // that hung up just before.
+    let (asking, connections) = Asking::of_server(1).await;
+    for wanted in 1..=4 {
+        assert_eq!(asking.ask("GET", "").await.expect("an answer"), "ok");
+        assert_eq!(connections.load(Ordering::Relaxed), wanted);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_does_not_wait_for_long() {
+    let (asking, connections) = Asking::of_server(usize::MAX).await;
+    for (pause, wanted) in [(0, 1), (3, 1), (3, 1), (5, 2)] {
+        sleep(Duration::from_secs(pause)).await;
+        assert_eq!(asking.ask("GET", "").await.expect("an answer"), "ok");
+        assert_eq!(connections.load(Ordering::Relaxed), wanted, "after {pause} s");
+    }
+    asking.proxy.forget(&asking.sandbox, 81);
+    assert!(asking.ask("GET", "").await.is_ok());
+    assert_eq!(connections.load(Ordering::Relaxed), 2, "of another port");
+    asking.proxy.forget(&asking.sandbox, 80);
+    assert!(asking.ask("GET", "").await.is_ok());
+    assert_eq!(connections.load(Ordering::Relaxed), 3);
 }
