@@ -25,7 +25,7 @@ pub use exec::{
 pub use file::{FileInfo, MAX_FILE, Unpacked, octal};
 pub use json::{BadJson, from_json, to_json, to_json_pretty};
 pub use ports::Port;
-pub use publish::{NO_PUBLIC_PROXY, Publish, PublishRule, Published};
+pub use publish::{NO_PUBLIC_PROXY, Publish, PublishRule, Published, TOKEN_HEADER, TOKEN_NAME};
 pub use sandbox::{
     CreateSandbox, FileSpec, NetPolicy, PatchSandbox, Sandbox, StartSandbox, Transition,
 };

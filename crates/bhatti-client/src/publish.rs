@@ -14,6 +14,7 @@ impl Client {
         call.body = Some(to_json(wanted));
         let mut published: Published = self.json(call).await?.0;
         published.url = self.reachable(published.url);
+        published.link = published.link.map(|link| self.reachable(link));
         Ok(published)
     }
 

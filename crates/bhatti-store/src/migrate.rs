@@ -11,6 +11,7 @@ pub(crate) const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0004_publish.sql"),
     include_str!("../migrations/0005_events.sql"),
     include_str!("../migrations/0006_net_policy.sql"),
+    include_str!("../migrations/0007_publish_tokens.sql"),
 ];
 
 /// Applies what is missing. The version is `PRAGMA user_version`; a database of a newer program

@@ -1,13 +1,15 @@
 //! Published ports: which program of which sandbox an alias stands for.
 //!
 //! Promises: an alias is one sandbox's at a time, whoever's; a port of a sandbox has at most one; a
-//! rule goes with its sandbox and stays through everything else.
+//! rule goes with its sandbox and stays through everything else. Of what opens one that is not for
+//! anybody only the hash is stored.
 
-use bhatti_types::{Alias, PublishId, SandboxId, UserId};
+use bhatti_types::{Alias, PublishId, PublishToken, SandboxId, UserId};
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Row};
 
 use crate::row::{Reader, all, readable};
+use crate::secret::{hash, same};
 use crate::{SandboxRow, Store, StoreError};
 
 /// The most rules of one sandbox.
@@ -21,6 +23,20 @@ pub struct PublishRow {
     pub port: u16,
     pub alias: Alias,
     pub created_at: Timestamp,
+    /// The hash of what opens it; `None`: anybody may ask.
+    token_hash: Option<String>,
+}
+
+impl PublishRow {
+    /// Whether only those who have the token may ask.
+    pub fn is_protected(&self) -> bool {
+        self.token_hash.is_some()
+    }
+
+    /// Whether `offered` is its token.
+    pub fn opens(&self, offered: &str) -> bool {
+        self.token_hash.as_deref().is_some_and(|stored| same(stored, &hash(offered)))
+    }
 }
 
 /// What publishing came to.
@@ -39,22 +55,42 @@ fn read(row: &Row<'_>) -> Result<PublishRow, StoreError> {
         port: r.get("port")?,
         alias: r.parse("alias")?,
         created_at: r.parse("created_at")?,
+        token_hash: r.get("token_hash")?,
     })
 }
 
 impl Store {
-    /// Publishes a port under an alias, unless it is published already.
+    /// Publishes a port under an alias, unless it is published already. With `protect` whoever
+    /// asks needs the token that comes back; one there was before opens nothing any more.
     pub fn publish(
         &mut self,
         sandbox: &SandboxId,
         port: u16,
         alias: &Alias,
-    ) -> Result<Published, StoreError> {
+        protect: bool,
+    ) -> Result<(Published, Option<PublishToken>), StoreError> {
+        let token = protect.then(PublishToken::random);
+        let token_hash = token.as_ref().map(|token| hash(token.reveal()));
+        if let Some(mut row) = self.publish_rule(sandbox, port)? {
+            if token_hash.is_some() {
+                let sql = "UPDATE publish_rules SET token_hash = ?2 WHERE id = ?1";
+                self.connection.execute(sql, (row.id.as_str(), &token_hash))?;
+                row.token_hash = token_hash;
+            }
+            return Ok((Published::Existing(row), token));
+        }
+        self.insert_rule(sandbox, port, alias, token_hash).map(|row| (Published::New(row), token))
+    }
+
+    fn insert_rule(
+        &mut self,
+        sandbox: &SandboxId,
+        port: u16,
+        alias: &Alias,
+        token_hash: Option<String>,
+    ) -> Result<PublishRow, StoreError> {
         // Nobody else writes rules, so nothing can come between these looks and the insert; the
         // constraints hold all the same.
-        if let Some(row) = self.publish_rule(sandbox, port)? {
-            return Ok(Published::Existing(row));
-        }
         let count: u32 = self.connection.query_row(
             "SELECT count(*) FROM publish_rules WHERE sandbox = ?1",
             [sandbox.as_str()],
@@ -69,20 +105,22 @@ impl Store {
             port,
             alias: alias.clone(),
             created_at: Timestamp::now(),
+            token_hash,
         };
         let inserted = self.connection.execute(
-            "INSERT INTO publish_rules (id, sandbox, port, alias, created_at)
-             VALUES (?1, ?2, ?3, ?4, ?5)",
+            "INSERT INTO publish_rules (id, sandbox, port, alias, created_at, token_hash)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             rusqlite::params![
                 row.id.as_str(),
                 sandbox.as_str(),
                 port,
                 alias.as_str(),
                 row.created_at.to_string(),
+                row.token_hash,
             ],
         );
         match inserted {
-            Ok(_) => Ok(Published::New(row)),
+            Ok(_) => Ok(row),
             Err(error) => Err(refused(error, sandbox, alias)),
         }
     }

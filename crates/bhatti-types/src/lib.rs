@@ -24,5 +24,5 @@ pub use name::{BadName, Name};
 pub use net_policy::{BadPolicy, Egress, HostPattern, NetPolicy};
 pub use phase::{Phase, Status, Thermal, tells_of_loss};
 pub use range::{BadNet, Ipv4Net, NEVER, PRIVATE};
-pub use secret::{ApiKey, Redacted, ShellToken};
+pub use secret::{ApiKey, PublishToken, Redacted, ShellToken};
 pub use size::{BadCpus, Cpus, Mib};

@@ -74,6 +74,29 @@ impl fmt::Debug for ShellToken {
     }
 }
 
+/// What opens one published port: `bhp_` and 64 lower-case hex digits, 256 random bits. Stored only
+/// as a hash.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PublishToken(String);
+
+impl PublishToken {
+    /// A new random token.
+    pub fn random() -> Self {
+        Self(format!("bhp_{}", random_hex()))
+    }
+
+    /// The token itself, to show once or to send.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for PublishToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PublishToken([redacted])")
+    }
+}
+
 /// 256 random bits.
 fn random_hex() -> String {
     let mut bytes = [0u8; 32];
@@ -94,5 +117,8 @@ mod tests {
         let token = ShellToken::random();
         assert_eq!(token.reveal().len(), 64);
         assert!(!format!("{key:?} {token:?}").contains(token.reveal()));
+        let token = PublishToken::random();
+        assert_eq!((token.reveal().len(), &token.reveal()[..4]), (68, "bhp_"));
+        assert!(!format!("{token:?}").contains(token.reveal()));
     }
 }

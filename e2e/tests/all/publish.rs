@@ -226,6 +226,75 @@ fn a_hundred_strangers_wake_a_cold_sandbox_once() {
     });
 }
 
+#[test]
+fn a_protected_port_is_for_who_has_its_token() {
+    on_fresh_host(|| {
+        let daemon = TestDaemon::start();
+        daemon.cli(&["create", "--name", "dev", "--memory", "512"]).ok();
+        serve(&daemon, "dev", 8000, "127.0.0.1");
+        let made = daemon.json(&["publish", "dev", "-p", "8000", "-a", "web", "--auth"]);
+        let text = |key: &str| made[key].as_str().expect("a text").to_owned();
+        let (url, link, token) = (text("url"), text("link"), text("token"));
+        assert_eq!(link, format!("{url}?bhatti_token={token}"));
+        daemon.cli(&["stop", "dev"]).ok();
+        let asleep = daemon.state("dev");
+        let wrong = token.replace(|c: char| c.is_ascii_digit(), "f");
+        let header = |token: &str| format!("X-Bhatti-Token: {token}");
+        for args in [vec![], vec!["-H".to_owned(), header(&wrong)]] {
+            let args: Vec<&str> = args.iter().map(String::as_str).collect();
+            let (status, body) = ask(&url, &args);
+            assert_eq!((status, body.contains("asks for a token")), (401, true), "{body}");
+        }
+        assert_eq!(ask(&format!("{url}?bhatti_token={wrong}"), &[]).0, 401);
+        assert_eq!(daemon.state("dev"), asleep, "it was woken for strangers");
+        who_has_the_token_is_answered(&daemon, &url, &token);
+        assert!(daemon.cli(&["publish", "dev", "-p", "8000"]).ok().contains("asks for a token"));
+        assert_eq!(ask(&url, &["-H", &header(&token)]).0, 200, "as it was");
+        assert_eq!(curl(&daemon, "/sandboxes/dev/publish", &[]).json()[0]["auth"], true);
+        let anew = daemon.json(&["publish", "dev", "-p", "8000", "--auth"]);
+        let anew = anew["token"].as_str().expect("a token").to_owned();
+        assert_eq!(ask(&url, &["-H", &header(&token)]).0, 401, "it was replaced");
+        assert_eq!(ask(&url, &["-H", &header(&anew)]).0, 200);
+        let log = std::fs::read_to_string(daemon.log_file()).expect("the log");
+        assert!(!log.contains(&token) && !log.contains(&anew), "a secret in the log");
+        daemon.cli(&["unpublish", "dev", "-p", "8000"]).ok();
+        assert_eq!(ask(&url, &["-H", &header(&anew)]).0, 404);
+        assert_eq!(daemon.unannounced_errors(), Vec::<String>::new());
+    });
+}
+
+/// By every way it can be said; and the program sees none of it.
+fn who_has_the_token_is_answered(daemon: &TestDaemon, url: &str, token: &str) {
+    let link = format!("{url}a?x=1&bhatti_token={token}");
+    let jar = daemon.scratch_path().join("cookies");
+    let jar = jar.as_str();
+    let (header, bearer) =
+        (format!("X-Bhatti-Token: {token}"), format!("Authorization: Bearer {token}"));
+    for (url, args) in [
+        (format!("{url}a?x=1"), vec!["-H", header.as_str()]),
+        (format!("{url}a?x=1"), vec!["-H", bearer.as_str()]),
+        (link.clone(), vec![]),
+        // A browser: sent on, and remembered.
+        (link, vec!["-L", "-c", jar, "-H", "Accept: text/html"]),
+        (format!("{url}a?x=1"), vec!["-b", jar]),
+    ] {
+        let (status, head) = ask(&url, &args);
+        assert_eq!(status, 200, "{args:?}: {head}");
+        assert!(head.starts_with("GET /a?x=1 HTTP/1.1\r\n"), "{args:?}: {head}");
+        assert!(!head.contains("bhp_") && !head.contains("bhatti_token"), "{args:?}: {head}");
+    }
+    let mut stream = TcpStream::connect(address(url)).expect("it listens");
+    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+    let head = format!(
+        "GET /web/echo?bhatti_token={token} HTTP/1.1\r\nHost: localhost\r\n\
+         Connection: upgrade\r\nUpgrade: echo\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).expect("it is taken");
+    assert!(until(&mut stream, "\r\n\r\n").starts_with("HTTP/1.1 101"));
+    stream.write_all(b"hello\n").expect("it is taken");
+    until(&mut stream, "hello\n");
+}
+
 /// A `bhatti forward` that runs; it is ended with this.
 struct Forwarding {
     child: Child,

@@ -1,7 +1,7 @@
 //! Published ports, for anybody: a listener of its own, no keys.
 //!
 //! ```text
-//!  request ─▶ site: which alias? ─▶ record ─▶ limits ─▶ wake ─▶ proxy::exchange
+//!  request ─▶ site: which alias? ─▶ record ─▶ limits ─▶ door ─▶ wake ─▶ proxy::exchange
 //! ```
 //!
 //! Promises:
@@ -13,6 +13,7 @@
 //!   that come meanwhile, and at most ten are being woken at a time.
 //! - What a stranger can make us remember is bounded.
 
+mod door;
 mod limits;
 mod site;
 mod wakes;
@@ -38,6 +39,7 @@ use super::connection::Peer;
 use super::proxy::{
     Admitted, Asker, Crowd, Failure, Keys, Limit, Place, Visit, exchange, target, words,
 };
+use door::Admission;
 use limits::Limits;
 pub(crate) use site::Site;
 use wakes::Wakes;
@@ -90,6 +92,8 @@ impl Public {
 enum Refused {
     #[error("not found")]
     NotFound,
+    #[error("this URL asks for a token")]
+    NoToken,
     #[error("rate limit exceeded")]
     TooOften,
     #[error("server busy, retry shortly")]
@@ -108,6 +112,7 @@ impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let (status, retry) = match &self {
             Self::NotFound => (StatusCode::NOT_FOUND, None),
+            Self::NoToken => (StatusCode::UNAUTHORIZED, None),
             Self::TooOften => (StatusCode::TOO_MANY_REQUESTS, Some("1")),
             Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, Some("2")),
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, None),
@@ -116,6 +121,10 @@ impl IntoResponse for Refused {
         };
         let body = ErrorBody { error: self.to_string(), request_id: None };
         let mut response = Written(status, body).into_response();
+        if matches!(self, Self::NoToken) {
+            let bearer = HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, bearer);
+        }
         if let Some(seconds) = retry {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(seconds));
         }
@@ -132,7 +141,7 @@ pub(super) async fn answer(
     serve(&api, peer, request).await.unwrap_or_else(IntoResponse::into_response)
 }
 
-async fn serve(api: &Api, Peer(peer): Peer, request: Request) -> Result<Response, Refused> {
+async fn serve(api: &Api, Peer(peer): Peer, mut request: Request) -> Result<Response, Refused> {
     let started = Instant::now();
     let site = api.public.site.as_ref().ok_or(Refused::NotFound)?;
     let (alias, ours) = site.alias(&request).ok_or(Refused::NotFound)?;
@@ -141,6 +150,14 @@ async fn serve(api: &Api, Peer(peer): Peer, request: Request) -> Result<Response
         return Err(Refused::TooOften);
     }
     // Before anything is woken for it.
+    match door::admit(&mut request, &rule) {
+        Admission::In => {}
+        Admission::ByLink(token) => {
+            let below = if ours == 0 { "/".to_owned() } else { format!("/{alias}/") };
+            return Ok(door::remember(&request, &token, &below, false));
+        }
+        Admission::Refused => return Err(Refused::NoToken),
+    }
     if length(request.headers()).is_some_and(|length| length > MAX_BODY) {
         return Err(Refused::TooLarge);
     }
@@ -153,7 +170,7 @@ async fn serve(api: &Api, Peer(peer): Peer, request: Request) -> Result<Response
     let out = place.out.clone();
     let guest = lease.guest().clone();
     let visit = Visit {
-        sandbox: row.id,
+        sandbox: row.id.clone(),
         port: rule.port,
         guest,
         out,

@@ -9,7 +9,7 @@ fn alias(text: &str) -> Alias {
 }
 
 fn publish(store: &mut Store, sandbox: &SandboxId, port: u16, name: &str) -> Published {
-    store.publish(sandbox, port, &alias(name)).unwrap()
+    store.publish(sandbox, port, &alias(name), false).unwrap().0
 }
 
 /// The sandbox and port an alias stands for.
@@ -31,7 +31,7 @@ fn an_alias_is_one_sandboxs_and_a_port_has_one() {
         assert_eq!(publish(&mut store, &dev, 80, name), Published::Existing(rule.clone()));
     }
     for (sandbox, port) in [(&his, 80), (&dev, 81)] {
-        let taken = store.publish(sandbox, port, &alias("web")).err().unwrap();
+        let taken = store.publish(sandbox, port, &alias("web"), false).err().unwrap();
         assert_eq!(taken.to_string(), "alias \"web\" is already taken");
         assert!(matches!(taken, StoreError::AliasTaken(_)));
     }
@@ -61,7 +61,7 @@ fn a_rule_ends_when_it_is_taken_back_or_with_its_sandbox() {
     assert!(matches!(publish(&mut store, &dev, 90, "web"), Published::New(_)), "free again");
     store.remove_sandbox(&dev).unwrap();
     assert_eq!((stands_for(&store, "web"), stands_for(&store, "two")), (None, None));
-    let gone = store.publish(&dev, 80, &alias("web")).err().unwrap();
+    let gone = store.publish(&dev, 80, &alias("web"), false).err().unwrap();
     assert!(matches!(gone, StoreError::NoSandbox(_)), "{gone}");
 }
 
@@ -73,7 +73,34 @@ fn a_sandbox_has_so_many_rules_and_no_more() {
     for port in 1..=100 {
         publish(&mut store, &dev, port, &format!("a{port}"));
     }
-    let full = store.publish(&dev, 101, &alias("a101")).err().unwrap();
+    let full = store.publish(&dev, 101, &alias("a101"), false).err().unwrap();
     assert!(matches!(full, StoreError::TooManyPublished(100)), "{full}");
     assert!(matches!(publish(&mut store, &dev, 100, "x"), Published::Existing(_)));
+}
+
+#[test]
+fn a_protected_port_is_opened_by_its_last_token_only() {
+    let (_dir, mut store) = open();
+    let alice = user(&mut store, "alice", 5);
+    let dev = reserve(&mut store, &wanted(&alice, "dev")).id;
+    let rule = |store: &Store| store.published("web").unwrap().unwrap().0;
+    let (_, first) = store.publish(&dev, 80, &alias("web"), true).unwrap();
+    let first = first.unwrap();
+    assert!(rule(&store).is_protected() && rule(&store).opens(first.reveal()));
+    for wrong in ["", "bhp_", &first.reveal().to_uppercase()] {
+        assert!(!rule(&store).opens(wrong), "{wrong}");
+    }
+    // Asked for without: it stays protected, as it is.
+    assert_eq!(store.publish(&dev, 80, &alias("web"), false).unwrap().1, None);
+    assert!(rule(&store).opens(first.reveal()));
+    let (outcome, second) = store.publish(&dev, 80, &alias("web"), true).unwrap();
+    assert!(matches!(outcome, Published::Existing(rule) if rule.opens(second.unwrap().reveal())));
+    assert!(!rule(&store).opens(first.reveal()), "it was replaced");
+    publish(&mut store, &dev, 81, "open");
+    let open = store.published("open").unwrap().unwrap().0;
+    assert!(!open.is_protected() && !open.opens(first.reveal()));
+    let stored = store
+        .connection
+        .query_row("SELECT token_hash FROM publish_rules", [], |row| row.get::<_, String>(0));
+    assert_eq!(stored.unwrap().len(), 64, "a hash");
 }

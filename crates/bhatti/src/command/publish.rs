@@ -11,7 +11,8 @@ use crate::failure::{Failure, chain};
 /// Publish a sandbox port with a public URL
 ///
 /// Whoever has the URL reaches what listens on the port, without an account; a sleeping sandbox
-/// wakes for it. It stays published until `bhatti unpublish` or the end of the sandbox. Publishing a
+/// wakes for it. With --auth only who has the token too: browsers by the link that is printed,
+/// programs by the header X-Bhatti-Token. It stays published until `bhatti unpublish` or the end of the sandbox. Publishing a
 /// port again says where it is.
 #[derive(clap::Args, Debug)]
 #[command(override_usage = "bhatti publish <SANDBOX> --port <PORT> [flags]")]
@@ -24,6 +25,9 @@ pub(crate) struct PublishArgs {
     /// What the URL calls it (default: the sandbox's name and something random)
     #[arg(short, long, value_name = "ALIAS")]
     alias: Option<String>,
+    /// Only for who has a token; each time it is asked for a new one is made
+    #[arg(long)]
+    auth: bool,
     /// Print a link to a web shell in the sandbox too
     #[arg(long)]
     shell: bool,
@@ -43,7 +47,7 @@ struct Shown<'a> {
 pub(crate) fn run(context: &Context, args: PublishArgs) -> Result<ExitCode, Failure> {
     let port = required(args.port)?;
     let client = context.client()?;
-    let wanted = Publish { port, alias: args.alias.unwrap_or_default() };
+    let wanted = Publish { port, alias: args.alias.unwrap_or_default(), auth: args.auth };
     let published = context.call_about(&args.sandbox, client.publish(&args.sandbox, &wanted))?;
     if !wanted.alias.is_empty() && wanted.alias != published.alias {
         let Published { alias, .. } = &published;
@@ -62,6 +66,16 @@ pub(crate) fn run(context: &Context, args: PublishArgs) -> Result<ExitCode, Fail
         return Ok(ExitCode::SUCCESS);
     }
     let mut text = format!("Published: {}\n", published.url);
+    match (&published.link, &published.token) {
+        (Some(link), Some(token)) => {
+            text.push_str(&format!("Link:      {link}\nToken:     {token}\n"));
+            text.push_str("It is shown this once; publish --auth makes another.\n");
+        }
+        _ if published.auth => {
+            text.push_str("It asks for a token; publish --auth makes a new one.\n");
+        }
+        _ => {}
+    }
     if let Some(shell) = &shell {
         text.push_str(&format!("Shell:     {}\n", shell.url));
     }

@@ -6,10 +6,10 @@ use axum::Extension;
 use axum::extract::{FromRequest, RawPathParams, Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use bhatti_api::{Publish, PublishRule, Published, route};
+use bhatti_api::{Publish, PublishRule, Published, TOKEN_NAME, route};
 use bhatti_lifecycle::ServiceError;
 use bhatti_store::{PublishRow, Published as Outcome, SandboxRow, StoreError};
-use bhatti_types::{Alias, EventKind};
+use bhatti_types::{Alias, EventKind, PublishToken};
 use serde_json::json;
 
 use super::proxy::port;
@@ -35,13 +35,14 @@ pub(in crate::http) async fn publish(
     let port = u16::try_from(wanted.port).ok().filter(|port| *port != 0);
     let port = port.ok_or_else(|| bad("port must be 1-65535"))?;
     let outcome = if wanted.alias.is_empty() {
-        record_random(&api, &row, port).await
+        record_random(&api, &row, port, wanted.auth).await
     } else {
         let alias = wanted.alias.parse::<Alias>();
         let alias = alias.map_err(|error| ApiError::BadRequest(error.to_string()))?;
-        record(&api, &row, port, alias).await
+        record(&api, &row, port, alias, wanted.auth).await
     };
-    let (status, rule) = match outcome.map_err(|error| failed(error, sandbox))? {
+    let (outcome, token) = outcome.map_err(|error| failed(error, sandbox))?;
+    let (status, rule) = match outcome {
         Outcome::New(rule) => (StatusCode::CREATED, rule),
         Outcome::Existing(rule) => (StatusCode::OK, rule),
     };
@@ -51,7 +52,7 @@ pub(in crate::http) async fn publish(
         let meta = json!({ "sandbox": row.name, "port": port, "alias": rule.alias, "url": url });
         api.events.record(EventKind::PublishCreated, Some(&row.owner), Some(&row.id), meta);
     }
-    let mut response = Written(status, shown(&api, rule)).into_response();
+    let mut response = Written(status, shown(&api, rule, token)).into_response();
     if status == StatusCode::OK {
         let name = HeaderName::from_static(route::EXISTING_HEADER);
         response.headers_mut().insert(name, HeaderValue::from_static("true"));
@@ -59,21 +60,35 @@ pub(in crate::http) async fn publish(
     Ok(response)
 }
 
+/// A rule, and its token if it is to ask for one. Who was inside before that is put out.
 async fn record(
     api: &Api,
     row: &SandboxRow,
     port: u16,
     alias: Alias,
-) -> Result<Outcome, StoreError> {
-    let id = row.id.clone();
-    api.db.call(move |store| store.publish(&id, port, &alias)).await
+    auth: bool,
+) -> Result<(Outcome, Option<PublishToken>), StoreError> {
+    let (id, public) = (row.id.clone(), Arc::clone(&api.public));
+    let recorded = api.db.call(move |store| {
+        let outcome = store.publish(&id, port, &alias, auth)?;
+        if let (Outcome::Existing(rule), Some(_)) = &outcome {
+            public.put_out(&rule.id);
+        }
+        Ok(outcome)
+    });
+    recorded.await
 }
 
-async fn record_random(api: &Api, row: &SandboxRow, port: u16) -> Result<Outcome, StoreError> {
+async fn record_random(
+    api: &Api,
+    row: &SandboxRow,
+    port: u16,
+    auth: bool,
+) -> Result<(Outcome, Option<PublishToken>), StoreError> {
     let mut tried = 0;
     loop {
         tried += 1;
-        match record(api, row, port, Alias::random(row.name.as_str())).await {
+        match record(api, row, port, Alias::random(row.name.as_str()), auth).await {
             Err(StoreError::AliasTaken(_)) if tried < TRIES => {}
             outcome => return outcome,
         }
@@ -91,9 +106,14 @@ fn failed(error: StoreError, sandbox: String) -> ApiError {
     }
 }
 
-fn shown(api: &Api, rule: PublishRow) -> Published {
+fn shown(api: &Api, rule: PublishRow, token: Option<PublishToken>) -> Published {
+    let url = api.public.url(&rule.alias);
+    let token = token.map(|token| token.reveal().to_owned());
     Published {
-        url: api.public.url(&rule.alias),
+        auth: rule.is_protected(),
+        link: token.as_ref().map(|token| format!("{url}?{TOKEN_NAME}={token}")),
+        token,
+        url,
         alias: rule.alias.to_string(),
         created_at: rule.created_at,
         id: rule.id.to_string(),
@@ -115,6 +135,7 @@ pub(in crate::http) async fn published(
     });
     let rules = rules.await.map_err(ServiceError::from)?;
     let shown = |rule: PublishRow| PublishRule {
+        auth: rule.is_protected(),
         id: rule.id.to_string(),
         sandbox_id: rule.sandbox.to_string(),
         user_id: row.owner.to_string(),
