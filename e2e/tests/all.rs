@@ -4,6 +4,8 @@
 mod cp;
 #[path = "all/create.rs"]
 mod create;
+#[path = "all/domain.rs"]
+mod domain;
 #[path = "all/engines.rs"]
 mod engines;
 #[path = "all/events.rs"]

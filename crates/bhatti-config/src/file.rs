@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use camino::{Utf8Path, Utf8PathBuf};
 
+use crate::domain::{Domain, DomainKeys, host_name};
 use crate::duration;
 use crate::node::{Located, Node};
 use crate::problem::{ConfigError, Problem, Problems};
@@ -35,7 +36,21 @@ const KEYS: [&str; 17] = [
 ];
 
 /// Sections, and the keys in them.
-const SECTIONS: [(&str, &[&str]); 4] = [
+const SECTIONS: [(&str, &[&str]); 5] = [
+    (
+        "domain",
+        &[
+            "acme_ca",
+            "acme_directory",
+            "acme_email",
+            "api_host",
+            "http_listen",
+            "listen",
+            "proxy_zone",
+            "tls_cert",
+            "tls_key",
+        ],
+    ),
     ("goldens", &["max_count", "max_mb"]),
     ("limits", &["disk_mb_per_sec", "disk_ops_per_sec", "network_mb_per_sec"]),
     ("public_limits", &["alias_per_min", "client_per_min", "requests_per_min"]),
@@ -43,9 +58,8 @@ const SECTIONS: [(&str, &[&str]); 4] = [
 ];
 
 /// Keys an existing installation's file has and this version does nothing with.
-const UNUSED: [&str; 7] = [
+const UNUSED: [&str; 6] = [
     "backup",
-    "domain",
     "firecracker_jailer",
     "firecracker_kernel",
     "firecracker_rootfs",
@@ -81,6 +95,8 @@ pub(crate) struct FileSettings {
     pub(crate) goldens_max_mb: Option<u32>,
     pub(crate) limits: Limits,
     pub(crate) public_limits: PublicLimits,
+    pub(crate) domain_keys: DomainKeys,
+    pub(crate) domain: Option<Domain>,
 }
 
 /// A file that was read to its end: what it says, what is wrong, what is without effect.
@@ -112,7 +128,8 @@ pub(crate) fn parse(path: &Utf8Path, text: &str, home: &Utf8Path) -> Result<Read
         let text = text.lines().next().unwrap_or_default().to_owned();
         ConfigError::Syntax(Problem::new(path, line, text))
     })?;
-    let mut reader = Reader { path, home, reading: Reading::default(), thermal_line: 0 };
+    let mut reader =
+        Reader { path, home, reading: Reading::default(), thermal_line: 0, domain_line: 0 };
     match root {
         None | Some(Node::Null) => {}
         Some(Node::Map(entries)) => {
@@ -126,6 +143,7 @@ pub(crate) fn parse(path: &Utf8Path, text: &str, home: &Utf8Path) -> Result<Read
         }
     }
     reader.check_thermal();
+    reader.check_domain();
     Ok(reader.reading)
 }
 
@@ -136,6 +154,8 @@ struct Reader<'a> {
     reading: Reading,
     /// Where the last thermal duration stands.
     thermal_line: u64,
+    /// Where the last key of the domain stands.
+    domain_line: u64,
 }
 
 impl Reader<'_> {
@@ -207,6 +227,14 @@ impl Reader<'_> {
         }
     }
 
+    /// What one key says makes sense only with others.
+    fn check_domain(&mut self) {
+        match self.reading.settings.domain_keys.complete() {
+            Ok(domain) => self.reading.settings.domain = domain,
+            Err(text) => self.problem(self.domain_line, text),
+        }
+    }
+
     fn problem(&mut self, line: u64, text: String) {
         self.reading.problems.0.push(Problem::new(self.path, line, text));
     }
@@ -215,6 +243,10 @@ impl Reader<'_> {
         let home = self.home;
         if key.starts_with("thermal.") {
             self.thermal_line = value.referenced.line();
+        }
+        if let Some(key) = key.strip_prefix("domain.") {
+            self.domain_line = value.referenced.line();
+            return set_domain(&mut self.reading.settings.domain_keys, key, &value.value, home);
         }
         let settings = &mut self.reading.settings;
         let value = &value.value;
@@ -271,6 +303,37 @@ impl Reader<'_> {
         }
         Ok(())
     }
+}
+
+fn set_domain(
+    keys: &mut DomainKeys,
+    name: &str,
+    value: &Node,
+    home: &Utf8Path,
+) -> Result<(), String> {
+    let key = &format!("domain.{name}");
+    match name {
+        "api_host" => keys.api_host = Some(host_name(key, text(key, value)?)?),
+        "proxy_zone" => keys.proxy_zone = Some(host_name(key, text(key, value)?)?),
+        "tls_cert" => keys.tls_cert = Some(absolute(key, value, home)?),
+        "tls_key" => keys.tls_key = Some(absolute(key, value, home)?),
+        "acme_email" => keys.acme_email = Some(text(key, value)?.to_owned()),
+        "acme_directory" => {
+            let directory = url(key, value)?;
+            if !directory.starts_with("https://") {
+                return Err(format!("{key:?} must start with https://, got {directory:?}"));
+            }
+            keys.acme_directory = Some(directory);
+        }
+        "acme_ca" => keys.acme_ca = Some(absolute(key, value, home)?),
+        "listen" => keys.listen = Some(listen(key, value)?),
+        "http_listen" => {
+            let off = matches!(value, Node::Text(text) if text == "none");
+            keys.http_listen = Some(if off { None } else { Some(listen(key, value)?) });
+        }
+        other => unreachable!("domain.{other} is a known key and has no reader"),
+    }
+    Ok(())
 }
 
 /// Names the nearest key, if one is near enough to be what was meant.

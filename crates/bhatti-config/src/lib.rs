@@ -16,6 +16,7 @@
 //! Not here: flags and environment variables of the command line, which belong to `bhatti`.
 #![forbid(unsafe_code)]
 
+mod domain;
 mod duration;
 mod file;
 mod layer;
@@ -23,6 +24,7 @@ mod node;
 mod problem;
 mod server;
 
+pub use domain::{Certificates, Domain};
 pub use layer::{Config, Endpoint, Places, load, load_endpoint};
 pub use problem::{ConfigError, Problem, Problems};
 pub use server::{

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
+use crate::domain::Domain;
 use crate::file::FileSettings;
 
 /// Which engine runs the machines. The simulator is for tests and cannot be chosen.
@@ -159,6 +160,8 @@ pub struct ServerConfig {
     pub goldens: Goldens,
     /// `limits`
     pub limits: Limits,
+    /// `domain`; then the public side is there, and [`Self::public_proxy`] is `None`.
+    pub domain: Option<Domain>,
     /// `public_limits`
     pub public_limits: PublicLimits,
     /// `on_shutdown`
@@ -186,8 +189,13 @@ impl ServerConfig {
         let network_prefix = file.network_prefix.clone().unwrap_or_else(|| "bhatti-".to_owned());
         Self {
             engine: file.engine.unwrap_or_default(),
-            listen: file.listen.unwrap_or(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080))),
+            listen: file.listen.unwrap_or(match file.domain {
+                None => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080)),
+                // Plain only for who is here: the rest of the world has TLS.
+                Some(_) => SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            }),
             public_proxy: match file.public_proxy_listen {
+                _ if file.domain.is_some() => None,
                 None => Some(PublicProxy::default()),
                 Some(asked) => asked.map(|address| PublicProxy { address, asked_for: true }),
             },
@@ -210,6 +218,7 @@ impl ServerConfig {
                 max_mb: file.goldens_max_mb.unwrap_or(goldens.max_mb),
             },
             limits: file.limits,
+            domain: file.domain.clone(),
             public_limits: file.public_limits,
             on_shutdown: file.on_shutdown.unwrap_or_default(),
             source,

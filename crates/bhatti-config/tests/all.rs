@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use bhatti_config::{
-    Config, ConfigError, EngineChoice, Goldens, OnShutdown, Places, Thermal, load, load_endpoint,
+    Certificates, Config, ConfigError, EngineChoice, Goldens, OnShutdown, Places, Thermal, load,
+    load_endpoint,
 };
 use camino::{Utf8Path, Utf8PathBuf};
 
@@ -277,17 +278,43 @@ fn a_file_of_the_existing_service_is_accepted_with_warnings() {
     let (scratch, loaded) = system(
         "engine: firecracker\nlisten: \":8080\"\ndata_dir: /var/lib/bhatti\n\
          firecracker_bin: /usr/local/bin/firecracker\nfirecracker_jailer: /j\njail_uid: 10000\n\
-         domain:\n  api_host: a.b\nbackup:\n  schedule:\n    - volume: v\n",
+         backup:\n  schedule:\n    - volume: v\n",
     );
     let config = loaded.unwrap();
     let server = config.server(None);
     assert_eq!(server.engine, EngineChoice::Firecracker);
     assert_eq!(server.firecracker_bin.as_deref(), Some("/usr/local/bin/firecracker".into()));
     let file = scratch.places.system.as_str();
-    let wanted = [(5, "firecracker_jailer"), (6, "jail_uid"), (7, "domain"), (9, "backup")]
+    let wanted = [(5, "firecracker_jailer"), (6, "jail_uid"), (7, "backup")]
         .map(|(line, key)| format!("{file}:{line}: \"{key}\" is not used by this version"));
     assert_eq!(config.warnings, wanted);
     assert!(load_endpoint(&scratch.places).1.is_empty(), "a client need not hear of them");
+}
+
+#[test]
+fn a_domain_is_whole_or_a_problem() {
+    let of = |text: &str| system(&format!("domain:\n{text}")).1.unwrap().server(None);
+    let files = of("  proxy_zone: Box.Example.\n  tls_cert: /c\n  tls_key: ~/k\n");
+    let domain = files.domain.unwrap();
+    assert_eq!((domain.proxy_zone.as_str(), domain.listen.port()), ("box.example", 443));
+    assert!(matches!(domain.certificates, Certificates::Files { .. }));
+    assert!(files.listen.ip().is_loopback() && files.public_proxy.is_none());
+    let acme = of("  proxy_zone: a.b\n  api_host: api.a.b\n  acme_email: me@a.b\n").domain.unwrap();
+    assert_eq!(acme.api_host.as_deref(), Some("api.a.b"));
+    assert!(matches!(acme.certificates, Certificates::Acme { ca: None, .. }));
+    for (text, wanted) in [
+        ("  api_host: a.b\n", "needs proxy_zone"),
+        ("  proxy_zone: a.b\n", "either tls_cert and tls_key, or acme_email"),
+        ("  proxy_zone: a.b\n  tls_cert: /c\n", "either tls_cert and tls_key"),
+        ("  proxy_zone: a.b\n  acme_email: x\n  http_listen: none\n", "names are proved there"),
+        ("  proxy_zone: 1.2.3.4\n", "must be a host name"),
+        ("  proxy_zone: a..b\n", "must be a host name"),
+        ("  proxy_zone: a.b\n  zone: x\n", "unknown key"),
+    ] {
+        let found = problems(&format!("domain:\n{text}"));
+        assert!(found.contains(wanted), "{text}: {found}");
+    }
+    assert_eq!(system("domain:\n").1.unwrap().server(None).domain, None);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bhatti_config::{OnShutdown, PublicProxy, ServerConfig};
+use bhatti_config::{OnShutdown, ServerConfig};
 use bhatti_engine::{Engine, EngineError};
 use bhatti_lifecycle::{
     Deps, Events, GoldenLimits, Recorder, Sandboxes, ServiceError, Settings, Tasks, Thermal,
@@ -18,14 +18,14 @@ use bhatti_types::{EventKind, ImageId};
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use serde_json::json;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::VERSION;
 use crate::engine::{self, Bound, Chosen};
 use crate::http::{
-    self, Api, Guests, Limits, Proxy, Public, Room, Site, Sockets, UnderWay, WebShells,
+    Api, CertificateError, Limits, Proxy, Public, Room, Sockets, UnderWay, WebShells,
 };
+use crate::listeners::Listeners;
 
 /// Why the daemon did not start. Each is one sentence with what to do.
 #[derive(Debug, thiserror::Error)]
@@ -37,10 +37,12 @@ pub enum StartError {
     #[error("failed to listen on {address}: {hint}")]
     Listen {
         address: SocketAddr,
-        hint: &'static str,
+        hint: String,
         #[source]
         source: std::io::Error,
     },
+    #[error("failed to set up the domain")]
+    Certificate(#[from] CertificateError),
     #[error("failed to prepare the data directory")]
     Disk(#[from] DiskError),
     #[error("failed to list images in {path}")]
@@ -70,9 +72,7 @@ pub(crate) const PUT_AWAY: Duration = Duration::from_secs(600);
 
 /// A daemon that has everything it needs and serves nobody yet.
 pub struct App {
-    listener: TcpListener,
-    /// Where published ports are answered.
-    public: Option<TcpListener>,
+    listeners: Listeners,
     address: SocketAddr,
     api: Arc<Api>,
     tasks: Tasks,
@@ -95,20 +95,15 @@ impl App {
         require("guest initramfs", &config.initramfs, "initramfs")?;
         let layout = Arc::new(Layout::open(&config.data_dir)?);
         // Before anything with side effects: a taken port must not disturb running sandboxes.
-        let listener = listen(config.listen).await?;
-        let address = listener.local_addr().map_err(|source| StartError::Listen {
-            address: config.listen,
-            hint: "the socket has no address",
-            source,
-        })?;
-        let (public, site) = listen_publicly(config.public_proxy).await?.unzip();
+        let tasks = Tasks::default();
+        let listeners = Listeners::bind(&config, &tasks).await?;
+        let address = listeners.address;
         let mut store = Store::open(layout.database().as_std_path())?;
         register_images(&mut store, &layout.images())?;
         let bound = Bound::of(&store)?;
         let db = Db::start(store)?;
         // Claimed before anything is swept: what another daemon runs is not ours to end.
         let Chosen { engine, info, claim } = engine::start(&config, bound).await?;
-        let tasks = Tasks::default();
         let (events, recorder) = Events::start(db.clone());
         let people = Arc::new(People { db: db.clone(), events: events.clone() });
         let networks = Networks::open(net_config(&config), people).await?;
@@ -131,15 +126,18 @@ impl App {
             sockets: Sockets::new(connections.clone()),
             room: Room::default(),
             proxy: Proxy::new(connections.clone()),
-            public: Arc::new(Public::new(site, config.public_limits)),
+            public: Arc::new(Public::new(
+                listeners.site.clone(),
+                listeners.secure(),
+                config.public_limits,
+            )),
             web_shells: Arc::new(WebShells::default()),
             engine: info,
             started: Instant::now(),
         });
         let on_shutdown = config.on_shutdown;
         Ok(Self {
-            listener,
-            public,
+            listeners,
             address,
             api,
             tasks,
@@ -169,17 +167,7 @@ impl App {
     /// Serves until `stop` fires, then drains. Machines go on running, or go to disk: after the
     /// last request, which may need one, and before what they are made of is closed.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
-        let router = http::router(self.api.clone());
-        let public_router = http::public_router(self.api.clone());
-        let public = async {
-            if let Some(listener) = self.public {
-                let (tasks, stop) = (&self.connections, stop.clone());
-                http::serve(listener, public_router, tasks, Guests::Strangers, stop).await;
-            }
-        };
-        let api =
-            http::serve(self.listener, router, &self.connections, Guests::Known, stop.clone());
-        tokio::join!(api, public);
+        self.listeners.serve(&self.api, &self.tasks, &self.connections, stop).await;
         let sandboxes = self.api.sandboxes.clone();
         drop(self.api);
         if let Err(left) = self.connections.shut_down(DRAIN).await {
@@ -268,53 +256,6 @@ fn require(what: &'static str, path: &Utf8Path, key: &'static str) -> Result<(),
         Ok(())
     } else {
         Err(StartError::MissingFile { what, path: path.to_owned(), key })
-    }
-}
-
-async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).await.map_err(|source| StartError::Listen {
-        address,
-        hint: match source.kind() {
-            std::io::ErrorKind::AddrInUse => {
-                "another program has that port; stop it, or set listen in the configuration"
-            }
-            std::io::ErrorKind::AddrNotAvailable => {
-                "this host does not have that address; set listen in the configuration"
-            }
-            _ => "check listen in the configuration",
-        },
-        source,
-    })
-}
-
-/// Binds the public side. That the usual address is taken is no reason not to start: nobody asked
-/// for it.
-async fn listen_publicly(
-    config: Option<PublicProxy>,
-) -> Result<Option<(TcpListener, Site)>, StartError> {
-    let Some(PublicProxy { address, asked_for }) = config else { return Ok(None) };
-    let bound = match TcpListener::bind(address).await {
-        Ok(listener) => listener.local_addr().map(|address| (listener, address)),
-        Err(error) => Err(error),
-    };
-    match bound {
-        Ok((listener, address)) => {
-            tracing::info!(listen = %address, "published ports are answered here");
-            Ok(Some((listener, Site::at(address))))
-        }
-        Err(source) if asked_for => Err(StartError::Listen {
-            address,
-            hint: "set another public_proxy_listen in the configuration, or none",
-            source,
-        }),
-        Err(error) => {
-            tracing::warn!(
-                %address,
-                %error,
-                "published ports are not answered: set public_proxy_listen in the configuration"
-            );
-            Ok(None)
-        }
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod body;
 mod connection;
+mod domain;
 mod error;
 mod gate;
 mod limits;
@@ -26,7 +27,8 @@ use bhatti_engine::EngineInfo;
 use bhatti_lifecycle::{Events, Sandboxes};
 use bhatti_store::Db;
 
-pub(crate) use connection::{Guests, UnderWay, serve};
+pub(crate) use connection::{Entry, Guests, Routers, UnderWay, serve};
+pub(crate) use domain::{CertificateError, Secure, check as check_certificate, plain_router};
 use error::ApiError;
 pub(crate) use limits::Limits;
 pub(crate) use proxy::Proxy;

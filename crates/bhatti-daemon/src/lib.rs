@@ -9,6 +9,7 @@ mod app;
 pub mod check;
 mod engine;
 mod http;
+mod listeners;
 mod telemetry;
 
 pub use app::{App, StartError};

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::files::{curl, noise};
 use crate::proxy::{raw, serve, until};
+use crate::web_shell_browser::{Browser, DESK};
 
 /// What anybody's curl is answered: the status and the body.
 #[track_caller]
@@ -248,6 +249,7 @@ fn a_protected_port_is_for_who_has_its_token() {
         assert_eq!(ask(&format!("{url}?bhatti_token={wrong}"), &[]).0, 401);
         assert_eq!(daemon.state("dev"), asleep, "it was woken for strangers");
         who_has_the_token_is_answered(&daemon, &url, &token);
+        a_browser_is_let_in_by_the_link(&daemon, &url, &link);
         assert!(daemon.cli(&["publish", "dev", "-p", "8000"]).ok().contains("asks for a token"));
         assert_eq!(ask(&url, &["-H", &header(&token)]).0, 200, "as it was");
         assert_eq!(curl(&daemon, "/sandboxes/dev/publish", &[]).json()[0]["auth"], true);
@@ -293,6 +295,18 @@ fn who_has_the_token_is_answered(daemon: &TestDaemon, url: &str, token: &str) {
     assert!(until(&mut stream, "\r\n\r\n").starts_with("HTTP/1.1 101"));
     stream.write_all(b"hello\n").expect("it is taken");
     until(&mut stream, "hello\n");
+}
+
+/// And finds its way back without it, at a name below `localhost`.
+fn a_browser_is_let_in_by_the_link(daemon: &TestDaemon, url: &str, link: &str) {
+    let mut browser = Browser::start(daemon.scratch_path().as_std_path(), DESK);
+    browser.open(link);
+    browser.wait_for_text("body", "GET / HTTP/1.1");
+    assert_eq!(browser.run("location.href"), url, "the token is gone from the address");
+    browser.open(&format!("{url}again"));
+    browser.wait_for_text("body", "GET /again HTTP/1.1");
+    let shown = browser.run("document.body.textContent");
+    assert!(!shown.as_str().expect("text").contains("bhp_"), "{shown}");
 }
 
 /// A `bhatti forward` that runs; it is ended with this.

@@ -52,6 +52,8 @@ pub(super) struct Facts {
     /// How many images there are.
     pub images: usize,
     pub listen: Result<String, String>,
+    /// The zone, or why it cannot be answered for; `None`: there is to be none.
+    pub domain: Option<Result<String, String>>,
     pub vmm_uids: (u32, u32),
     /// `/etc/passwd` and `/etc/subuid`.
     pub accounts: String,
@@ -129,6 +131,10 @@ impl Facts {
             tun: tun(),
             ip: runs("ip", &["-V"]),
             nft: runs("nft", &["list", "tables"]),
+            domain: config.domain.as_ref().map(|domain| {
+                let checked = crate::http::check_certificate(domain);
+                checked.map(|()| domain.proxy_zone.clone()).map_err(|error| chain(&error))
+            }),
             listen: listen(config),
             missing: missing.map(|(what, path)| (what, path.clone())).collect(),
             images: images(&config.data_dir.join("images")),

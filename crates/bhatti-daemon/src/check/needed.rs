@@ -16,7 +16,7 @@ const GOOD_FREE_MIB: u64 = 20 << 10;
 const OPEN_FILES: u64 = 65_536;
 
 pub(super) fn items(facts: &Facts) -> Vec<Item> {
-    vec![
+    let mut items = vec![
         root(facts),
         architecture(facts),
         kernel(facts),
@@ -31,7 +31,18 @@ pub(super) fn items(facts: &Facts) -> Vec<Item> {
         listen(facts),
         user_ids(facts),
         open_files(facts),
-    ]
+    ];
+    items.extend(facts.domain.as_ref().map(domain));
+    items
+}
+
+fn domain(found: &Result<String, String>) -> Item {
+    let about = "Published ports are shown below a zone, with a certificate for its names.";
+    let question = question("domain", about);
+    match found {
+        Ok(zone) => question.ok(format!("*.{zone}")),
+        Err(error) => question.failed(error, "See domain in the configuration."),
+    }
 }
 
 const fn question(id: &'static str, about: &'static str) -> Question {

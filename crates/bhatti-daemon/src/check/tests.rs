@@ -43,6 +43,7 @@ fn good() -> Facts {
         },
         missing: Vec::new(),
         images: 2,
+        domain: None,
         listen: Ok("127.0.0.1:8080".to_owned()),
         vmm_uids: (2_063_597_568, 65_536),
         accounts: "root:x:0:0::/root:/bin/sh\nalice:x:1000:1000::/home/alice:/bin/sh\n".to_owned(),

@@ -1,4 +1,5 @@
-//! Accepting connections: HTTP/1.1, with a deadline for headers and a drain at the end.
+//! Accepting connections: HTTP/1.1, or 2 where TLS has agreed on that, with a deadline for headers and
+//! a drain at the end.
 //!
 //! A client that is gone without a word is noticed, and one that reads nothing is not waited for
 //! for ever: behind a request there may be a command that runs, or a sandbox kept awake.
@@ -17,16 +18,19 @@ use bhatti_lifecycle::Tasks;
 use bhatti_types::UserId;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use nix::sys::socket::{setsockopt, sockopt};
 use patient::Patient;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::ApiError;
+use super::domain::{Entrance, Published, Secure};
 use super::proxy::Crowd;
 use super::shares::Shares;
 use super::web_shell::household;
@@ -49,6 +53,13 @@ const MAX_OF_STRANGER: usize = 256;
 /// When a silent connection is probed first, how often then, and how often in vain, in seconds.
 /// A client whose machine or network is gone is noticed after 90 seconds, as on a WebSocket.
 const PROBE: (u32, u32, u32) = (30, 15, 4);
+/// The most requests at once on one connection of HTTP/2, what is held of each answer, and the most of
+/// headers, in bytes.
+const MAX_STREAMS: u32 = 100;
+const STREAM_BUFFER: usize = 64 * 1024;
+const MAX_HEADERS: u32 = 64 * 1024;
+/// How often the other end of such a connection is asked whether it is there, and for how long.
+const PING: Duration = Duration::from_secs(30);
 /// How long a failed accept waits: the reason is usually too many open files, and that passes.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -94,12 +105,26 @@ pub(crate) enum Guests {
     Strangers,
 }
 
+/// What is behind a listener.
+#[derive(Clone)]
+pub(crate) enum Entry {
+    Plain(Router, Guests),
+    Tls(Arc<Secure>, Arc<Routers>),
+}
+
+/// What is behind a listener with TLS, by the name the client calls it.
+pub(crate) struct Routers {
+    pub(crate) api: Router,
+    pub(crate) public: Router,
+    /// Whether a name below the zone is an alias.
+    pub(crate) published: Published,
+}
+
 /// Accepts until `stop` fires. Connections are tasks of `tasks`, which waits for them.
 pub(crate) async fn serve(
     listener: TcpListener,
-    router: Router,
+    entry: Entry,
     tasks: &Tasks,
-    guests: Guests,
     stop: CancellationToken,
 ) {
     let strangers: Crowd<IpAddr> = Crowd::new(MAX_OF_STRANGER);
@@ -114,14 +139,15 @@ pub(crate) async fn serve(
         };
         match accepted {
             Ok((stream, peer)) => {
-                let router = router.clone();
+                let entry = entry.clone();
                 let peer = Peer(peer.ip());
-                let counted = guests == Guests::Strangers && !peer.0.is_loopback();
+                let known = matches!(entry, Entry::Plain(_, Guests::Known));
+                let counted = !known && !peer.0.is_loopback();
                 let own = counted.then(|| strangers.enter(household(peer.0)));
                 // One that has enough; its other connections go on.
                 let Some(own) = own.map_or(Some(None), |own| own.map(Some)) else { continue };
                 tasks.spawn("connection", move |stop| async move {
-                    converse(stream, peer, router, guests, stop).await;
+                    enter(stream, peer, entry, stop).await;
                     drop((place, own));
                 });
             }
@@ -133,17 +159,38 @@ pub(crate) async fn serve(
     }
 }
 
+async fn enter(stream: TcpStream, peer: Peer, entry: Entry, stop: CancellationToken) {
+    if let Err(error) = set_options(&stream) {
+        tracing::debug!(%error, "failed to set the options of a connection");
+    }
+    let (secure, routers) = match entry {
+        Entry::Plain(router, guests) => return converse(stream, peer, router, guests, stop).await,
+        Entry::Tls(secure, routers) => (secure, routers),
+    };
+    let entrance = tokio::select! {
+        entrance = secure.accept(stream, &routers.published) => entrance,
+        () = stop.cancelled() => None,
+    };
+    let Some(Entrance { stream, guests, http2 }) = entrance else { return };
+    let router = match guests {
+        Guests::Known => routers.api.clone(),
+        Guests::Strangers => routers.public.clone(),
+    };
+    if http2 {
+        converse_http2(stream, peer, router, stop).await;
+    } else {
+        converse(stream, peer, router, guests, stop).await;
+    }
+}
+
 /// One connection. When the client hangs up, the handler's future is dropped with it.
 async fn converse(
-    stream: TcpStream,
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     peer: Peer,
     router: Router,
     guests: Guests,
     stop: CancellationToken,
 ) {
-    if let Err(error) = set_options(&stream) {
-        tracing::debug!(%error, "failed to set the options of a connection");
-    }
     let stall = match guests {
         Guests::Known => STALL,
         Guests::Strangers => STRANGERS_STALL,
@@ -168,6 +215,90 @@ async fn converse(
     };
     if let Err(error) = result {
         tracing::debug!(%error, "connection ended with an error");
+    }
+}
+
+/// The same with many requests at once: strangers only.
+async fn converse_http2(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    peer: Peer,
+    router: Router,
+    stop: CancellationToken,
+) {
+    let busy = Arc::new(Busy::default());
+    let own = Arc::clone(&busy);
+    let service = tower::service_fn(move |mut request: Request<Incoming>| {
+        let (router, work) = (router.clone(), own.begin());
+        request.extensions_mut().insert(peer);
+        async move {
+            let response = router.oneshot(request).await?;
+            Ok::<_, std::convert::Infallible>(response.map(|body| {
+                Body::new(body.map_frame(move |frame| {
+                    let _held = &work;
+                    frame
+                }))
+            }))
+        }
+    });
+    let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_send_buf_size(STREAM_BUFFER)
+        .max_header_list_size(MAX_HEADERS)
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PING);
+    let stream = TokioIo::new(Patient::new(stream, STRANGERS_STALL));
+    let connection = builder.serve_connection(stream, TowerToHyperService::new(service));
+    let mut connection = std::pin::pin!(connection);
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        // Those under way are answered, and there are no more.
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+        () = busy.idle() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "connection ended with an error");
+    }
+}
+
+/// How many requests of one connection are under way.
+#[derive(Default)]
+struct Busy {
+    count: watch::Sender<usize>,
+}
+
+impl Busy {
+    fn begin(self: &Arc<Self>) -> Work {
+        self.count.send_modify(|count| *count += 1);
+        Work(Arc::clone(self))
+    }
+
+    /// Resolves when there has been none for too long.
+    async fn idle(&self) {
+        let mut count = self.count.subscribe();
+        loop {
+            // Its sender is here.
+            drop(count.wait_for(|count| *count == 0).await);
+            if timeout(HEADER_TIMEOUT, count.wait_for(|count| *count > 0)).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// One of them, until this is dropped.
+struct Work(Arc<Busy>);
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        self.0.count.send_modify(|count| *count -= 1);
     }
 }
 

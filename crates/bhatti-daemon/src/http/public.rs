@@ -36,12 +36,15 @@ use tokio::time::{Instant, timeout};
 use super::Api;
 use super::body::Written;
 use super::connection::Peer;
+use super::domain::Secure;
 use super::proxy::{
     Admitted, Asker, Crowd, Failure, Keys, Limit, Place, Visit, exchange, target, words,
 };
 use door::Admission;
 use limits::Limits;
 pub(crate) use site::Site;
+use site::Sought;
+pub(super) use site::host;
 use wakes::Wakes;
 
 /// How long a request may take, tunnels included.
@@ -59,14 +62,21 @@ pub(crate) struct Public {
     /// Where it is; `None`: nowhere.
     pub(super) site: Option<Site>,
     limits: Limits,
+    /// With a domain of one's own.
+    secure: Option<Arc<Secure>>,
     visitors: Crowd<PublishId>,
     wakes: Wakes,
 }
 
 impl Public {
-    pub(crate) fn new(site: Option<Site>, limits: PublicLimits) -> Self {
+    pub(crate) fn new(
+        site: Option<Site>,
+        secure: Option<Arc<Secure>>,
+        limits: PublicLimits,
+    ) -> Self {
         Self {
             site,
+            secure,
             limits: Limits::new(limits),
             visitors: Crowd::new(MAX_VISITORS),
             wakes: Wakes::default(),
@@ -81,6 +91,13 @@ impl Public {
         }
     }
 
+    /// An alias was published just now.
+    pub(super) fn announce(&self, alias: &Alias) {
+        if let Some(secure) = &self.secure {
+            secure.prepare(alias.as_str());
+        }
+    }
+
     /// Cuts off whoever is being answered under a rule.
     pub(super) fn put_out(&self, rule: &PublishId) {
         self.visitors.put_out(rule);
@@ -92,6 +109,10 @@ impl Public {
 enum Refused {
     #[error("not found")]
     NotFound,
+    #[error("unknown host")]
+    UnknownHost,
+    #[error("the API is not on this connection")]
+    Misdirected,
     #[error("this URL asks for a token")]
     NoToken,
     #[error("rate limit exceeded")]
@@ -111,7 +132,8 @@ enum Refused {
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let (status, retry) = match &self {
-            Self::NotFound => (StatusCode::NOT_FOUND, None),
+            Self::NotFound | Self::UnknownHost => (StatusCode::NOT_FOUND, None),
+            Self::Misdirected => (StatusCode::MISDIRECTED_REQUEST, None),
             Self::NoToken => (StatusCode::UNAUTHORIZED, None),
             Self::TooOften => (StatusCode::TOO_MANY_REQUESTS, Some("1")),
             Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, Some("2")),
@@ -144,7 +166,12 @@ pub(super) async fn answer(
 async fn serve(api: &Api, Peer(peer): Peer, mut request: Request) -> Result<Response, Refused> {
     let started = Instant::now();
     let site = api.public.site.as_ref().ok_or(Refused::NotFound)?;
-    let (alias, ours) = site.alias(&request).ok_or(Refused::NotFound)?;
+    let (alias, ours) = match site.sought(&request) {
+        Sought::Alias(alias, ours) => (alias, ours),
+        Sought::Api => return Err(Refused::Misdirected),
+        Sought::Nothing if site.is_secure() => return Err(Refused::UnknownHost),
+        Sought::Nothing => return Err(Refused::NotFound),
+    };
     let (place, rule, row) = find(api, &alias)?;
     if !api.public.limits.allow(peer, &rule.id) {
         return Err(Refused::TooOften);
@@ -154,7 +181,7 @@ async fn serve(api: &Api, Peer(peer): Peer, mut request: Request) -> Result<Resp
         Admission::In => {}
         Admission::ByLink(token) => {
             let below = if ours == 0 { "/".to_owned() } else { format!("/{alias}/") };
-            return Ok(door::remember(&request, &token, &below, false));
+            return Ok(door::remember(&request, &token, &below, site.is_secure()));
         }
         Admission::Refused => return Err(Refused::NoToken),
     }
@@ -166,7 +193,7 @@ async fn serve(api: &Api, Peer(peer): Peer, mut request: Request) -> Result<Resp
     let left = WHOLE.saturating_sub(started.elapsed());
     let limit = Limit { whole: Some(left), idle: left, body: Some(MAX_BODY) };
     let uri = target(request.uri(), ours);
-    let asker = Asker { peer, keys: Keys::Theirs };
+    let asker = Asker { peer, keys: Keys::Theirs, https: site.is_secure() };
     let out = place.out.clone();
     let guest = lease.guest().clone();
     let visit = Visit {

@@ -103,7 +103,7 @@ async fn world() -> World {
     let started = Instant::now();
     let proxy = Proxy::new(Tasks::default());
     let site = Site::at(([127, 0, 0, 1], 8090).into());
-    let public = Arc::new(Public::new(Some(site), bhatti_config::PublicLimits::default()));
+    let public = Arc::new(Public::new(Some(site), None, bhatti_config::PublicLimits::default()));
     let engine = info;
     let api = Api {
         sandboxes,

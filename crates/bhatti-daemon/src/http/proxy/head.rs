@@ -46,6 +46,8 @@ pub(in crate::http) enum Keys {
 pub(in crate::http) struct Asker {
     pub(in crate::http) peer: IpAddr,
     pub(in crate::http) keys: Keys,
+    /// By TLS.
+    pub(in crate::http) https: bool,
 }
 
 /// The headers as the program on `port` gets them. With `upgrade`, those that ask for one stay.
@@ -71,7 +73,9 @@ pub(super) fn request(headers: &mut HeaderMap, asker: Asker, port: u16, upgrade:
     headers.remove(header::FORWARDED);
     let text = |text: &str| HeaderValue::from_str(text).expect("an address or a number is plain");
     headers.insert(FORWARDED_FOR, text(&asker.peer.to_canonical().to_string()));
-    headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+    let proto = if asker.https { "https" } else { "http" };
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static(proto));
+    join_cookies(headers);
     match host {
         Some(host) => drop(headers.insert(FORWARDED_HOST, host)),
         None => drop(headers.remove(FORWARDED_HOST)),
@@ -83,6 +87,17 @@ pub(super) fn request(headers: &mut HeaderMap, asker: Asker, port: u16, upgrade:
     if let Some(protocol) = protocol {
         headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
         headers.insert(header::UPGRADE, protocol);
+    }
+}
+
+/// HTTP/2 may send each cookie by itself; programs expect one line.
+fn join_cookies(headers: &mut HeaderMap) {
+    let lines: Vec<&[u8]> =
+        headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if lines.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&lines.join(b"; ".as_slice()))
+    {
+        headers.insert(header::COOKIE, joined);
     }
 }
 
@@ -170,7 +185,7 @@ mod tests {
     fn asked(keys: Keys, upgrade: bool, list: &[(&str, &str)]) -> Vec<String> {
         let mut headers = headers(list);
         let peer = "::ffff:192.0.2.7".parse().expect("an address");
-        request(&mut headers, Asker { peer, keys }, 8000, upgrade);
+        request(&mut headers, Asker { peer, keys, https: false }, 8000, upgrade);
         lines(&headers)
     }
 
@@ -180,6 +195,7 @@ mod tests {
             ("host", "dev.localhost:8090"),
             ("authorization", "Bearer bht_secret"),
             ("cookie", "a=b"),
+            ("cookie", "c=d"),
             ("connection", "close, X-Mine, Content-Length"),
             ("x-mine", "1"),
             ("keep-alive", "timeout=5"),
@@ -193,7 +209,7 @@ mod tests {
             ("proxy-connection", "keep-alive"),
         ];
         let wanted = [
-            "cookie: a=b",
+            "cookie: a=b; c=d",
             "host: localhost:8000",
             "te: trailers",
             "x-forwarded-for: 192.0.2.7",

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::{StatusCode, Uri, header};
+use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::response::Response;
 use bhatti_guest_client::{Guest, GuestError};
 use bhatti_lifecycle::chain;
@@ -204,6 +204,13 @@ fn outgoing(
     if size.exact().is_none() {
         // It comes in chunks, whatever else was said of its length.
         parts.headers.remove(header::CONTENT_LENGTH);
+    }
+    // HTTP/2 says it elsewhere.
+    if let (false, Some(authority)) =
+        (parts.headers.contains_key(header::HOST), parts.uri.authority())
+        && let Ok(host) = HeaderValue::from_str(authority.as_str())
+    {
+        parts.headers.insert(header::HOST, host);
     }
     head::request(&mut parts.headers, asker, port, upgrade);
     let mut request = hyper::Request::new(body);

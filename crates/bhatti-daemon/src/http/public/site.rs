@@ -14,49 +14,91 @@ use bhatti_types::Alias;
 const ZONE: &str = ".localhost";
 
 /// Where the public side is.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Site {
-    address: SocketAddr,
+#[derive(Clone, Debug)]
+pub(crate) enum Site {
+    /// An address, without TLS.
+    At(SocketAddr),
+    /// Names below a zone, on a port.
+    Below {
+        /// With the dot it begins with.
+        zone: String,
+        port: u16,
+        /// A name that may be below it and is no alias.
+        api_host: Option<String>,
+    },
+}
+
+/// Which program a request is for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Sought {
+    /// What need not be an alias, and how many segments of the path that took.
+    Alias(String, usize),
+    /// What is answered elsewhere: another connection is needed.
+    Api,
+    /// No name of ours.
+    Nothing,
 }
 
 impl Site {
     pub(crate) fn at(address: SocketAddr) -> Self {
-        Self { address }
+        Self::At(address)
+    }
+
+    /// Whether clients come by TLS.
+    pub(super) fn is_secure(&self) -> bool {
+        matches!(self, Self::Below { .. })
     }
 
     /// Where an alias is reached. An address that is no particular one is left out, for who asked
     /// to fill in: they know how they got here.
     pub(in crate::http) fn url(&self, alias: &Alias) -> String {
-        let port = self.address.port();
-        if self.address.ip().is_loopback() {
+        let address = match self {
+            Self::At(address) => address,
+            Self::Below { zone, port: 443, .. } => return format!("https://{alias}{zone}"),
+            Self::Below { zone, port, .. } => return format!("https://{alias}{zone}:{port}"),
+        };
+        let port = address.port();
+        if address.ip().is_loopback() {
             format!("http://{alias}{ZONE}:{port}/")
-        } else if self.address.ip().is_unspecified() {
+        } else if address.ip().is_unspecified() {
             format!("http://:{port}/{alias}/")
         } else {
-            format!("http://{}/{alias}/", self.address)
+            format!("http://{address}/{alias}/")
         }
     }
 
-    /// The alias a request is for, and how many segments of its path that took. What comes back
-    /// need not be an alias.
-    pub(super) fn alias(&self, request: &Request) -> Option<(String, usize)> {
+    /// What a request is for.
+    pub(super) fn sought(&self, request: &Request) -> Sought {
         let host = host(request).unwrap_or_default();
-        if let Some(alias) = host.strip_suffix(ZONE) {
-            return Some((alias.to_owned(), 0));
+        match self {
+            Self::At(address) => at(*address, &host, request),
+            Self::Below { api_host: Some(api), .. } if *api == host => Sought::Api,
+            Self::Below { zone, .. } => match host.strip_suffix(zone) {
+                Some(alias) => Sought::Alias(alias.to_owned(), 0),
+                None => Sought::Nothing,
+            },
         }
-        // A page of elsewhere whose name has come to mean this machine is not let in: what is
-        // published here is for who is here.
-        let literal = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
-        if self.address.ip().is_loopback() && !literal && host != "localhost" {
-            return None;
-        }
-        let first = request.uri().path().split('/').nth(1)?;
-        (!first.is_empty()).then(|| (first.to_owned(), 1))
+    }
+}
+
+fn at(address: SocketAddr, host: &str, request: &Request) -> Sought {
+    if let Some(alias) = host.strip_suffix(ZONE) {
+        return Sought::Alias(alias.to_owned(), 0);
+    }
+    // A page of elsewhere whose name has come to mean this machine is not let in: what is
+    // published here is for who is here.
+    let literal = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+    if address.ip().is_loopback() && !literal && host != "localhost" {
+        return Sought::Nothing;
+    }
+    match request.uri().path().split('/').nth(1) {
+        Some(first) if !first.is_empty() => Sought::Alias(first.to_owned(), 1),
+        _ => Sought::Nothing,
     }
 }
 
 /// The host a request names, without its port, in lower case.
-fn host(request: &Request) -> Option<String> {
+pub(in crate::http) fn host(request: &Request) -> Option<String> {
     let named = request.headers().get(header::HOST).and_then(|value| value.to_str().ok());
     let named = request.uri().authority().map(|authority| authority.as_str()).or(named)?;
     let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
@@ -76,7 +118,34 @@ mod tests {
     fn alias(address: &str, host: &str, path: &str) -> Option<(String, usize)> {
         let request = Request::builder().uri(path).header(header::HOST, host);
         let request = request.body(Body::empty()).expect("a request");
-        Site::at(address.parse().expect("an address")).alias(&request)
+        match Site::at(address.parse().expect("an address")).sought(&request) {
+            Sought::Alias(alias, ours) => Some((alias, ours)),
+            Sought::Api | Sought::Nothing => None,
+        }
+    }
+
+    #[test]
+    fn with_a_domain_an_alias_is_a_name_below_it() {
+        let name: Alias = "dev".parse().expect("an alias");
+        let site = |port| Site::Below {
+            zone: ".box.example".to_owned(),
+            port,
+            api_host: Some("api.box.example".to_owned()),
+        };
+        assert_eq!(site(443).url(&name), "https://dev.box.example");
+        assert_eq!(site(8443).url(&name), "https://dev.box.example:8443");
+        for (host, wanted) in [
+            ("dev.box.example", Sought::Alias("dev".to_owned(), 0)),
+            ("DEV.box.example.:443", Sought::Alias("dev".to_owned(), 0)),
+            ("api.box.example", Sought::Api),
+            ("box.example", Sought::Nothing),
+            ("dev.localhost", Sought::Nothing),
+            ("evil.example", Sought::Nothing),
+        ] {
+            let request = Request::builder().uri("/other/").header(header::HOST, host);
+            let request = request.body(Body::empty()).expect("a request");
+            assert_eq!(site(443).sought(&request), wanted, "{host}");
+        }
     }
 
     #[test]

@@ -45,7 +45,7 @@ pub(in crate::http) async fn proxy(
         out: place.out.clone(),
         _kept: Box::new((used.lease.clone(), place)),
     };
-    let asker = Asker { peer, keys: Keys::Ours };
+    let asker = Asker { peer, keys: Keys::Ours, https: false };
     let answered = exchange(&api.proxy, request, uri, asker, visit, &LIMIT).await;
     let answered = match answered {
         Ok(mut answer) => {

@@ -48,6 +48,7 @@ pub(in crate::http) async fn publish(
     };
     if status == StatusCode::CREATED {
         tracing::info!(sandbox = %row.id, port, alias = %rule.alias, "published a port");
+        api.public.announce(&rule.alias);
         let url = api.public.url(&rule.alias);
         let meta = json!({ "sandbox": row.name, "port": port, "alias": rule.alias, "url": url });
         api.events.record(EventKind::PublishCreated, Some(&row.owner), Some(&row.id), meta);
@@ -111,7 +112,9 @@ fn shown(api: &Api, rule: PublishRow, token: Option<PublishToken>) -> Published 
     let token = token.map(|token| token.reveal().to_owned());
     Published {
         auth: rule.is_protected(),
-        link: token.as_ref().map(|token| format!("{url}?{TOKEN_NAME}={token}")),
+        link: token
+            .as_ref()
+            .map(|token| format!("{}/?{TOKEN_NAME}={token}", url.trim_end_matches('/'))),
         token,
         url,
         alias: rule.alias.to_string(),

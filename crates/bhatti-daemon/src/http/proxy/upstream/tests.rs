@@ -48,7 +48,7 @@ where
 async fn ask(guest: Guest, body: Body, limit: &Limit) -> Result<Response, Failure> {
     let proxy = Proxy::new(Tasks::default());
     let request = Request::post("/").body(body).expect("a request");
-    let asker = Asker { peer: [127, 0, 0, 1].into(), keys: Keys::Theirs };
+    let asker = Asker { peer: [127, 0, 0, 1].into(), keys: Keys::Theirs, https: false };
     let visit = Visit {
         sandbox: SandboxId::random(),
         port: 80,
@@ -184,7 +184,7 @@ impl Asking {
 
     async fn ask(&self, method: &str, body: &'static str) -> Result<Bytes, Failure> {
         let request = Request::builder().method(method).uri("/").body(Body::from(body));
-        let asker = Asker { peer: [127, 0, 0, 1].into(), keys: Keys::Theirs };
+        let asker = Asker { peer: [127, 0, 0, 1].into(), keys: Keys::Theirs, https: false };
         let visit = Visit {
             sandbox: self.sandbox.clone(),
             port: 80,
