@@ -49,6 +49,13 @@ pub(crate) fn run(context: &Context, args: PublishArgs) -> Result<ExitCode, Fail
     let client = context.client()?;
     let wanted = Publish { port, alias: args.alias.unwrap_or_default(), auth: args.auth };
     let published = context.call_about(&args.sandbox, client.publish(&args.sandbox, &wanted))?;
+    if wanted.auth && !published.auth {
+        // A server from before there were tokens has not read that word.
+        return Err(Failure::text(format!(
+            "this server cannot ask for a token: {} is for anybody; bhatti unpublish {} -p {port}",
+            published.url, args.sandbox
+        )));
+    }
     if !wanted.alias.is_empty() && wanted.alias != published.alias {
         let Published { alias, .. } = &published;
         context.say(&format!(

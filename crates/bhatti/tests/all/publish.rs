@@ -92,3 +92,27 @@ fn a_port_has_to_be_said() {
     world.run(&["unpublish", "dev", "-p", "65536"]).check(1, "", "Error: port must be 1-65535\n");
     world.run(&["forward", "dev", "0"]).check(1, "", "Error: port must be 1-65535\n");
 }
+
+#[test]
+fn a_token_is_shown_once_and_never_missing() {
+    let open = published("http://web.localhost:8090/");
+    let protected = open.replace(r#""port""#, r#""auth":true,"port""#);
+    let new = protected.replace(
+        r#""port""#,
+        r#""token":"bhp_1","link":"http://web.localhost:8090/?bhatti_token=bhp_1","port""#,
+    );
+    let world = World::with(&[
+        ("201 Created", "", &new),
+        ("200 OK", "x-bhatti-existing: true\r\n", &protected),
+        ("201 Created", "", &open),
+    ]);
+    let ran = world.run(&["publish", "dev", "-p", "8000", "--auth"]);
+    let link = "Link:      http://web.localhost:8090/?bhatti_token=bhp_1\nToken:     bhp_1\n";
+    assert!(ran.code == Some(0) && ran.stdout.contains(link), "{}", ran.stdout);
+    let ran = world.run(&["publish", "dev", "-p", "8000"]);
+    assert!(ran.stdout.contains("It asks for a token"), "{}", ran.stdout);
+    let ran = world.run(&["publish", "dev", "-p", "8000", "--auth"]);
+    assert!(ran.code == Some(1) && ran.stdout.is_empty(), "{}", ran.stdout);
+    assert!(ran.stderr.contains("this server cannot ask for a token"), "{}", ran.stderr);
+    assert_eq!(world.requests()[0], r#"POST /sandboxes/dev/publish {"port":8000,"auth":true}"#);
+}
