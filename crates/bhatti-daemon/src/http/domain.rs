@@ -163,7 +163,7 @@ impl Secure {
         tasks.spawn("renewals", move |stop| async move {
             let wanted = |name: &str| {
                 let alias = name.strip_suffix(&secure.zone);
-                secure.api_host.as_deref() == Some(name) || alias.is_some_and(|a| published(a))
+                secure.api_host.as_deref() == Some(name) || alias.is_some_and(&published)
             };
             tokio::select! {
                 () = stop.cancelled() => {}
