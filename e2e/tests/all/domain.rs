@@ -121,13 +121,13 @@ fn names_lead_where_they_should(ca: &Utf8Path) {
     let ask = |url: &str, args: &[&str]| curl(ca, url, args).1.to_lowercase();
     let answer = ask("https://web.box.test/a?x", &["-H", "Cookie: a=1", "-H", "Cookie: b=2"]);
     for wanted in [
-        "get /a?x http/1.1\r\n",
-        "host: localhost:8000\r\n",
-        "x-forwarded-proto: https\r\n",
-        "x-forwarded-host: web.box.test\r\n",
-        "cookie: a=1; b=2\r\n",
+        "get /a?x http/1.1",
+        "host: localhost:8000",
+        "x-forwarded-proto: https",
+        "x-forwarded-host: web.box.test",
+        "cookie: a=1; b=2",
     ] {
-        assert!(answer.contains(wanted), "{wanted}: {answer}");
+        assert!(answer.lines().any(|line| line.trim_end() == wanted), "{wanted}: {answer}");
     }
     assert!(answer.ends_with("\n200 2"), "HTTP/2: {answer}");
     assert!(ask("https://web.box.test/", &["--http1.1"]).ends_with("\n200 1.1"));
@@ -169,16 +169,16 @@ fn sockets_work(ca: &Utf8Path) {
 /// A body in chunks, longer than anything that is held of it.
 fn much_is_passed_on_in_little(daemon: &TestDaemon, ca: &Utf8Path) {
     let file = daemon.scratch_path().join("large");
-    std::fs::write(&file, noise(40 << 20)).expect("a file");
+    std::fs::write(&file, noise(20 << 20)).expect("a file");
     let before = daemon.memory_mib("VmHWM");
     for version in ["--http1.1", "--http2"] {
         let chunked = ["-X", "POST", "-H", "Transfer-Encoding: chunked"];
         let args = [&[version, "-T", file.as_str()], chunked.as_slice()].concat();
         let answer = curl(ca, "https://web.box.test/sum", &args).1;
-        assert!(answer.starts_with(&format!("{} ", 40 << 20)), "{answer}");
+        assert!(answer.starts_with(&format!("{} ", 20 << 20)), "{answer}");
     }
     let after = daemon.memory_mib("VmHWM");
-    assert!(after - before < 32, "{before} MiB, then {after}");
+    assert!(after - before < 16, "{before} MiB, then {after}");
 }
 
 fn certificates_are_taken_anew(daemon: &mut TestDaemon, ca: &Ca, ca_file: &Utf8Path) {
