@@ -27,8 +27,8 @@ const API_SOCKET: &str = "api.sock";
 const AGENT_PORT: u32 = 52;
 const INTERFACE: &str = "eth0";
 /// How long the agent may take to its first byte before the connection is taken for one that the guest
-/// has dropped.
-const FIRST_BYTE: Duration = Duration::from_secs(1);
+/// has dropped; twice as long the next time, as the engine does it.
+const FIRST_BYTE: Duration = Duration::from_millis(50);
 /// Between two attempts to reach the agent.
 const PAUSE: Duration = Duration::from_millis(2);
 
@@ -126,23 +126,26 @@ fn seen(file: &impl AsRawFd) -> String {
 /// A connection to the agent, once it has sent its first byte: one that a guest drops while it is being
 /// restored says nothing, ever.
 pub(super) async fn link(starting: &mut Starting) -> Result<UnixStream> {
+    let mut patience = FIRST_BYTE;
     loop {
         let stream = starting.socket(AGENT_SOCKET).await?;
-        // The VMM hangs up while the guest does not listen.
-        if let Ok(Some(stream)) = greeted(stream).await {
-            return Ok(stream);
+        match greeted(stream, patience).await {
+            Ok(Some(stream)) => return Ok(stream),
+            Ok(None) => patience *= 2,
+            // The VMM hangs up while the guest does not listen.
+            Err(_) => {}
         }
         tokio::time::sleep(PAUSE).await;
     }
 }
 
-async fn greeted(mut stream: UnixStream) -> io::Result<Option<UnixStream>> {
+async fn greeted(mut stream: UnixStream, patience: Duration) -> io::Result<Option<UnixStream>> {
     stream.write_all(format!("CONNECT {AGENT_PORT}\n").as_bytes()).await?;
     // `OK 1073741824` and a line's end; what follows is the guest's.
     while stream.read_u8().await? != b'\n' {}
     let peek = || Ok(recv(stream.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK)?);
     let first = stream.async_io(Interest::READABLE, peek);
-    let Ok(there) = tokio::time::timeout(FIRST_BYTE, first).await else {
+    let Ok(there) = tokio::time::timeout(patience, first).await else {
         return Ok(None);
     };
     Ok((there? > 0).then_some(stream))
@@ -228,13 +231,13 @@ mod tests {
             theirs.write_all(b"x").await.unwrap();
             theirs
         };
-        let (link, _guest) = tokio::join!(greeted(ours), guest);
+        let (link, _guest) = tokio::join!(greeted(ours, FIRST_BYTE), guest);
         assert_eq!(link.unwrap().expect("it has spoken").read_u8().await.unwrap(), b'x');
 
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         theirs.write_all(b"OK 1\n").await.unwrap();
         theirs.shutdown().await.unwrap();
-        assert!(greeted(ours).await.unwrap().is_none(), "it has gone");
+        assert!(greeted(ours, FIRST_BYTE).await.unwrap().is_none(), "it has gone");
     }
 
     #[test]
