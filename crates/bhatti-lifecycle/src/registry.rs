@@ -373,6 +373,7 @@ impl Sandboxes {
         spec: PatchSpec,
     ) -> Result<SandboxRow, ServiceError> {
         let PatchSpec { name, keep_hot, labels_add, labels_remove, net_policy } = spec;
+        let sets_policy = net_policy.is_some();
         let patch = PatchRow { name, labels_add, labels_remove, keep_hot, net_policy };
         let id = row.id.clone();
         let (patch, patched) = self
@@ -388,9 +389,13 @@ impl Sandboxes {
             let events = &self.inner.world.events;
             events.record(EventKind::SandboxUpdated, Some(&caller.id), Some(&row.id), meta);
         }
-        if row.net_policy != patched.net_policy {
+        // Also if it is what was recorded: the last attempt may have failed after that, and of two
+        // that came at once neither knows what the other has made of it.
+        if sets_policy {
             let applied = machine::apply_network(&self.inner.world, caller).await;
-            applied.map_err(|error| failed(&patched, "apply the network policy of", error))?;
+            applied.map_err(|error| {
+                failed(&patched, "apply the network policy, which is recorded", error)
+            })?;
         }
         let Some(keep) = keep_hot else { return self.get(caller, patched.id.as_str()).await };
         let handle = self.handle(&patched)?;

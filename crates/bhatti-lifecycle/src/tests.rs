@@ -201,6 +201,7 @@ fn less(left: &AtomicUsize) -> bool {
 #[derive(Default)]
 struct NoNetwork {
     released: AtomicUsize,
+    applied: AtomicUsize,
     broken: Mutex<bool>,
     /// So many calls fail.
     stumbles: AtomicUsize,
@@ -227,6 +228,10 @@ impl Taps for NoNetwork {
     }
 
     async fn apply(&self, _subnet: u32) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        if less(&self.stumbles) {
+            return Err("no nft".into());
+        }
+        self.applied.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 

@@ -183,3 +183,19 @@ async fn a_rename_changes_neither_host_name_nor_machine_id() {
     assert_eq!((&told[0].hostname, &told[0].machine_id), (&told[1].hostname, &told[1].machine_id));
     assert_eq!(told[0].machine_id.len(), 32);
 }
+
+#[tokio::test]
+async fn a_policy_that_could_not_be_applied_is_applied_when_it_is_asked_for_again() {
+    let house = House::new();
+    let daemon = house.daemon().await;
+    let alice = daemon.user("alice", 5).await;
+    daemon.sandboxes.create(&alice, named("dev")).await.unwrap();
+    let closed = bhatti_types::NetPolicy::closed();
+    let patch = PatchSpec { net_policy: Some(closed.clone()), ..PatchSpec::default() };
+    house.network.stumbles.store(1, Ordering::Relaxed);
+    let failed = daemon.sandboxes.patch(&alice, "dev", patch.clone()).await;
+    assert!(matches!(failed, Err(ServiceError::Failed { .. })), "{failed:?}");
+    assert_eq!(house.network.applied.load(Ordering::Relaxed), 0);
+    let row = daemon.sandboxes.patch(&alice, "dev", patch).await.unwrap();
+    assert_eq!((row.net_policy, house.network.applied.load(Ordering::Relaxed)), (closed, 1));
+}
