@@ -140,7 +140,7 @@ pub(crate) async fn serve(
         match accepted {
             Ok((stream, peer)) => {
                 let entry = entry.clone();
-                let peer = Peer(peer.ip());
+                let peer = Peer(peer.ip().to_canonical());
                 let known = matches!(entry, Entry::Plain(_, Guests::Known));
                 let counted = !known && !peer.0.is_loopback();
                 let own = counted.then(|| strangers.enter(household(peer.0)));

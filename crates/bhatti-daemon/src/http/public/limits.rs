@@ -10,7 +10,7 @@ use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLim
 use crate::http::web_shell::household;
 
 /// From how many keys on those that have been quiet are forgotten. Every one that is remembered
-/// has asked within the last seconds, and all together ask a bounded number of times.
+/// has asked within the last seconds.
 const MANY: usize = 4096;
 
 /// Bursts are in the contract's proportions: all of a minute, a third of it, two fifths of it.
@@ -45,9 +45,10 @@ impl Limits {
         if self.aliases.len() > MANY {
             self.aliases.retain_recent();
         }
-        self.all.check().is_ok()
-            && (peer.is_loopback() || self.peers.check_key(&household(peer)).is_ok())
+        // From the narrowest on: who is refused has used up nobody else's share.
+        (peer.is_loopback() || self.peers.check_key(&household(peer)).is_ok())
             && self.aliases.check_key(rule).is_ok()
+            && self.all.check().is_ok()
     }
 }
 
@@ -68,5 +69,17 @@ mod tests {
         assert!(about(allowed(1, &one, 1000), 500), "one stranger");
         assert!(about((2..9).map(|n| allowed(n, &one, 400)).sum::<usize>(), 1500), "one alias");
         assert_eq!(allowed(9, &two, 100), 100, "the neighbour's share is its own");
+    }
+
+    #[test]
+    fn what_is_refused_uses_up_nobodys_share() {
+        let limits = Limits::new(PublicLimits::default());
+        let (one, two) = (PublishId::random(), PublishId::random());
+        let (greedy, other) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
+        for _ in 0..20_000 {
+            limits.allow(greedy, &one);
+        }
+        assert!(limits.allow(other, &one), "of the same alias");
+        assert!(limits.allow(other, &two), "of another");
     }
 }
