@@ -180,7 +180,7 @@ async fn serve(api: &Api, Peer(peer): Peer, mut request: Request) -> Result<Resp
     match door::admit(&mut request, &rule) {
         Admission::In => {}
         Admission::ByLink(token) => {
-            let below = if ours == 0 { "/".to_owned() } else { format!("/{alias}/") };
+            let below = if ours == 0 { "/".to_owned() } else { format!("/{alias}") };
             return Ok(door::remember(&request, &token, &below, site.is_secure()));
         }
         Admission::Refused => return Err(Refused::NoToken),

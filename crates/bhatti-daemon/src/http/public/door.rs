@@ -121,24 +121,36 @@ fn take_from_headers(headers: &mut HeaderMap) -> Vec<String> {
     found
 }
 
+/// Browsers send all cookies in one line, and a program's own may be any bytes.
 fn take_cookies(headers: &mut HeaderMap, found: &mut Vec<String>) {
-    let is_ours = |pair: &str| pair.trim().split('=').next() == Some(TOKEN_NAME);
-    let held = |value: &HeaderValue| value.to_str().is_ok_and(|text| text.split(';').any(is_ours));
-    if !headers.get_all(header::COOKIE).iter().any(held) {
+    let pairs = |value: &HeaderValue| -> Vec<Vec<u8>> {
+        value.as_bytes().split(|byte| *byte == b';').map(<[u8]>::to_vec).collect()
+    };
+    let ours = |pair: &[u8]| {
+        let (name, token) = pair.trim_ascii().split_at_checked(TOKEN_NAME.len())?;
+        let is_ours = name == TOKEN_NAME.as_bytes();
+        match token.first() {
+            Some(b'=') if is_ours => Some(String::from_utf8_lossy(&token[1..]).trim().to_owned()),
+            None if is_ours => Some(String::new()),
+            _ => None,
+        }
+    };
+    if !headers.get_all(header::COOKIE).iter().flat_map(pairs).any(|pair| ours(&pair).is_some()) {
         return;
     }
     let mut kept = Vec::new();
     for value in headers.get_all(header::COOKIE) {
-        let Ok(text) = value.to_str() else {
-            kept.push(value.clone());
-            continue;
-        };
-        let (ours, rest): (Vec<&str>, Vec<&str>) = text.split(';').partition(|pair| is_ours(pair));
-        let tokens = ours.iter().filter_map(|pair| pair.split_once('='));
-        found.extend(tokens.map(|(_, token)| token.trim().to_owned()));
-        let rest = rest.join(";");
+        let mut rest = Vec::new();
+        for pair in pairs(value) {
+            match ours(&pair) {
+                Some(token) => found.push(token),
+                None => rest.push(pair),
+            }
+        }
+        let rest = rest.join(&b';');
         // A part of a header's value is one.
-        kept.extend(HeaderValue::from_str(rest.trim()).ok().filter(|rest| !rest.is_empty()));
+        let rest = HeaderValue::from_bytes(rest.trim_ascii()).ok();
+        kept.extend(rest.filter(|rest| !rest.is_empty()));
     }
     headers.remove(header::COOKIE);
     for value in kept {
@@ -202,6 +214,16 @@ mod tests {
                 (left_path, left.iter().map(|l| (*l).to_owned()).collect())
             );
         }
+    }
+
+    #[test]
+    fn a_token_is_found_beside_cookies_that_are_no_ascii() {
+        let mut request = request("/", &[]);
+        let cookies = "name=Zoë; bhatti_token=t;b=2".as_bytes();
+        let cookies = HeaderValue::from_bytes(cookies).expect("browsers send it");
+        request.headers_mut().insert(header::COOKIE, cookies);
+        assert_eq!(take_from_headers(request.headers_mut()), ["t"]);
+        assert_eq!(request.headers()[header::COOKIE].as_bytes(), "name=Zoë;b=2".as_bytes());
     }
 
     #[test]
