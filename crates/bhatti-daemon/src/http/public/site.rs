@@ -97,7 +97,8 @@ fn at(address: SocketAddr, host: &str, request: &Request) -> Sought {
     }
 }
 
-/// The host a request names, without its port, in lower case.
+/// The host a request names, without its port, in lower case. What is none is not passed on: we
+/// answer with URLs that hold it.
 pub(in crate::http) fn host(request: &Request) -> Option<String> {
     let named = request.headers().get(header::HOST).and_then(|value| value.to_str().ok());
     let named = request.uri().authority().map(|authority| authority.as_str()).or(named)?;
@@ -106,6 +107,10 @@ pub(in crate::http) fn host(request: &Request) -> Option<String> {
         Some((host, port)) if digits(port) => host,
         _ => named,
     };
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte);
+    if !host.bytes().all(fits) {
+        return None;
+    }
     // One dot at the end says only that this is the whole name.
     Some(host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase())
 }
@@ -145,6 +150,17 @@ mod tests {
             let request = Request::builder().uri("/other/").header(header::HOST, host);
             let request = request.body(Body::empty()).expect("a request");
             assert_eq!(site(443).sought(&request), wanted, "{host}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_name_names_no_host() {
+        for named in
+            ["evil.example/.box.example", "evil.example#.box.example", "a@b", "a\\b", "a b"]
+        {
+            let request = Request::builder().uri("/").header(header::HOST, named);
+            let request = request.body(Body::empty()).expect("a request");
+            assert_eq!(host(&request), None, "{named}");
         }
     }
 
