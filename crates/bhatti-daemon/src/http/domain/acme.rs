@@ -6,8 +6,9 @@
 //!
 //! Promises:
 //! - All who wait for a name wait for one order, which goes on when they do not wait any longer.
-//! - Orders are few: two at a time, some twenty an hour, and after a failure not before a minute, two
-//!   minutes, … an hour. Authorities count failures too.
+//! - Orders are few: two at a time, some twenty an hour for names that have none yet, and after a
+//!   failure not before a minute, two minutes, … an hour. Authorities count failures too. Renewals
+//!   do not wait for those who publish a lot.
 //! - A certificate is on the disk, with its key, before it is shown; a crash leaves the former one.
 //! - What another authority has issued is left alone.
 
@@ -47,6 +48,10 @@ const LOOK: Duration = Duration::from_secs(3600);
 /// How long after a first failure, and after many.
 const AGAIN: Duration = Duration::from_secs(60);
 const AGAIN_AT_MOST: Duration = Duration::from_secs(3600);
+/// From how many names on those that failed long ago are forgotten.
+const MANY: usize = 1024;
+/// What the name of a file begins with until it is whole.
+const NEW: &str = ".new-";
 
 /// Who issues certificates, and to whom.
 #[derive(Clone, Debug)]
@@ -138,9 +143,13 @@ impl Acme {
         });
         for entry in dir.read_dir_utf8().map_err(fail)? {
             let path = entry.map_err(fail)?.into_path();
-            let Some(name) = path.file_name().and_then(|name| name.strip_suffix(".pem")) else {
+            let file = path.file_name().unwrap_or_default();
+            if file.starts_with(NEW) {
+                // Left by a crash, and there is a key in it.
+                std::fs::remove_file(&path).map_err(fail)?;
                 continue;
-            };
+            }
+            let Some(name) = file.strip_suffix(".pem") else { continue };
             let taken = std::fs::read(&path).map_err(fail).and_then(|pem| acme.show(name, &pem));
             if let Err(error) = taken {
                 tracing::warn!(%path, error = chain(&error), "not used as a certificate");
@@ -179,13 +188,20 @@ impl Acme {
         times: u32,
         names: &mut HashMap<String, Progress>,
     ) -> watch::Receiver<()> {
+        if names.len() >= MANY {
+            let now = Instant::now();
+            names.retain(|_, known| match known {
+                Progress::Making(_) => true,
+                Progress::Failed { until, .. } => now < *until + AGAIN_AT_MOST,
+            });
+        }
         let (tell, made) = watch::channel(());
         names.insert(name.to_owned(), Progress::Making(made.clone()));
         let (acme, name) = (Arc::clone(self), name.to_owned());
         self.tasks.spawn("certificate", move |stop| async move {
             let outcome = tokio::select! {
                 () = stop.cancelled() => return,
-                outcome = acme.order(&name) => outcome,
+                outcome = acme.order_first(&name) => outcome,
             };
             let mut names = lock(&acme.names);
             match outcome {
@@ -206,8 +222,13 @@ impl Acme {
         made
     }
 
-    async fn order(&self, name: &str) -> Result<(), OrderError> {
+    /// One for a name that had none.
+    async fn order_first(&self, name: &str) -> Result<(), OrderError> {
         self.pace.check().map_err(|_| OrderError::TooMany)?;
+        self.order(name).await
+    }
+
+    async fn order(&self, name: &str) -> Result<(), OrderError> {
         // Never closed.
         let _place = self.orders.acquire().await.map_err(|_| OrderError::Late)?;
         let mut proofs = Proofs { acme: self, tokens: Vec::new() };
@@ -269,7 +290,7 @@ impl Acme {
 
     /// Puts a file in its place whole, and on the medium.
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), OrderError> {
-        let (path, new) = (self.dir.join(name), self.dir.join(format!(".new-{name}")));
+        let (path, new) = (self.dir.join(name), self.dir.join(format!("{NEW}{name}")));
         let write = || {
             let mut options = std::fs::OpenOptions::new();
             let mut file =
@@ -365,4 +386,48 @@ fn client(authority: &Authority) -> Result<instant_acme::AccountBuilder, Certifi
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing in there can be left half changed.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of an authority that is nowhere.
+    fn open(data_dir: &tempfile::TempDir) -> Arc<Acme> {
+        let directory = "https://127.0.0.1:1/directory".to_owned();
+        let authority = Authority { email: "a@example.com".to_owned(), directory, ca: None };
+        let data_dir = Utf8Path::from_path(data_dir.path()).expect("a path of ours");
+        Acme::open(authority, data_dir, Arc::default(), Tasks::default()).expect("a client")
+    }
+
+    #[tokio::test]
+    async fn a_key_that_a_crash_has_left_goes() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let left = open(&dir).dir.join(".new-dev.box.example.pem");
+        std::fs::write(&left, "half of a key").expect("written");
+        open(&dir);
+        assert!(!left.exists());
+    }
+
+    #[tokio::test]
+    async fn who_publishes_a_lot_neither_fills_the_memory_nor_stops_renewals() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let acme = open(&dir);
+        while acme.pace.check().is_ok() {}
+        for number in 0..2 * MANY {
+            if let Some(mut made) = acme.prepare(&format!("a{number}.box.example")) {
+                drop(made.changed().await);
+            }
+            if number == MANY / 2 {
+                let long_ago = Instant::now().checked_sub(2 * AGAIN_AT_MOST).expect("it was up");
+                for known in lock(&acme.names).values_mut() {
+                    *known = Progress::Failed { until: long_ago, times: 1 };
+                }
+            }
+        }
+        let known = lock(&acme.names).len();
+        assert!(known < 2 * MANY - MANY / 2, "{known}");
+        let renewed = acme.order("dev.box.example").await;
+        assert!(matches!(renewed, Err(OrderError::Authority(_))), "{renewed:?}");
+    }
 }
