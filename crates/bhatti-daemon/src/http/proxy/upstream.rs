@@ -5,8 +5,8 @@
 //! harm: a program may hang up just then, and nobody can tell whether it has read the request.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use bytes::Bytes;
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -138,17 +138,11 @@ pub(in crate::http) async fn exchange(
     let said = head::keep_alive(answer.headers());
     head::answer(answer.headers_mut(), upgraded);
     if !upgraded {
-        let (pool, conversation) = (proxy.pool.clone(), Some(conversation));
-        let answered = |incoming| Answer {
-            incoming,
-            ended: false,
-            conversation,
-            said,
-            pool,
-            ending,
-            traffic,
-            visit,
-        };
+        let held: Held = Arc::new(Mutex::new(Some((conversation, visit))));
+        let late = watch(proxy, Arc::clone(&held), ending);
+        let pool = proxy.pool.clone();
+        let answered =
+            |incoming| Answer { incoming, ended: false, held, said, pool, late, traffic };
         return Ok(answer.map(|incoming| Body::new(answered(incoming))));
     }
     let (Some(client), Some(place)) = (client, place) else { return Err(Failure::Unasked) };
@@ -175,6 +169,26 @@ fn ending(proxy: &Proxy, traffic: &Arc<Traffic>, out: CancellationToken, limit: 
             () = until(last) => Late::Whole(whole.unwrap_or_default().as_secs()),
         }
     })
+}
+
+/// Ends an answer when it has to end, whether or not anybody asks for the rest of it: a client that
+/// does not read is not read for, and holds nothing for longer.
+fn watch(proxy: &Proxy, held: Held, ending: Ending) -> oneshot::Receiver<Late> {
+    let (mut tell, told) = oneshot::channel();
+    proxy.spawn("answer", |_| async move {
+        tokio::select! {
+            late = ending => {
+                // First, so that what follows is not taken for a good end.
+                if tell.send(late).is_err() {
+                    return;
+                }
+                let gone = lock(&held).take();
+                drop(gone);
+            }
+            () = tell.closed() => {}
+        }
+    });
+    told
 }
 
 async fn until(last: Option<Instant>) {
@@ -334,29 +348,38 @@ impl hyper::body::Body for Asked {
     }
 }
 
+/// What goes with an answer; `None` once it had to end.
+type Held = Arc<Mutex<Option<(Conversation, Visit)>>>;
+
+fn lock(held: &Held) -> MutexGuard<'_, Option<(Conversation, Visit)>> {
+    // Nothing in there can be left half changed.
+    held.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The body of an answer on its way to the client, and all that has to live as long.
 struct Answer {
     incoming: Incoming,
     /// The program has said all.
     ended: bool,
-    conversation: Option<Conversation>,
+    held: Held,
     /// How long the program keeps it, by its own word.
     said: Option<Duration>,
     pool: Pool,
-    ending: Ending,
+    /// Why it has to end.
+    late: oneshot::Receiver<Late>,
     traffic: Arc<Traffic>,
-    visit: Visit,
 }
 
 impl Drop for Answer {
     /// A conversation that is in the middle of something ends with this.
     fn drop(&mut self) {
+        let held = lock(&self.held).take();
         let ended = self.ended || self.incoming.is_end_stream();
-        if ended
+        if let Some((conversation, visit)) = held
+            && ended
             && self.traffic.sent.load(Ordering::Relaxed)
-            && let Some(conversation) = self.conversation.take()
         {
-            self.pool.keep(&self.visit.sandbox, self.visit.port, conversation, self.said);
+            self.pool.keep(&visit.sandbox, visit.port, conversation, self.said);
         }
     }
 }
@@ -369,12 +392,18 @@ impl hyper::body::Body for Answer {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        if let Poll::Ready(late) = self.ending.as_mut().poll(context) {
+        if let Poll::Ready(late) = Pin::new(&mut self.late).poll(context) {
             // All the client sees of it is a body that breaks off.
+            let late = late.unwrap_or(Late::Stopping);
             return Poll::Ready(Some(Err(axum::Error::new(late))));
         }
         let polled = Pin::new(&mut self.incoming).poll_frame(context);
         if let Poll::Ready(frame) = &polled {
+            if frame.is_none() && lock(&self.held).is_none() {
+                // It was ended just now, and did not end.
+                let late = self.late.try_recv().unwrap_or(Late::Stopping);
+                return Poll::Ready(Some(Err(axum::Error::new(late))));
+            }
             self.ended = frame.is_none();
             self.traffic.meter.touch();
         }

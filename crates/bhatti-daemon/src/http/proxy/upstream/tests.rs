@@ -46,16 +46,21 @@ where
 }
 
 async fn ask(guest: Guest, body: Body, limit: &Limit) -> Result<Response, Failure> {
+    ask_holding(guest, body, limit, CancellationToken::new(), Box::new(())).await
+}
+
+/// The same, while `kept` is held.
+async fn ask_holding(
+    guest: Guest,
+    body: Body,
+    limit: &Limit,
+    out: CancellationToken,
+    kept: Box<dyn Send + Sync>,
+) -> Result<Response, Failure> {
     let proxy = Proxy::new(Tasks::default());
     let request = Request::post("/").body(body).expect("a request");
     let asker = Asker { peer: [127, 0, 0, 1].into(), keys: Keys::Theirs, https: false };
-    let visit = Visit {
-        sandbox: SandboxId::random(),
-        port: 80,
-        guest,
-        out: CancellationToken::new(),
-        _kept: Box::new(()),
-    };
+    let visit = Visit { sandbox: SandboxId::random(), port: 80, guest, out, _kept: kept };
     exchange(&proxy, request, Uri::from_static("/"), asker, visit, limit).await
 }
 
@@ -95,6 +100,29 @@ async fn a_body_that_trickles_ends_for_strangers_and_not_for_others() {
         let answer = ask(guest(trickle).await, Body::empty(), &limit).await.expect("an answer");
         let body = answer.into_body().collect().await;
         assert_eq!(body.ok().map(|body| body.to_bytes().len()), bytes);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_read_holds_nothing_beyond_the_limit() {
+    let begun = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n";
+    for unpublished in [false, true] {
+        let (out, kept) = (CancellationToken::new(), Arc::new(()));
+        let guest = guest(move |stream| says(stream, begun)).await;
+        let held = Box::new(Arc::clone(&kept));
+        let answer = ask_holding(guest, Body::empty(), &PUBLIC, out.clone(), held).await;
+        let mut body = answer.expect("an answer").into_body();
+        body.frame().await.expect("a frame").expect("a byte");
+        // From here on nobody asks for the rest, as with a window of HTTP/2 that stays closed.
+        sleep(Duration::from_secs(299)).await;
+        assert_eq!(Arc::strong_count(&kept), 2);
+        if unpublished {
+            out.cancel();
+        }
+        sleep(Duration::from_secs(if unpublished { 0 } else { 2 })).await;
+        tokio::task::yield_now().await;
+        assert_eq!(Arc::strong_count(&kept), 1, "what it held is free");
+        assert!(body.frame().await.expect("no good end").is_err());
     }
 }
 
