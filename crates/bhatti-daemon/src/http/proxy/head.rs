@@ -70,7 +70,11 @@ pub(super) fn request(headers: &mut HeaderMap, asker: Asker, port: u16, upgrade:
             }
         }
     }
-    headers.remove(header::FORWARDED);
+    let said: Vec<HeaderName> =
+        headers.keys().filter(|name| is_about_client(name)).cloned().collect();
+    for name in said {
+        headers.remove(name);
+    }
     let text = |text: &str| HeaderValue::from_str(text).expect("an address or a number is plain");
     headers.insert(FORWARDED_FOR, text(&asker.peer.to_canonical().to_string()));
     let proto = if asker.https { "https" } else { "http" };
@@ -88,6 +92,13 @@ pub(super) fn request(headers: &mut HeaderMap, asker: Asker, port: u16, upgrade:
         headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
         headers.insert(header::UPGRADE, protocol);
     }
+}
+
+/// Whether a header is said of a client by what stands before the program. Many programs take an
+/// underscore for a hyphen.
+fn is_about_client(name: &HeaderName) -> bool {
+    let name = name.as_str().replace('_', "-");
+    name == "forwarded" || name == "x-real-ip" || name.starts_with("x-forwarded-")
 }
 
 /// HTTP/2 may send each cookie by itself; programs expect one line.
@@ -138,9 +149,12 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Whether the client asks for another protocol on this connection.
+/// Whether the client asks for another protocol on this connection. Another HTTP is none: in there
+/// requests would say of themselves what they like.
 pub(super) fn asks_for_upgrade(headers: &HeaderMap) -> bool {
-    headers.contains_key(header::UPGRADE) && says(headers, &header::CONNECTION, "upgrade")
+    headers.contains_key(header::UPGRADE)
+        && !says(headers, &header::UPGRADE, "h2c")
+        && says(headers, &header::CONNECTION, "upgrade")
 }
 
 fn says(headers: &HeaderMap, name: &HeaderName, word: &str) -> bool {
@@ -192,6 +206,9 @@ mod tests {
     #[test]
     fn a_program_is_told_who_asks_and_no_secret() {
         let list = [
+            ("x-real-ip", "10.0.0.1"),
+            ("x_forwarded_for", "10.0.0.1"),
+            ("x-forwarded-port", "1"),
             ("host", "dev.localhost:8090"),
             ("authorization", "Bearer bht_secret"),
             ("cookie", "a=b"),
@@ -244,6 +261,8 @@ mod tests {
         }
         assert!(!asks_for_upgrade(&headers(&[("upgrade", "websocket")])));
         assert!(!asks_for_upgrade(&headers(&[("connection", "upgrade")])));
+        // In there it could be asked for anything in anybody's name.
+        assert!(!asks_for_upgrade(&headers(&[("connection", "upgrade"), ("upgrade", "H2C")])));
     }
 
     #[test]

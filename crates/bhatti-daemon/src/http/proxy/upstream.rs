@@ -219,11 +219,9 @@ fn outgoing(
         // It comes in chunks, whatever else was said of its length.
         parts.headers.remove(header::CONTENT_LENGTH);
     }
-    // HTTP/2 says it elsewhere.
-    if let (false, Some(authority)) =
-        (parts.headers.contains_key(header::HOST), parts.uri.authority())
-        && let Ok(host) = HeaderValue::from_str(authority.as_str())
-    {
+    // HTTP/2 says it there, and whoever says both means this: it has led here.
+    let authority = parts.uri.authority().and_then(|all| all.as_str().rsplit('@').next());
+    if let Some(Ok(host)) = authority.map(HeaderValue::from_str) {
         parts.headers.insert(header::HOST, host);
     }
     head::request(&mut parts.headers, asker, port, upgrade);

@@ -126,6 +126,19 @@ async fn a_client_that_does_not_read_holds_nothing_beyond_the_limit() {
     }
 }
 
+#[test]
+fn a_program_is_told_the_host_that_led_to_it() {
+    for uri in ["http://dev.localhost:8090/x", "http://evil.example@dev.localhost:8090/x"] {
+        let request = Request::get(uri).header(header::HOST, "evil.example");
+        let request = request.body(Body::empty()).expect("a request");
+        let asker = Asker { peer: [127, 0, 0, 1].into(), keys: Keys::Theirs, https: false };
+        let uri = Uri::from_static("/x");
+        let asked = outgoing(request, uri, asker, 80, false, &Arc::default(), &PUBLIC);
+        let asked = asked.expect("small enough");
+        assert_eq!(asked.headers()["x-forwarded-host"], "dev.localhost:8090");
+    }
+}
+
 #[tokio::test]
 async fn what_is_no_answer_is_not_passed_on() {
     let long = [b"HTTP/1.1 200 OK\r\nx: ", [b'x'; 2 * MAX_BUFFER].as_slice(), b"\r\n\r\n"].concat();
