@@ -108,7 +108,6 @@ impl FromStr for Ipv4Net {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
     use super::*;
 
