@@ -69,7 +69,7 @@ impl Listeners {
                 Public::Domain { tls, http, secure } => {
                     secure.keep(tasks, is_published(db.clone()));
                     let published = is_published(db);
-                    let routers = Routers { api: router.clone(), public: public_router, published };
+                    let routers = Routers::new(router.clone(), public_router, published);
                     let entry = Entry::Tls(Arc::clone(&secure), Arc::new(routers));
                     let plain = async {
                         if let Some(http) = http {

@@ -108,7 +108,7 @@ fn a_domain_of_ones_own_is_answered_by_name_with_tls() {
         let published = daemon.cli(&["publish", "dev", "-p", "8000", "-a", "web"]).ok();
         assert_eq!(published, "Published: https://web.box.test\n");
         let ca_file = dir.join("ca.pem");
-        names_lead_where_they_should(&ca_file);
+        names_lead_where_they_should(&daemon, &ca_file);
         events_come_one_by_one(&daemon, &ca_file);
         sockets_work(&ca_file);
         much_is_passed_on_in_little(&daemon, &ca_file);
@@ -117,7 +117,7 @@ fn a_domain_of_ones_own_is_answered_by_name_with_tls() {
     });
 }
 
-fn names_lead_where_they_should(ca: &Utf8Path) {
+fn names_lead_where_they_should(daemon: &TestDaemon, ca: &Utf8Path) {
     let ask = |url: &str, args: &[&str]| curl(ca, url, args).1.to_lowercase();
     let answer = ask("https://web.box.test/a?x", &["-H", "Cookie: a=1", "-H", "Cookie: b=2"]);
     for wanted in [
@@ -133,6 +133,9 @@ fn names_lead_where_they_should(ca: &Utf8Path) {
     assert!(ask("https://web.box.test/", &["--http1.1"]).ends_with("\n200 1.1"));
     let api = ask("https://api.box.test/health", &[]);
     assert!(api.contains("\"status\":\"ok\"") && api.ends_with("\n200 1.1"), "{api}");
+    let key = format!("Authorization: Bearer {}", daemon.admin().key);
+    let proxied = ask("https://api.box.test/sandboxes/dev/proxy/8000/", &["-H", &key]);
+    assert!(proxied.contains("x-forwarded-proto: https"), "{proxied}");
     assert!(ask("https://nobody.box.test/", &[]).ends_with("\n404 2"));
     // On a connection to an alias.
     assert!(ask("https://web.box.test/", &["-H", "Host: api.box.test"]).ends_with("\n421 2"));

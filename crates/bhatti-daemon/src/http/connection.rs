@@ -10,10 +10,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::{Body, HttpBody};
 use axum::http::Request;
 use axum::response::Response;
+use axum::{Extension, Router};
 use bhatti_lifecycle::Tasks;
 use bhatti_types::UserId;
 use http_body_util::BodyExt;
@@ -96,6 +96,10 @@ pub(super) fn until_sent(response: Response, place: OwnedSemaphorePermit) -> Res
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Peer(pub(super) IpAddr);
 
+/// In the extensions of a request that came by TLS.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ByTls;
+
 /// Who comes to a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Guests {
@@ -114,10 +118,16 @@ pub(crate) enum Entry {
 
 /// What is behind a listener with TLS, by the name the client calls it.
 pub(crate) struct Routers {
-    pub(crate) api: Router,
-    pub(crate) public: Router,
+    api: Router,
+    public: Router,
     /// Whether a name below the zone is an alias.
-    pub(crate) published: Published,
+    published: Published,
+}
+
+impl Routers {
+    pub(crate) fn new(api: Router, public: Router, published: Published) -> Self {
+        Self { api: api.layer(Extension(ByTls)), public, published }
+    }
 }
 
 /// Accepts until `stop` fires. Connections are tasks of `tasks`, which waits for them.

@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::files::Use;
 use crate::http::body::Named;
-use crate::http::connection::Peer;
+use crate::http::connection::{ByTls, Peer};
 use crate::http::gate::{Caller, Foreign};
 use crate::http::proxy::{Asker, Failure, Keys, Limit, Visit, exchange, target, words};
 use crate::http::{Api, ApiError};
@@ -45,7 +45,8 @@ pub(in crate::http) async fn proxy(
         out: place.out.clone(),
         _kept: Box::new((used.lease.clone(), place)),
     };
-    let asker = Asker { peer, keys: Keys::Ours, https: false };
+    let https = request.extensions().get::<ByTls>().is_some();
+    let asker = Asker { peer, keys: Keys::Ours, https };
     let answered = exchange(&api.proxy, request, uri, asker, visit, &LIMIT).await;
     let answered = match answered {
         Ok(mut answer) => {
