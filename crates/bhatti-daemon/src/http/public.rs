@@ -1,7 +1,7 @@
 //! Published ports, for anybody: a listener of its own, no keys.
 //!
 //! ```text
-//!  request ─▶ site: which alias? ─▶ record ─▶ limits ─▶ door ─▶ wake ─▶ proxy::exchange
+//!  request ─▶ site: which alias? ─▶ limits ─▶ record ─▶ door ─▶ wake ─▶ proxy::exchange
 //! ```
 //!
 //! Promises:
@@ -91,6 +91,11 @@ impl Public {
         }
     }
 
+    /// Whether an alias cannot be had here, since its URL would lead to the API.
+    pub(super) fn is_apis(&self, alias: &Alias) -> bool {
+        self.site.as_ref().is_some_and(|site| site.is_apis(alias))
+    }
+
     /// An alias was published just now.
     pub(super) fn announce(&self, alias: &Alias) {
         if let Some(secure) = &self.secure {
@@ -172,8 +177,12 @@ async fn serve(api: &Api, Peer(peer): Peer, mut request: Request) -> Result<Resp
         Sought::Nothing if site.is_secure() => return Err(Refused::UnknownHost),
         Sought::Nothing => return Err(Refused::NotFound),
     };
+    // Before anything is looked up: names are not found by trying them all.
+    if !api.public.limits.allow_peer(peer) {
+        return Err(Refused::TooOften);
+    }
     let (place, rule, row) = find(api, &alias)?;
-    if !api.public.limits.allow(peer, &rule.id) {
+    if !api.public.limits.allow(&rule.id) {
         return Err(Refused::TooOften);
     }
     // Before anything is woken for it.

@@ -352,6 +352,18 @@ async fn publishing_wakes_nothing_and_a_stranger_learns_little() {
     for host in ["other.localhost", "web.example", "localhost", "a.web.localhost", ""] {
         assert_eq!(ask(host, 0).await, not_found, "{host}");
     }
+    // Nor by trying all there may be.
+    let guess = async |n: u8| {
+        let request = Request::get("/").header("host", "guess.localhost");
+        let request = request.extension(Peer([192, 0, 2, n].into())).body(Body::empty());
+        let Ok(response) = world.public.clone().oneshot(request.expect("a request")).await;
+        response.status().as_u16()
+    };
+    let mut last = 404;
+    for _ in 0..1000 {
+        last = guess(9).await;
+    }
+    assert_eq!((last, guess(8).await), (429, 404));
     let too_large = "{\"error\":\"request body too large\"}\n";
     assert_eq!(ask("web.localhost", (50 << 20) + 1).await, too_large);
     let (status, _) = world.ask(Method::DELETE, "/sandboxes/dev/publish/80", "").await;
