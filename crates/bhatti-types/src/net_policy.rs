@@ -1,7 +1,7 @@
 //! What a sandbox may reach beyond its owner's other sandboxes.
 //!
 //! An address is judged in this order: [`NEVER`] is denied; what `allow_cidrs` names is allowed;
-//! what one of `allow_hosts` was resolved to for this sandbox is allowed; [`PRIVATE`] is denied; for
+//! [`PRIVATE`] is denied; what one of `allow_hosts` was resolved to for this sandbox is allowed; for
 //! the rest `default` decides.
 //!
 //! Promise: a policy that exists can be enforced as it is. It is bounded, its ranges are apart, and

@@ -12,6 +12,9 @@
 //! - `denials`: how often each guest was denied something.
 //! - `attempts`: what it was, of late and as far as there is room, for whoever wants to tell.
 //!
+//! A private address is opened by a range alone: a name may lead there while the range is allowed, and
+//! what it has bound must not outlive that.
+//!
 //! Every packet is judged, in both directions and whatever connection it belongs to: so what a new
 //! policy denies is cut at its next packet.
 
@@ -138,8 +141,8 @@ fn filter_body(wanted: &Wanted, carried: &Carried) -> Result<String, NetError> {
 \tchain egress {{
 \t\tip daddr @never goto denied
 \t\tip saddr . ip daddr @cidrs accept
-\t\tip saddr . ip daddr @names update @names {{ ip saddr . ip daddr timeout {BOUND}s }} accept
 \t\tip daddr @private goto denied
+\t\tip saddr . ip daddr @names update @names {{ ip saddr . ip daddr timeout {BOUND}s }} accept
 \t\tip saddr @closed goto denied
 \t\taccept
 \t}}
@@ -147,8 +150,8 @@ fn filter_body(wanted: &Wanted, carried: &Carried) -> Result<String, NetError> {
 \t\tmeta l4proto icmp ct state related accept
 \t\tip saddr @never drop
 \t\tip daddr . ip saddr @cidrs accept
-\t\tip daddr . ip saddr @names update @names {{ ip daddr . ip saddr timeout {BOUND}s }} accept
 \t\tip saddr @private drop
+\t\tip daddr . ip saddr @names update @names {{ ip daddr . ip saddr timeout {BOUND}s }} accept
 \t\tip daddr @closed drop
 \t\taccept
 \t}}

@@ -13,7 +13,7 @@ use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 use crate::guest::Guest;
 use crate::host::{
-    Nets, WORLD, gateway, guest, guests, inside, is_silent, networks, on_fresh_host, policy,
+    Nets, WORLD, gateway, guest, guests, inside, ip, is_silent, networks, on_fresh_host, policy,
     receive, wait_for, world_socket,
 };
 
@@ -220,5 +220,29 @@ fn names_under_a_policy() {
         assert_eq!(ask(&me, "world.example.", RecordType::A), (NoError, a(WORLD)));
         me.send(WORLD, port, "again");
         assert_eq!(receive(&world).0, "again");
+    });
+}
+
+#[test]
+fn a_name_does_not_keep_a_private_address_open() {
+    on_fresh_host(async || {
+        let (nets, _) = networks().await;
+        ip("-n world address add 192.168.7.1/32 dev w1");
+        ip("route add 192.168.7.1/32 via 192.0.2.2");
+        let lan = Ipv4Addr::new(192, 168, 7, 1);
+        let me = guest(&nets, 1, policy("deny", &["*.example"], &["192.168.7.0/24"])).await;
+        serve_names();
+        let (world, port) = world_socket();
+        assert_eq!(ask(&me, "rebind.example.", RecordType::A), (NoError, a(lan)), "it is named");
+        me.send(lan, port, "named");
+        assert_eq!(receive(&world).0, "named");
+        // The range is taken back, the name is not.
+        nets.people.change(1, me.address(), |guest| {
+            guest.policy = policy("deny", &["*.example"], &[]);
+        });
+        nets.apply(1).await.unwrap();
+        me.send(lan, port, "no longer");
+        assert_eq!(me.refused_with(), Some((3, 13)));
+        assert!(is_silent(&world));
     });
 }
