@@ -175,6 +175,9 @@ impl UserPlan {
                 "link add name {BRIDGE} address {GATEWAY_MAC} type bridge stp_state 0 forward_delay 0"
             ));
         }
+        // What is addressed to the bridge as such (LLDP) passes no rule, and it would learn from the
+        // source of it whose frames go to that device.
+        lines.push(format!("link set dev {BRIDGE} type bridge no_linklocal_learn 1"));
         lines.extend(address(BRIDGE, inside(BRIDGE), (*gateway, subnet.prefix_len())));
         lines.push(format!("link set dev {BRIDGE} up"));
         lines.extend(address(UPLINK, uplink.filter(|_| paired), (pair.inside, TransitPair::LEN)));

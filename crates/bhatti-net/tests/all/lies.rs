@@ -76,6 +76,35 @@ fn no_lie_crosses_the_bridge() {
     });
 }
 
+/// What is addressed to the bridge itself (LLDP and the like) does not cross it, but a bridge learns
+/// from it which device somebody is behind.
+#[test]
+fn no_lie_to_the_bridge_leads_a_siblings_frames_astray() {
+    on_fresh_host(async || {
+        let (nets, prefix) = networks().await;
+        let guests = guests(&nets, 1, 3).await;
+        let [liar, victim, third] = guests.as_slice() else { unreachable!("three") };
+        assert!(third.pings(victim.address()));
+        let datagram = |text: &str| third.datagram(third.address(), victim.address(), 53, text);
+        let lie = || {
+            for last in [0x00, 0x02, 0x03, 0x0e] {
+                let own = liar.datagram(liar.address(), third.address(), 53, "lie");
+                liar.send_raw([1, 0x80, 0xc2, 0, 0, last], victim.mac(), IPV4, &own);
+            }
+            assert!(liar.pings(third.address()));
+        };
+        lie();
+        third.send_raw(victim.mac(), third.mac(), IPV4, &datagram("for the victim"));
+        wait_for("it to reach the victim", || victim.saw("for the victim"));
+        assert!(!liar.saw("for the victim"));
+
+        crate::host::ip(&format!("-n {prefix}1 link set br0 type bridge no_linklocal_learn 0"));
+        lie();
+        third.send_raw(victim.mac(), third.mac(), IPV4, &datagram("led astray"));
+        wait_for("it to be led astray, if it learns", || liar.saw("led astray"));
+    });
+}
+
 #[test]
 fn ipv6_is_off_in_a_namespace() {
     on_fresh_host(async || {
