@@ -216,12 +216,17 @@ pub fn no_rules(names: &Names) -> String {
 
 /// The host's rules. A user's namespace cannot be trusted to have kept its own, so the host
 /// repeats what matters: no other user, no host, nothing of what is never reachable, no false source,
-/// no IPv6. Who asks the host is told no, not left waiting.
+/// no IPv6. Nor what the host makes of its own address (a container's published port): no policy has
+/// judged that. Who asks the host is told no, not left waiting.
 pub fn host_rules(names: &Names, transit: Ipv4Net) -> String {
     let veths = format!("\"{}*\"", names.veth_prefix());
     let never = NEVER.map(|range| range.to_string()).join(", ");
     let body = format!(
         "\
+\tchain refused {{
+\t\tmeta l4proto tcp reject with tcp reset
+\t\treject with icmp admin-prohibited
+\t}}
 \tchain forward {{
 \t\ttype filter hook forward priority filter - 5; policy accept;
 \t\tiifname {veths} jump from_users
@@ -230,6 +235,7 @@ pub fn host_rules(names: &Names, transit: Ipv4Net) -> String {
 \tchain from_users {{
 \t\toifname {veths} drop
 \t\tmeta nfproto != ipv4 drop
+\t\tct status dnat goto refused
 \t\tfib saddr . iif oif missing drop
 \t\tip daddr {{ {never} }} drop
 \t}}
@@ -244,8 +250,7 @@ pub fn host_rules(names: &Names, transit: Ipv4Net) -> String {
 \tchain to_host {{
 \t\tct state established,related accept
 \t\tmeta nfproto != ipv4 drop
-\t\tmeta l4proto tcp reject with tcp reset
-\t\treject with icmp admin-prohibited
+\t\tgoto refused
 \t}}
 \tchain postrouting {{
 \t\ttype nat hook postrouting priority srcnat; policy accept;

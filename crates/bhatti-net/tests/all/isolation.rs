@@ -114,6 +114,30 @@ fn host_and_metadata_are_unreachable() {
     });
 }
 
+/// A container's published port: the host sends on what was meant for itself.
+#[test]
+fn what_the_host_translates_is_unreachable() {
+    on_fresh_host(async || {
+        let (networks, prefix) = networks().await;
+        ip("-n world address add 192.168.7.1/32 dev w1");
+        ip("route add 192.168.7.1/32 via 192.0.2.2");
+        let (container, port) = world_socket();
+        run("nft", "add table ip docker");
+        run("nft", "add chain ip docker pre { type nat hook prerouting priority dstnat ; }");
+        let to = format!("192.168.7.1:{port}");
+        run("nft", &format!("add rule ip docker pre ip daddr {HOST} udp dport 8080 dnat to {to}"));
+        let guests = guests(&networks, 1, 1).await;
+        let guest = &guests[0];
+        guest.send(HOST, 8080, "to a container");
+        assert_eq!(guest.refused_with(), Some((3, 13)), "and it is told so");
+        assert!(is_silent(&container));
+
+        run("nft", &table(&prefix));
+        guest.send(HOST, 8080, "to a container");
+        assert_eq!(receive(&container).0, "to a container");
+    });
+}
+
 #[test]
 fn false_source_goes_nowhere() {
     on_fresh_host(async || {
