@@ -242,12 +242,17 @@ pub fn unbound<'a>(
         .map(|(address, _)| *address)
 }
 
-/// The `nft` input that binds `addresses` to the permission of `guest`.
+/// The `nft` input that binds `addresses` to the permission of `guest`, from now on. An element that
+/// exists would keep its age if it were only added, so it goes first; and since only what exists can be
+/// deleted, it is added before that. All in one transaction: no packet meets the moment between.
 pub fn bind(names: &Names, guest: Ipv4Addr, addresses: &[Ipv4Addr]) -> String {
     let table = names.table();
     let element = |address: &Ipv4Addr| format!("{guest} . {address} timeout {BOUND}s");
     let elements: Vec<String> = addresses.iter().map(element).collect();
-    format!("add element inet {table} names {{ {} }}\n", elements.join(", "))
+    let elements = elements.join(", ");
+    ["add", "delete", "add"]
+        .map(|verb| format!("{verb} element inet {table} names {{ {elements} }}\n"))
+        .concat()
 }
 
 fn identity(address: Ipv4Addr, id: &EngineId) -> String {

@@ -14,7 +14,7 @@ use hickory_proto::rr::{Name, RData, Record, RecordType};
 use crate::guest::Guest;
 use crate::host::{
     Nets, WORLD, gateway, guest, guests, inside, ip, is_silent, networks, on_fresh_host, policy,
-    receive, wait_for, world_socket,
+    receive, run, wait_for, world_socket,
 };
 
 fn name(text: &str) -> Name {
@@ -244,5 +244,31 @@ fn a_name_does_not_keep_a_private_address_open() {
         me.send(lan, port, "no longer");
         assert_eq!(me.refused_with(), Some((3, 13)));
         assert!(is_silent(&world));
+    });
+}
+
+#[test]
+fn who_asks_again_is_bound_anew() {
+    on_fresh_host(async || {
+        let (nets, prefix) = networks().await;
+        let me = guest(&nets, 1, policy("deny", &["*.example"], &[])).await;
+        serve_names();
+        assert_eq!(ask(&me, "world.example.", RecordType::A), (NoError, a(WORLD)));
+        let table = prefix.trim_end_matches('-');
+        let names = format!("inet {table} names");
+        let element = format!("{} . {WORLD}", me.address());
+        inside(&format!("{prefix}1"), || {
+            run("nft", &format!("delete element {names} {{ {element} }}"));
+            let old = format!("{element} timeout 600s expires 100s");
+            run("nft", &format!("add element {names} {{ {old} }}"));
+        });
+        // Who comes next knows how old it is.
+        let people = nets.people.clone();
+        drop(nets);
+        let nets = Nets::again(&prefix, people).await;
+        nets.sweep(&[1]).await.unwrap();
+        assert_eq!(ask(&me, "world.example.", RecordType::A), (NoError, a(WORLD)));
+        let listed = inside(&format!("{prefix}1"), || run("nft", &format!("list set {names}")));
+        assert!(listed.contains("expires 9m"), "{listed}");
     });
 }
