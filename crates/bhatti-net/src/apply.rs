@@ -39,8 +39,9 @@ pub(crate) use transit::{choose_transit, release_transit};
 const NETNS: &str = "/run/netns";
 /// How long `ip` or `nft` may take; both take milliseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The most a program may print; a namespace with 253 TAPs is below 200 KiB.
-const MAX_OUTPUT: u64 = 4 * 1024 * 1024;
+/// The most a program may print. The sets of a namespace in which everything is full are 8 MiB, most of
+/// it the bindings of names.
+const MAX_OUTPUT: u64 = 16 * 1024 * 1024;
 /// The most of a program's complaint that goes into an error.
 const MAX_MESSAGE: usize = 512;
 /// `f_type` of a namespace file, from `linux/magic.h`.
@@ -134,7 +135,7 @@ async fn bounded(source: Option<impl tokio::io::AsyncRead + Unpin>) -> io::Resul
         source.take(MAX_OUTPUT + 1).read_to_end(&mut bytes).await?;
     }
     if bytes.len() as u64 > MAX_OUTPUT {
-        return Err(io::Error::other("it printed more than 4 MiB"));
+        return Err(io::Error::other("it printed more than 16 MiB"));
     }
     Ok(bytes)
 }

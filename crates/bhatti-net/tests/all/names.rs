@@ -272,3 +272,25 @@ fn who_asks_again_is_bound_anew() {
         assert!(listed.contains("expires 9m"), "{listed}");
     });
 }
+
+#[test]
+fn a_full_set_of_bindings_is_taken_over() {
+    on_fresh_host(async || {
+        let (nets, prefix) = networks().await;
+        let me = guest(&nets, 1, policy("deny", &["*.example"], &[])).await;
+        let address = |i: u32| Ipv4Addr::from_bits(u32::from_be_bytes([223, 100, 100, 0]) + i);
+        let element = |i: u32| format!("10.0.1.{} . {}", 100 + i / 1024, address(i % 1024));
+        let elements: Vec<String> = (0..65_536).map(element).collect();
+        let set = format!("inet {} names", prefix.trim_end_matches('-'));
+        let rules = format!("add element {set} {{ {} }}\n", elements.join(", "));
+        let path = std::env::temp_dir().join(format!("{prefix}full.nft"));
+        std::fs::write(&path, rules).unwrap();
+        inside(&format!("{prefix}1"), || run("nft", &format!("-f {}", path.display())));
+        std::fs::remove_file(&path).unwrap();
+        // Neither the one that counts nor the next daemon chokes on it.
+        assert_eq!(nets.denied(1, me.address()).await.unwrap(), 0);
+        let people = nets.people.clone();
+        drop(nets);
+        Nets::again(&prefix, people).await.sweep(&[1]).await.unwrap();
+    });
+}
