@@ -15,6 +15,8 @@ use crate::{Ipv4Net, guest_subnet};
 const SIBLING_TTL: u32 = 5;
 /// How long a guest under a policy may remember an address: less than it stays bound.
 const MAX_TTL: u32 = 300;
+/// How many other names an answer may lead through; resolvers follow no more.
+const MAX_CHAIN: usize = 16;
 /// What we take over UDP.
 const PAYLOAD: u16 = 1232;
 /// The most a guest can make us send over UDP.
@@ -78,7 +80,9 @@ pub(super) fn decide(
         }
         return Some(Verdict::Answer(Box::new(reply)));
     }
-    if !asker.policy.allows_name(&name) {
+    // Policies compare text, where a dot in a label would look like the end of one. No host has it.
+    let is_dotted = query.name().iter().any(|label| label.contains(&b'.'));
+    if is_dotted || !asker.policy.allows_name(&name) {
         return failed(ResponseCode::Refused);
     }
     // What a guest would do with these is not bound, so it is better off without.
@@ -160,7 +164,7 @@ pub(super) fn judge(policy: &NetPolicy, query: &Query, outside: &Message) -> Jud
     // The name asked for, and what it is another name of.
     let mut owners = BTreeSet::from([plain(query.name())]);
     // In whatever order they come: each turn finds one more link of the chain, or was the last.
-    for _ in 0..outside.answers.len() {
+    for _ in 0..MAX_CHAIN {
         let known = owners.len();
         for record in &outside.answers {
             if let RData::CNAME(target) = &record.data

@@ -77,6 +77,16 @@ fn a_policy_decides_before_anybody_is_asked() {
     }
 }
 
+#[test]
+fn a_dot_in_a_label_is_no_end_of_one() {
+    let below = policy("deny", &["*.a.example"], &[]);
+    let labels: [&[u8]; 2] = [b"x.a", b"example"];
+    let mut message = question("b.a.example.", RecordType::A);
+    assert_eq!(code(&below, &message), None);
+    message.queries[0].set_name(Name::from_labels(labels).unwrap());
+    assert_eq!(code(&below, &message), Some(ResponseCode::Refused));
+}
+
 /// An answer to a question for `a.example` with these records.
 fn outside(records: &[(&str, RData)]) -> Message {
     let asked = question("a.example.", RecordType::A);
