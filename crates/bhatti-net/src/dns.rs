@@ -11,15 +11,16 @@
 //! - An address is bound for the guest before the guest is told of it, and one in denied space is
 //!   told to nobody (`an_answer_does_not_open_what_is_denied`).
 //! - Everything is bounded: questions per guest and second, those under way, connections, lengths
-//!   and times.
+//!   and times; and no guest takes what its siblings need
+//!   (`a_guest_with_many_questions_keeps_no_sibling_waiting`).
 
+mod asker;
 mod reply;
 mod upstream;
 mod watch;
 
-use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, Query, ResponseCode};
@@ -32,15 +33,13 @@ use crate::directory::Denied;
 use crate::networks::Inner;
 use crate::plan::Guest;
 use crate::{NetError, apply};
+use asker::Askers;
 use reply::{Judged, Transport, Verdict};
 
 /// Questions of one user that may be under way at a time; those beyond are not heard.
-const UNDER_WAY: usize = 128;
+const UNDER_WAY: usize = 256;
 /// Connections of one user at a time.
-const CONNECTIONS: usize = 32;
-/// How many questions a guest may ask in a second, and how many at once after a time of silence.
-const RATE: f64 = 100.0;
-const BURST: f64 = 400.0;
+const CONNECTIONS: usize = 64;
 /// A question is one name; this leaves room for whatever is said beside it.
 const MAX_QUESTION: usize = 4096;
 /// How long a connection may be silent.
@@ -92,7 +91,8 @@ impl Server {
         let failed = |source| NetError::Listen { address: gateway, source };
         let udp = Arc::new(UdpSocket::from_std(udp).map_err(failed)?);
         let tcp = TcpListener::from_std(tcp).map_err(failed)?;
-        let desk = Arc::new(Desk { networks, index, room: Arc::new(Semaphore::new(UNDER_WAY)) });
+        let room = Arc::new(Semaphore::new(UNDER_WAY));
+        let desk = Arc::new(Desk { networks, index, room, askers: Mutex::default() });
         let mut tasks = JoinSet::new();
         tasks.spawn(desk.clone().hear(udp));
         tasks.spawn(watch::watch(desk.networks.clone(), index));
@@ -125,12 +125,24 @@ struct Desk {
     networks: Weak<Inner>,
     index: u32,
     room: Arc<Semaphore>,
+    askers: Mutex<Askers>,
 }
 
+/// Room for one question: of its guest, and of all.
+type Room = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+
 impl Desk {
+    fn askers(&self) -> std::sync::MutexGuard<'_, Askers> {
+        // Numbers; nothing panics while they are held.
+        self.askers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn admit(&self, guest: Ipv4Addr) -> Option<Arc<Semaphore>> {
+        self.askers().admit(guest, Instant::now())
+    }
+
     async fn hear(self: Arc<Self>, socket: Arc<UdpSocket>) {
         let mut under_way = JoinSet::new();
-        let mut rates = Rates::default();
         let mut buffer = vec![0; MAX_QUESTION];
         loop {
             while under_way.try_join_next().is_some() {}
@@ -144,14 +156,14 @@ impl Desk {
                     continue;
                 }
             };
-            if !rates.admit(*from.ip(), Instant::now()) {
-                continue;
-            }
-            let Ok(permit) = self.room.clone().try_acquire_owned() else { continue };
+            let Some(own) = self.admit(*from.ip()) else { continue };
+            let Ok(own) = own.try_acquire_owned() else { continue };
+            let Ok(all) = self.room.clone().try_acquire_owned() else { continue };
             let bytes = buffer.get(..length).unwrap_or_default().to_vec();
             let (desk, socket) = (self.clone(), socket.clone());
             under_way.spawn(async move {
-                if let Some(answer) = desk.answer(*from.ip(), &bytes, Transport::Udp, permit).await
+                if let Some(answer) =
+                    desk.answer(*from.ip(), &bytes, Transport::Udp, (own, all)).await
                     && let Err(error) = socket.send_to(&answer, from).await
                 {
                     tracing::debug!(%error, "a guest did not get its answer");
@@ -170,28 +182,30 @@ impl Desk {
                 continue;
             };
             // Dropping the connection closes it: better told than kept waiting.
-            let Ok(permit) = room.clone().try_acquire_owned() else { continue };
+            let own = self.askers().connections(*from.ip());
+            let Ok(own) = own.try_acquire_owned() else { continue };
+            let Ok(all) = room.clone().try_acquire_owned() else { continue };
             let desk = self.clone();
             connections.spawn(async move {
                 // It went away, or said nothing for too long.
                 desk.converse(stream, *from.ip()).await;
-                drop(permit);
+                drop((own, all));
             });
         }
     }
 
     /// Answers one connection's questions, one after the other.
     async fn converse(self: &Arc<Self>, mut stream: TcpStream, from: Ipv4Addr) -> Option<()> {
-        let mut rates = Rates::default();
         for _ in 0..MAX_PER_CONNECTION {
             let length = timed(stream.read_u16()).await?;
             let mut question = vec![0; usize::from(length)];
-            if question.len() > MAX_QUESTION || !rates.admit(from, Instant::now()) {
+            if question.len() > MAX_QUESTION {
                 return None;
             }
             timed(stream.read_exact(&mut question)).await?;
-            let permit = self.room.clone().acquire_owned().await.ok()?;
-            let answer = self.answer(from, &question, Transport::Tcp, permit).await?;
+            let own = self.admit(from)?.acquire_owned().await.ok()?;
+            let all = self.room.clone().acquire_owned().await.ok()?;
+            let answer = self.answer(from, &question, Transport::Tcp, (own, all)).await?;
             let length = u16::try_from(answer.len()).ok()?;
             timed(stream.write_all(&[&length.to_be_bytes()[..], &answer].concat())).await?;
         }
@@ -204,7 +218,7 @@ impl Desk {
         from: Ipv4Addr,
         bytes: &[u8],
         transport: Transport,
-        _permit: OwnedSemaphorePermit,
+        _room: Room,
     ) -> Option<Vec<u8>> {
         let message = Message::from_vec(bytes).ok()?;
         let networks = self.networks.upgrade()?;
@@ -274,41 +288,4 @@ impl Desk {
 
 async fn timed<T>(work: impl Future<Output = std::io::Result<T>>) -> Option<T> {
     tokio::time::timeout(SILENCE, work).await.ok()?.ok()
-}
-
-/// How fast each guest asks.
-#[derive(Default)]
-struct Rates {
-    // At most as many as there are addresses in a user's range.
-    of: HashMap<Ipv4Addr, (f64, Option<Instant>)>,
-}
-
-impl Rates {
-    fn admit(&mut self, guest: Ipv4Addr, now: Instant) -> bool {
-        let (left, last) = self.of.entry(guest).or_insert((BURST, None));
-        let gained = last.map_or(0.0, |last| now.duration_since(last).as_secs_f64() * RATE);
-        *last = Some(now);
-        *left = (*left + gained).min(BURST);
-        if *left < 1.0 {
-            return false;
-        }
-        *left -= 1.0;
-        true
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_guest_asks_only_so_fast_and_disturbs_nobody() {
-        let (mut rates, now) = (Rates::default(), Instant::now());
-        let [one, other] = [2, 3].map(|last| Ipv4Addr::new(10, 0, 1, last));
-        let heard = (0..1000).filter(|_| rates.admit(one, now)).count();
-        assert_eq!(heard, 400);
-        assert!(rates.admit(other, now));
-        let later = now + Duration::from_secs(1);
-        assert_eq!((0..1000).filter(|_| rates.admit(one, later)).count(), 100);
-    }
 }

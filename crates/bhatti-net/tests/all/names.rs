@@ -294,3 +294,20 @@ fn a_full_set_of_bindings_is_taken_over() {
         Nets::again(&prefix, people).await.sweep(&[1]).await.unwrap();
     });
 }
+
+#[test]
+fn a_guest_with_many_questions_keeps_no_sibling_waiting() {
+    on_fresh_host(async || {
+        let (nets, _) = networks().await;
+        let guests = guests(&nets, 1, 2).await;
+        let [many, other] = guests.as_slice() else { unreachable!("two") };
+        // Whom it asks says nothing.
+        let silent = inside("world", || std::net::UdpSocket::bind((WORLD, 53)).unwrap());
+        for i in 0..200 {
+            let question = query(&format!("n{i}.example."), RecordType::A).to_vec().unwrap();
+            many.send_bytes(many.address(), gateway(1), 53, &question);
+        }
+        silent.recv_from(&mut [0; 4096]).unwrap();
+        assert_eq!(ask(other, "g2.", RecordType::A), (NoError, a(many.address())));
+    });
+}
