@@ -1,7 +1,8 @@
 //! Which addresses were bound for which name: what the kernel cannot say of its set.
 //!
-//! Promises: bounded for each guest; what is not in here is known of nobody, and goes when a policy
-//! is narrowed.
+//! Promises: bounded for each guest, also for one that keeps each of its bindings alive with a packet
+//! (`what_the_kernel_keeps_is_counted`); what is not in here is known of nobody, and goes when a policy is
+//! narrowed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
@@ -14,7 +15,9 @@ use crate::plan::{BOUND, Guest};
 /// The most addresses bound for one guest at a time.
 const MAX_ADDRESSES: usize = 1024;
 /// The most names remembered of one address; those beyond give it no longer life.
-const MAX_NAMES: usize = 16;
+const MAX_NAMES: usize = 4;
+/// Asking the kernel what is left of a guest's bindings is worth it when so many may be gone.
+const WORTH_A_LOOK: usize = MAX_ADDRESSES / 8;
 /// A binding is not made again while it is good for longer than this.
 const FRESH: Duration = Duration::from_secs(BOUND as u64 / 2);
 
@@ -27,6 +30,7 @@ pub(crate) struct Bindings {
 #[derive(Debug)]
 struct Binding {
     names: BTreeSet<String>,
+    /// Until when it is good without a packet; the kernel, which sees the packets, may keep it longer.
     until: Instant,
 }
 
@@ -60,7 +64,6 @@ impl Bindings {
         now: Instant,
     ) -> Result<Vec<Ipv4Addr>, Full> {
         let bound = self.of.entry(guest).or_default();
-        bound.retain(|_, binding| binding.until > now);
         if bound.keys().chain(addresses).collect::<BTreeSet<_>>().len() > MAX_ADDRESSES {
             return Err(Full);
         }
@@ -77,6 +80,32 @@ impl Bindings {
                 _ => true,
             })
             .collect())
+    }
+
+    /// Whether enough of what `guest` has may be gone that it is worth asking the kernel.
+    pub(crate) fn is_worth_a_look(&self, guest: Ipv4Addr, now: Instant) -> bool {
+        let bound = self.of.get(&guest).into_iter().flat_map(BTreeMap::values);
+        bound.filter(|binding| binding.until <= now).count() >= WORTH_A_LOOK
+    }
+
+    /// Forgets what `guest` has no more: `kernel` has not got it.
+    pub(crate) fn settle(
+        &mut self,
+        guest: Ipv4Addr,
+        kernel: &[(Ipv4Addr, Ipv4Addr, u32)],
+        now: Instant,
+    ) {
+        let Some(bound) = self.of.get_mut(&guest) else { return };
+        let left = kernel.iter().filter(|(of, ..)| *of == guest);
+        let left: BTreeMap<Ipv4Addr, u32> =
+            left.map(|&(_, address, seconds)| (address, seconds)).collect();
+        bound.retain(|address, binding| match left.get(address) {
+            Some(&seconds) => {
+                binding.until = now + Duration::from_secs(seconds.into());
+                true
+            }
+            None => false,
+        });
     }
 
     /// The kernel was told.
@@ -179,7 +208,31 @@ mod tests {
         assert_eq!(bindings.wanting(GUEST, "a.example", &asked, later).unwrap().len(), 2);
         let many = (0..1024).map(Ipv4Addr::from_bits).collect();
         assert_eq!(bindings.wanting(GUEST, "a.example", &many, later), Err(Full));
-        let much_later = now + Duration::from_secs(BOUND.into());
-        assert_eq!(bindings.wanting(GUEST, "a.example", &many, much_later).unwrap().len(), 1024);
+    }
+
+    #[test]
+    fn what_the_kernel_keeps_is_counted() {
+        let now = Instant::now();
+        let mut bindings = Bindings::default();
+        let many: Vec<Ipv4Addr> = (0..1024).map(Ipv4Addr::from_bits).collect();
+        bindings.bind(GUEST, "a.example", &many, now);
+        assert!(!bindings.is_worth_a_look(GUEST, now));
+        // Nobody says that they are gone.
+        let later = now + Duration::from_secs(BOUND.into());
+        let other = BTreeSet::from([address(1)]);
+        assert_eq!(bindings.wanting(GUEST, "a.example", &other, later), Err(Full));
+        assert!(bindings.is_worth_a_look(GUEST, later));
+        let kept: Vec<_> = many.iter().map(|&address| (GUEST, address, 300)).collect();
+        bindings.settle(GUEST, &kept, later);
+        assert!(!bindings.is_worth_a_look(GUEST, later), "not again at once");
+        assert_eq!(bindings.wanting(GUEST, "a.example", &other, later), Err(Full));
+        bindings.settle(GUEST, &kept[..1], later);
+        assert_eq!(bindings.wanting(GUEST, "a.example", &other, later), Ok(vec![address(1)]));
+        // One in use for long is still known by its name when a policy is narrowed.
+        let id = EngineId::random();
+        let (old, new) = (guests(&id, &["a.example", "b.example"]), guests(&id, &["a.example"]));
+        let mut kernel = kept[..2].to_vec();
+        bindings.keep(&old, &new, &mut kernel);
+        assert_eq!(kernel, kept[..1]);
     }
 }

@@ -401,7 +401,13 @@ impl Inner {
             return Ok(true);
         }
         let now = std::time::Instant::now();
-        let wanting = ready.bindings.wanting(guest, name, addresses, now);
+        let mut wanting = ready.bindings.wanting(guest, name, addresses, now);
+        if wanting.is_err() && ready.bindings.is_worth_a_look(guest, now) {
+            let namespace = self.names.namespace(index);
+            let carried = apply::carried(&namespace, self.names.table()).await?;
+            ready.bindings.settle(guest, &carried.bindings, now);
+            wanting = ready.bindings.wanting(guest, name, addresses, now);
+        }
         let wanting = wanting.map_err(|_| NetError::TooManyBindings { guest })?;
         if !wanting.is_empty() {
             let rules = plan::bind(&self.names, guest, &wanting);
