@@ -49,6 +49,12 @@ impl Site {
         matches!(self, Self::Below { .. })
     }
 
+    /// Whether an alias would be what the API is called.
+    pub(super) fn is_apis(&self, alias: &Alias) -> bool {
+        let Self::Below { zone, api_host: Some(api), .. } = self else { return false };
+        api.strip_suffix(zone.as_str()) == Some(alias.as_str())
+    }
+
     /// Where an alias is reached. An address that is no particular one is left out, for who asked
     /// to fill in: they know how they got here.
     pub(in crate::http) fn url(&self, alias: &Alias) -> String {
@@ -151,6 +157,20 @@ mod tests {
             let request = request.body(Body::empty()).expect("a request");
             assert_eq!(site(443).sought(&request), wanted, "{host}");
         }
+    }
+
+    #[test]
+    fn no_alias_is_what_the_api_is_called() {
+        let site = |api: &str| Site::Below {
+            zone: ".box.example".to_owned(),
+            port: 443,
+            api_host: Some(api.to_owned()),
+        };
+        let dev: Alias = "dev".parse().expect("an alias");
+        assert!(site("dev.box.example").is_apis(&dev));
+        assert!(!site("api.box.example").is_apis(&dev));
+        assert!(!site("dev.example").is_apis(&dev));
+        assert!(!Site::at(SocketAddr::from(([127, 0, 0, 1], 80))).is_apis(&dev));
     }
 
     #[test]

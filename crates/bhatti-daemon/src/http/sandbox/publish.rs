@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use bhatti_api::{Publish, PublishRule, Published, TOKEN_NAME, route};
 use bhatti_lifecycle::ServiceError;
 use bhatti_store::{PublishRow, Published as Outcome, SandboxRow, StoreError};
-use bhatti_types::{Alias, EventKind, PublishToken};
+use bhatti_types::{Alias, BadAlias, EventKind, PublishToken};
 use serde_json::json;
 
 use super::proxy::port;
@@ -38,6 +38,10 @@ pub(in crate::http) async fn publish(
         record_random(&api, &row, port, wanted.auth).await
     } else {
         let alias = wanted.alias.parse::<Alias>();
+        let alias = alias.and_then(|alias| {
+            let apis = api.public.is_apis(&alias);
+            if apis { Err(BadAlias::Reserved(alias.to_string())) } else { Ok(alias) }
+        });
         let alias = alias.map_err(|error| ApiError::BadRequest(error.to_string()))?;
         record(&api, &row, port, alias, wanted.auth).await
     };
