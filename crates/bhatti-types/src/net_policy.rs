@@ -252,7 +252,6 @@ impl From<NetPolicy> for Written {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
     use super::*;
 

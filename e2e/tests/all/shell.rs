@@ -131,7 +131,9 @@ fn a_shell_outlives_its_terminal() {
         new.wait_for("new-none");
         let missing = Screen::shell(&daemon, "dev --session s9");
         assert_eq!(missing.exit_code(), 1);
-        missing.wait_for("Error: no shell: attach error: agent: session not found");
+        missing.wait_for(
+            "Error: there is no session s9 in dev; to see those there are: bhatti ps dev",
+        );
     });
 }
 
