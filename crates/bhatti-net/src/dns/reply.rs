@@ -5,7 +5,8 @@ use std::net::Ipv4Addr;
 
 use bhatti_types::{Egress, NetPolicy};
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
-use hickory_proto::rr::rdata::{A, PTR};
+use hickory_proto::rr::rdata::svcb::{IpHint, SVCB, SvcParamValue};
+use hickory_proto::rr::rdata::{A, HTTPS, PTR};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 
 use crate::plan::Guest;
@@ -179,20 +180,35 @@ pub(super) fn judge(policy: &NetPolicy, query: &Query, outside: &Message) -> Jud
     }
     let public = policy.default_egress() == Egress::Public;
     for record in &outside.answers {
-        let RData::A(A(address)) = record.data else { continue };
-        // A guest's own loopback is no network of anybody's.
-        let its_own = public && address.is_loopback();
-        if !its_own && !policy.allows_answer(address) {
-            return Judged::Rebinding(address);
-        }
-        if owners.contains(&plain(&record.name)) {
-            addresses.insert(address);
+        let (told, is_hint) = match &record.data {
+            RData::A(A(address)) => (vec![*address], false),
+            RData::SVCB(service) | RData::HTTPS(HTTPS(service)) => (hints(service), true),
+            _ => continue,
+        };
+        for address in told {
+            // A guest's own loopback is no network of anybody's.
+            let its_own = public && address.is_loopback();
+            if !its_own && !policy.allows_answer(address) {
+                return Judged::Rebinding(address);
+            }
+            if !is_hint && owners.contains(&plain(&record.name)) {
+                addresses.insert(address);
+            }
         }
     }
     if public || query.query_type() != RecordType::A {
         addresses.clear();
     }
     Judged::Pass(addresses)
+}
+
+/// The addresses that the description of a service has beside it.
+fn hints(service: &SVCB) -> Vec<Ipv4Addr> {
+    let hint = |(_, value): &(_, SvcParamValue)| match value {
+        SvcParamValue::Ipv4Hint(IpHint(addresses)) => addresses.iter().map(|a| a.0).collect(),
+        _ => Vec::new(),
+    };
+    service.svc_params.iter().flat_map(hint).collect()
 }
 
 /// What `outside` is passed on as.

@@ -2,6 +2,7 @@
 
 use bhatti_types::EngineId;
 use hickory_proto::rr::rdata::CNAME;
+use hickory_proto::rr::rdata::svcb::SvcParamKey;
 use proptest::prelude::*;
 
 use super::*;
@@ -128,6 +129,15 @@ fn only_what_the_name_leads_to_is_bound() {
         let refused = judged(policy, &[("a.example.", a("192.0.2.1")), ("a.example.", a(address))]);
         assert_eq!(refused, Judged::Rebinding(address.parse().unwrap()));
     }
+    // A hint is an address too, and nobody bound one.
+    let hint = |text: &str| {
+        let hint = SvcParamValue::Ipv4Hint(IpHint(vec![A(text.parse().unwrap())]));
+        let params = vec![(SvcParamKey::Ipv4Hint, hint)];
+        [("a.example.", RData::HTTPS(HTTPS(SVCB::new(1, name("."), params))))]
+    };
+    assert_eq!(judged(&NetPolicy::default(), &hint("192.0.2.1")), bound(&[]));
+    let refused = judged(&NetPolicy::default(), &hint("10.0.1.3"));
+    assert_eq!(refused, Judged::Rebinding("10.0.1.3".parse().unwrap()));
     let loopback = [("a.example.", a("127.0.0.1"))];
     assert_eq!(judged(&NetPolicy::default(), &loopback), bound(&[]), "its own");
 }
