@@ -468,14 +468,17 @@ async fn what_cannot_be_is_refused_and_costs_nothing() {
 #[tokio::test]
 async fn ends_that_nobody_saw_make_room() {
     let guest = guest();
+    let dir = tempfile::tempdir().unwrap();
+    let go = dir.path().join("go");
+    let waits = format!("until [ -e {} ]; do sleep 0.1; done", go.display());
     let mut ids = Vec::new();
     for _ in 1..MAX_SESSIONS {
-        let mut client = start(&guest, script(SessionKind::Piped, "read _")).await;
+        let client = start(&guest, script(SessionKind::Piped, &waits)).await;
         ids.push(client.info.id.clone());
-        // Its input ends with it, and so does the program, seen by nobody.
-        client.say("go\n").await;
-        drop(client);
+        detach(&guest, client).await;
     }
+    // Not before: an end that a client could still have been told of would be forgotten at once.
+    std::fs::write(&go, "").unwrap();
     let stays = start(&guest, script(SessionKind::Piped, "cat")).await;
     for id in &ids {
         seen_as(&guest, id, |info| info.is_some_and(|info| info.exit.is_some())).await;
