@@ -158,7 +158,7 @@ impl Acme {
         Ok(acme)
     }
 
-    /// Returns when there is a certificate for `name`, or will be none for now.
+    /// Returns when there is a certificate for `name`, its order has failed, or the wait was too long.
     pub(super) async fn provide(self: &Arc<Self>, name: &str) {
         if let Some(mut made) = self.prepare(name) {
             // Its end is that the other side is dropped.

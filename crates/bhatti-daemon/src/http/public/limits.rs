@@ -21,7 +21,7 @@ pub(super) struct Limits {
 }
 
 fn quota(burst: u32, per_minute: u32) -> Quota {
-    let number = |n| NonZeroU32::new(n).expect("the numbers below are not zero");
+    let number = |n| NonZeroU32::new(n).expect("the configuration takes none below 60");
     Quota::per_minute(number(per_minute)).allow_burst(number(burst))
 }
 
