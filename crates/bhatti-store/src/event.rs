@@ -155,8 +155,7 @@ pub(crate) fn insert(connection: &Connection, event: &NewEvent) -> Result<(), St
 impl Store {
     /// Records all of them, or none.
     pub fn record(&mut self, events: &[NewEvent]) -> Result<(), StoreError> {
-        let tx =
-            self.connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        let tx = self.connection.transaction()?;
         for event in events {
             insert(&tx, event)?;
         }

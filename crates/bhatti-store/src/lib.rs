@@ -39,7 +39,7 @@ pub use user::{NewUser, UserRow};
 use std::path::Path;
 use std::time::Duration;
 
-use rusqlite::Connection;
+use rusqlite::{Connection, TransactionBehavior};
 
 /// One connection to `state.db`.
 pub struct Store {
@@ -55,6 +55,9 @@ impl Store {
         let mut connection = Connection::open(path).map_err(open)?;
         // The host-only commands write the same file while the daemon runs.
         connection.busy_timeout(Duration::from_secs(5)).map_err(open)?;
+        // A transaction that reads before it writes would otherwise fail at once, without the
+        // patience of above, where somebody else wrote in between.
+        connection.set_transaction_behavior(TransactionBehavior::Immediate);
         connection.pragma_update(None, "journal_mode", "wal").map_err(open)?;
         connection.pragma_update(None, "synchronous", "full").map_err(open)?;
         connection.pragma_update(None, "foreign_keys", true).map_err(open)?;

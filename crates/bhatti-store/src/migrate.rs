@@ -19,9 +19,9 @@ pub(crate) const MIGRATIONS: &[&str] = &[
 pub(crate) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
     let known = u32::try_from(MIGRATIONS.len()).expect("a handful of files");
     loop {
-        // The version is read inside the write transaction: two programs starting at once must
-        // not both apply the same step.
-        let tx = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        // The version is read inside the write transaction (every one is, `Store::open`): two
+        // programs starting at once must not both apply the same step.
+        let tx = connection.transaction()?;
         let found: u32 = tx.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         if found > known {
             return Err(StoreError::TooNew { found, known });

@@ -10,9 +10,11 @@ mod snapshot;
 
 use std::net::Ipv4Addr;
 
-use bhatti_types::{Cpus, Labels, Mib, NetPolicy, Phase, UserId};
+use bhatti_types::{Cpus, ImageId, Labels, Mib, NetPolicy, Phase, UserId};
 
-use crate::{Change, Db, NewSandbox, NewUser, PatchRow, Reserved, SandboxRow, Store, StoreError};
+use crate::{
+    Change, Db, ImageRow, NewSandbox, NewUser, PatchRow, Reserved, SandboxRow, Store, StoreError,
+};
 
 fn open() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
@@ -53,6 +55,34 @@ fn reserve(store: &mut Store, new: &NewSandbox) -> SandboxRow {
         Reserved::New(row) => *row,
         other => panic!("expected a new row, got {other:?}"),
     }
+}
+
+#[test]
+fn who_reads_before_writing_waits_for_other_writers() {
+    let (dir, mut store) = open();
+    let owner = user(&mut store, "alice", 5);
+    let id = reserve(&mut store, &wanted(&owner, "dev")).id;
+    let path = dir.path().join("state.db");
+    let image = ImageRow {
+        id: ImageId::tier("minimal", "amd64"),
+        owner: None,
+        name: "minimal".to_owned(),
+        source: "built-in".to_owned(),
+        file: "/images/minimal".into(),
+        size: Mib(1),
+        created_at: jiff::Timestamp::now(),
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut other = Store::open(&path).unwrap();
+            for _ in 0..200 {
+                other.next_serial(&id).unwrap();
+            }
+        });
+        for _ in 0..200 {
+            store.set_builtin_images(&[image.clone()]).unwrap();
+        }
+    });
 }
 
 #[test]

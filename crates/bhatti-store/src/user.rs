@@ -77,8 +77,7 @@ impl Store {
     pub fn create_user(&mut self, new: &NewUser) -> Result<(UserRow, ApiKey), StoreError> {
         let key = ApiKey::random();
         let id = UserId::random();
-        let tx =
-            self.connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        let tx = self.connection.transaction()?;
         let taken: bool = tx.query_row(
             "SELECT EXISTS (SELECT 1 FROM users WHERE name = ?1)",
             [&new.name],
@@ -152,8 +151,7 @@ impl Store {
     /// Gives the account a new key; the old one stops working with this call.
     pub fn rotate_key(&mut self, name: &str) -> Result<ApiKey, StoreError> {
         let key = ApiKey::random();
-        let tx =
-            self.connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        let tx = self.connection.transaction()?;
         let user =
             one_user(&tx, "name", name)?.ok_or_else(|| StoreError::NoUser(name.to_owned()))?;
         let sql = "UPDATE users SET api_key_hash = ?2 WHERE id = ?1";
@@ -167,8 +165,7 @@ impl Store {
     /// Removes an account that owns nothing any more.
     pub fn delete_user(&mut self, name: &str) -> Result<UserRow, StoreError> {
         // The daemon writes the same file: what is counted must still be so when it is deleted.
-        let tx =
-            self.connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        let tx = self.connection.transaction()?;
         let user =
             one_user(&tx, "name", name)?.ok_or_else(|| StoreError::NoUser(name.to_owned()))?;
         if user.sandboxes > 0 {
