@@ -80,7 +80,7 @@ fn who_reads_before_writing_waits_for_other_writers() {
             }
         });
         for _ in 0..200 {
-            store.set_builtin_images(&[image.clone()]).unwrap();
+            store.set_builtin_images(std::slice::from_ref(&image)).unwrap();
         }
     });
 }
