@@ -15,6 +15,9 @@
 //! A private address is opened by a range alone: a name may lead there while the range is allowed, and
 //! what it has bound must not outlive that.
 //!
+//! A name server that is out of a guest's reach is answered for by the one on the gateway, in its name:
+//! sandboxes that were made before there was one still ask whom the host asked then.
+//!
 //! Every packet is judged, in both directions and whatever connection it belongs to: so what a new
 //! policy denies is cut at its next packet.
 
@@ -25,7 +28,7 @@ use bhatti_types::{Egress, EngineId, Ipv4Net, NEVER, NetPolicy, PRIVATE};
 
 use crate::names::{BRIDGE, UPLINK, tap_name};
 use crate::plan::{Names, Wanted};
-use crate::{NetError, guest_mac, pool};
+use crate::{NetError, guest_mac, guest_subnet, pool};
 
 /// How many seconds an address stays bound to a name's permission without a packet.
 pub(crate) const BOUND: u32 = 600;
@@ -34,6 +37,9 @@ const REMEMBERED: u32 = 60;
 /// The most bindings in a namespace. When it is full nothing more is bound, and names are not
 /// resolved.
 const MAX_BINDINGS: u32 = 65_536;
+
+/// Where clouds have their name servers.
+const LINK_LOCAL: &str = "169.254.0.0/16";
 
 /// A guest, as far as the network cares.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,6 +94,7 @@ fn bridge_body(guests: &BTreeMap<Ipv4Addr, Guest>) -> String {
 fn filter_body(wanted: &Wanted, carried: &Carried) -> Result<String, NetError> {
     let (first, last) = pool::guest_range(wanted.index)?;
     let gateway = pool::gateway(wanted.index)?;
+    let subnet = guest_subnet(wanted.index)?;
     let guests = &wanted.guests;
     let cidrs = guests.iter().flat_map(|(address, guest)| allowed(*address, &guest.policy));
     let closed = guests.iter().filter(|(_, guest)| is_closed(&guest.policy));
@@ -171,6 +178,16 @@ fn filter_body(wanted: &Wanted, carried: &Carried) -> Result<String, NetError> {
 \tchain at_gateway {{
 \t\tmeta l4proto {{ tcp, udp }} th dport 53 accept
 \t\ticmp type echo-request accept
+\t}}
+\tchain prerouting {{
+\t\ttype nat hook prerouting priority dstnat; policy accept;
+\t\tiifname \"{BRIDGE}\" ip saddr {first}-{last} meta l4proto {{ tcp, udp }} th dport 53 goto questions
+\t}}
+\tchain questions {{
+\t\tip daddr {subnet} accept
+\t\tip daddr {LINK_LOCAL} dnat ip to {gateway}
+\t\tip saddr . ip daddr @cidrs accept
+\t\tip daddr @private dnat ip to {gateway}
 \t}}
 \tchain postrouting {{
 \t\ttype nat hook postrouting priority srcnat; policy accept;

@@ -31,6 +31,8 @@ const BROADCAST: Mac = [0xff; 6];
 const ICMP: u8 = 1;
 const UDP: u8 = 17;
 const TCP: u8 = 6;
+/// The flag of a TCP segment that says no.
+const RESET: u8 = 4;
 /// The port a guest speaks from.
 const PORT: u16 = 9999;
 
@@ -164,18 +166,27 @@ impl Guest {
 
     /// Whether a connection to port 7 of `to` is reset.
     pub(crate) fn is_reset_by(&self, to: Ipv4Addr) -> bool {
-        const RESET: u8 = 4;
-        let is_reset = |frame: &[u8]| {
+        self.answer_to_syn(to, 7).is_some_and(|flags| flags & RESET != 0)
+    }
+
+    /// Whether somebody takes a connection to `port` of `to`, in the name of that address.
+    pub(crate) fn connects_to(&self, to: Ipv4Addr, port: u16) -> bool {
+        self.answer_to_syn(to, port).is_some_and(|flags| flags & RESET == 0)
+    }
+
+    /// The flags of what comes back when a connection is asked for. Forgets what it has seen.
+    fn answer_to_syn(&self, to: Ipv4Addr, port: u16) -> Option<u8> {
+        let is_answer = |frame: &[u8]| {
             frame[12..14] == IPV4
                 && frame[23] == TCP
                 && frame[26..30] == to.octets()
-                && frame[47] & RESET != 0
+                && frame[34..36] == port.to_be_bytes()
         };
-        let syn = tcp_syn(self.shared.address, to);
+        let syn = tcp_syn(self.shared.address, to, port);
         self.send_packet(self.shared.address, to, TCP, &syn);
-        let reset = self.shared.wait_for(DEADLINE, is_reset).is_some();
+        let flags = self.shared.wait_for(DEADLINE, is_answer).map(|frame| frame[47]);
         self.shared.seen.lock().unwrap().clear();
-        reset
+        flags
     }
 
     /// Whether a frame with `text` in it has arrived so far.
@@ -291,8 +302,8 @@ fn udp(port: u16, bytes: &[u8]) -> Vec<u8> {
     datagram
 }
 
-fn tcp_syn(from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
-    let mut segment = [PORT, 7].map(u16::to_be_bytes).concat();
+fn tcp_syn(from: Ipv4Addr, to: Ipv4Addr, port: u16) -> Vec<u8> {
+    let mut segment = [PORT, port].map(u16::to_be_bytes).concat();
     segment.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0]);
     let pseudo = [&from.octets()[..], &to.octets(), &[0, TCP, 0, 20], &segment].concat();
     let sum = checksum(&pseudo);

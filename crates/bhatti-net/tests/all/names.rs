@@ -30,8 +30,18 @@ fn query(text: &str, kind: RecordType) -> Message {
 
 /// What the guest is told.
 fn ask(guest: &Guest, text: &str, kind: RecordType) -> (ResponseCode, Vec<RData>) {
+    ask_of(guest, gateway(1), text, kind)
+}
+
+/// What the guest is told in the name of `server`.
+fn ask_of(
+    guest: &Guest,
+    server: Ipv4Addr,
+    text: &str,
+    kind: RecordType,
+) -> (ResponseCode, Vec<RData>) {
     let question = query(text, kind);
-    let answer = guest.ask(gateway(1), &question.to_vec().unwrap());
+    let answer = guest.ask(server, &question.to_vec().unwrap());
     let answer = Message::from_vec(&answer).unwrap();
     assert_eq!(answer.queries, question.queries);
     let data = answer.answers.into_iter().map(|record| record.data).collect();
@@ -68,8 +78,7 @@ fn world_knows(question: &Message) -> Message {
 /// Has the world answer for names, over UDP, until the test ends. Each answer comes after one that
 /// somebody else might have sent.
 fn serve_names() {
-    let socket =
-        inside("world", || std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 53)).unwrap());
+    let socket = inside("world", || std::net::UdpSocket::bind((WORLD, 53)).unwrap());
     std::thread::spawn(move || {
         let mut buffer = [0; 4096];
         while let Ok((length, from)) = socket.recv_from(&mut buffer) {
@@ -149,6 +158,46 @@ fn other_names_are_asked_of_the_hosts_servers() {
         let answer = Message::from_vec(&me.ask(gateway(1), &two.to_vec().unwrap())).unwrap();
         assert_eq!(answer.metadata.response_code, ResponseCode::FormErr);
         assert_eq!(ask(me, "world.example.", RecordType::A), (NoError, a(WORLD)));
+    });
+}
+
+/// What a sandbox was told of before the gateway had a name server.
+#[test]
+fn a_server_out_of_reach_is_answered_for() {
+    on_fresh_host(async || {
+        let (nets, _) = networks().await;
+        ip("-n world address add 192.168.7.1/32 dev w1");
+        ip("route add 192.168.7.1/32 via 192.0.2.2");
+        let lan = Ipv4Addr::new(192, 168, 7, 1);
+        let clouds = Ipv4Addr::new(169, 254, 169, 253);
+        let plain = guest(&nets, 1, NetPolicy::default()).await;
+        let friend = guest(&nets, 1, policy("public", &[], &["192.168.7.0/24"])).await;
+        let closed = guest(&nets, 1, policy("deny", &["world.example"], &[])).await;
+        let server = inside("world", || std::net::UdpSocket::bind((lan, 53)).unwrap());
+        serve_names();
+
+        for gone in [lan, clouds, Ipv4Addr::new(10, 9, 9, 9), Ipv4Addr::new(10, 0, 2, 1)] {
+            let told = ask_of(&plain, gone, "g3.", RecordType::A);
+            assert_eq!(told, (NoError, a(friend.address())), "{gone}");
+            assert!(plain.connects_to(gone, 53), "{gone}");
+            // The same server judges.
+            let told = ask_of(&closed, gone, "other.test.", RecordType::A);
+            assert_eq!(told, (Refused, vec![]), "{gone}");
+        }
+        assert!(is_silent(&server));
+        assert_eq!(ask_of(&plain, lan, "world.example.", RecordType::A), (NoError, a(WORLD)));
+        // Names, and nothing else.
+        plain.send(lan, 54, "no name");
+        assert_eq!(plain.refused_with(), Some((3, 13)));
+
+        // Who may ask others asks them.
+        friend.send(lan, 53, "asked");
+        assert_eq!(receive(&server).0, "asked");
+        assert!(!friend.connects_to(lan, 53), "it has nobody there who listens");
+        assert_eq!(ask_of(&plain, WORLD, "world.example.", RecordType::A), (NoError, a(WORLD)));
+        assert_eq!(ask_of(&plain, WORLD, "g3.", RecordType::A), (NXDomain, vec![]));
+        closed.send(WORLD, 53, "elsewhere");
+        assert_eq!(closed.refused_with(), Some((3, 13)));
     });
 }
 
