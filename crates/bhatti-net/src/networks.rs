@@ -4,15 +4,21 @@
 //! - One user's network is changed by one task at a time; callers that ask for the same thing at
 //!   the same time share one change (`concurrent_callers_share_one_network`).
 //! - Changes run in tasks of their own: dropping a future loses the answer, not the change.
-//! - Users do not wait for each other.
+//! - Users do not wait for each other, and none is kept from starting by another's broken network
+//!   (`one_broken_network_keeps_nobody_else_waiting`).
+//! - A network that could not be built is tried again until it can, or nobody needs it
+//!   (`a_failed_rebuild_is_made_up_for`).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use bhatti_types::{Egress, EngineId};
 use tokio::sync::OwnedMutexGuard;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::apply::{self, Program};
@@ -21,6 +27,10 @@ use crate::directory::Directory;
 use crate::dns::{Server, Upstreams};
 use crate::plan::{self, Guest, Names, UserPlan, Wanted};
 use crate::{Ipv4Net, NetError};
+
+/// How soon, and how often at last, it is tried again to build a network that could not be built.
+const MEND_FIRST: Duration = Duration::from_millis(250);
+const MEND_LAST: Duration = Duration::from_secs(60);
 
 /// How networks are named and addressed.
 #[derive(Clone, Debug)]
@@ -88,6 +98,8 @@ enum Slot {
     Unknown,
     /// It was verified or built.
     Ready(Box<Ready>),
+    /// It could not be built. The task in there goes on trying, for as long as this is so.
+    Broken { _mender: JoinSet<()> },
 }
 
 /// One user's network as this process has made it.
@@ -214,20 +226,29 @@ impl Networks {
     /// Removes every network of ours whose user is not in `keep`, TAPs or not, and returns whose
     /// they were; in the others, the TAPs that no machine holds, and their rules are brought up to
     /// date and their names answered for. For the start of the daemon, after machines have been
-    /// adopted or ended and before any is started.
+    /// adopted or ended and before any is started. One user's network that cannot be dealt with is
+    /// logged, and does not keep the others waiting.
     pub async fn sweep(&self, keep: &[u32]) -> Result<Vec<u32>, NetError> {
-        let (kept, found): (Vec<u32>, Vec<u32>) =
-            self.inner.found()?.into_iter().partition(|index| keep.contains(index));
-        for index in kept {
+        let mut removed = Vec::new();
+        for index in self.inner.found()? {
             let (inner, mut slot) = self.lock(index).await;
-            inner.remove_unheld(index).await?;
-            complete(async move { inner.ensure(index, &mut slot).await }).await?;
+            if keep.contains(&index) {
+                let repaired = complete(async move {
+                    let unheld = inner.remove_unheld(index).await;
+                    inner.ensure(index, &mut slot).await?;
+                    unheld
+                });
+                if let Err(error) = repaired.await {
+                    say(index, &error, "a user's network could not be repaired; it is tried again");
+                }
+            } else {
+                match complete(async move { inner.remove(index, &mut slot).await }).await {
+                    Ok(()) => removed.push(index),
+                    Err(error) => say(index, &error, "a network of nobody could not be removed"),
+                }
+            }
         }
-        for &index in &found {
-            let (inner, mut slot) = self.lock(index).await;
-            complete(async move { inner.remove(index, &mut slot).await }).await?;
-        }
-        Ok(found)
+        Ok(removed)
     }
 
     /// Removes the networks that no machine holds a TAP in (they are made again when they are needed),
@@ -238,7 +259,10 @@ impl Networks {
         let left = loop {
             for index in self.inner.found()? {
                 let (inner, mut slot) = self.lock(index).await;
-                complete(async move { inner.release(index, &mut slot).await }).await?;
+                let release = async move { inner.release(index, &mut slot).await };
+                if let Err(error) = complete(release).await {
+                    say(index, &error, "a user's network could not be removed");
+                }
             }
             let left = self.inner.found()?;
             if left.is_empty() || Instant::now() >= end {
@@ -256,11 +280,7 @@ impl Networks {
 
     /// The only right to change the network of user `index`.
     async fn lock(&self, index: u32) -> (Arc<Inner>, OwnedMutexGuard<Slot>) {
-        let slot = {
-            let mut users = self.inner.users.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(users.entry(index).or_default())
-        };
-        (Arc::clone(&self.inner), slot.lock_owned().await)
+        (Arc::clone(&self.inner), self.inner.slot(index).lock_owned().await)
     }
 }
 
@@ -269,6 +289,43 @@ async fn complete<T: Send + 'static>(
     change: impl Future<Output = Result<T, NetError>> + Send + 'static,
 ) -> Result<T, NetError> {
     tokio::spawn(change).await.map_err(|_| NetError::TaskDied)?
+}
+
+/// Logs what is wrong with one user's network, for an operator.
+fn say(index: u32, error: &NetError, what: &str) {
+    let cause = std::error::Error::source(error);
+    tracing::error!(index, %error, cause, "{what}");
+}
+
+/// Tries to build the network of user `index` until it is not broken any more.
+fn mend(networks: Weak<Inner>, index: u32) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    // Boxed: building one starts this, which builds it.
+    Box::pin(async move {
+        let mut pause = MEND_FIRST;
+        loop {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(MEND_LAST);
+            let Some(inner) = networks.upgrade() else { return };
+            let mut slot = inner.slot(index).lock_owned().await;
+            if !matches!(*slot, Slot::Broken { .. }) {
+                return;
+            }
+            match inner.directory.guests(index) {
+                // It is made when it is needed.
+                Ok(guests) if guests.is_empty() => {
+                    *slot = Slot::Unknown;
+                    return;
+                }
+                _ => match inner.ensure(index, &mut slot).await {
+                    Ok(_) => {
+                        tracing::info!(index, "a user's network is whole again");
+                        return;
+                    }
+                    Err(error) => say(index, &error, "a user's network is still broken"),
+                },
+            }
+        }
+    })
 }
 
 /// Looks and repairs. What was seen can be gone when it is acted on (the kernel is still taking a
@@ -292,7 +349,8 @@ async fn build(plan: &UserPlan) -> Result<plan::Observed, NetError> {
 }
 
 impl Slot {
-    /// Nothing is known any more; a name server that was there has let go of its port.
+    /// Nothing is known any more; a name server that was there has let go of its port, and nobody is
+    /// mending.
     async fn forget(&mut self) {
         if let Self::Ready(ready) = std::mem::take(self) {
             ready.server.stop().await;
@@ -301,6 +359,11 @@ impl Slot {
 }
 
 impl Inner {
+    fn slot(&self, index: u32) -> Arc<tokio::sync::Mutex<Slot>> {
+        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(users.entry(index).or_default())
+    }
+
     async fn load_host_rules(&self) -> Result<(), NetError> {
         apply::load_host_rules(&plan::host_rules(&self.names, self.transit)).await
     }
@@ -334,17 +397,36 @@ impl Inner {
             tracing::warn!(index, %error, "a user's rules could not be changed; rebuilding");
             slot.forget().await;
         }
+        if !matches!(slot, Slot::Ready(_)) {
+            match self.make(index, guests).await {
+                Ok(ready) => *slot = Slot::Ready(Box::new(ready)),
+                Err(error) => {
+                    if matches!(slot, Slot::Unknown) {
+                        let mut mender = JoinSet::new();
+                        mender.spawn(mend(Arc::downgrade(self), index));
+                        *slot = Slot::Broken { _mender: mender };
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(self.names.namespace(index))
+    }
+
+    /// Builds what is missing of the network of a user, and answers for its names.
+    async fn make(
+        self: &Arc<Self>,
+        index: u32,
+        guests: BTreeMap<Ipv4Addr, Guest>,
+    ) -> Result<Ready, NetError> {
         let wanted = Wanted { index, guests: guests.clone() };
         let plan = UserPlan::new(&self.names, self.transit, wanted)?;
-        if matches!(slot, Slot::Unknown) {
-            let observed = build(&plan).await?;
-            let bindings = Bindings::found(&observed.carried.bindings, std::time::Instant::now());
-            let (namespace, gateway) = (&plan.namespace, plan.gateway);
-            let server = Server::start(Arc::downgrade(self), index, namespace, gateway).await?;
-            *slot = Slot::Ready(Box::new(Ready { guests, bindings, server }));
-            tracing::debug!(index, namespace = plan.namespace, "user's network is ready");
-        }
-        Ok(plan.namespace)
+        let observed = build(&plan).await?;
+        let bindings = Bindings::found(&observed.carried.bindings, std::time::Instant::now());
+        let (namespace, gateway) = (&plan.namespace, plan.gateway);
+        let server = Server::start(Arc::downgrade(self), index, namespace, gateway).await?;
+        tracing::debug!(index, namespace, "user's network is ready");
+        Ok(Ready { guests, bindings, server })
     }
 
     /// Changes rules that were for other guests, or the same with other policies.
@@ -386,11 +468,7 @@ impl Inner {
         name: &str,
         addresses: &BTreeSet<Ipv4Addr>,
     ) -> Result<bool, NetError> {
-        let slot = {
-            let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(users.entry(index).or_default())
-        };
-        let mut slot = slot.lock_owned().await;
+        let mut slot = self.slot(index).lock_owned().await;
         let Slot::Ready(ready) = &mut *slot else { return Ok(false) };
         // What the rules are for, not what the directory says by now: they go together.
         let policy = ready.guests.get(&guest).map(|guest| &guest.policy);

@@ -11,6 +11,8 @@ mod isolation;
 mod lies;
 #[path = "all/lifetime.rs"]
 mod lifetime;
+#[path = "all/mending.rs"]
+mod mending;
 #[path = "all/names.rs"]
 mod names;
 #[path = "all/policy.rs"]

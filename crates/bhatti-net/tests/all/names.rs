@@ -28,8 +28,8 @@ fn query(text: &str, kind: RecordType) -> Message {
     message
 }
 
-/// What the guest is told.
-fn ask(guest: &Guest, text: &str, kind: RecordType) -> (ResponseCode, Vec<RData>) {
+/// What the guest is told, as soon as somebody answers.
+pub(crate) fn ask(guest: &Guest, text: &str, kind: RecordType) -> (ResponseCode, Vec<RData>) {
     ask_of(guest, gateway(1), text, kind)
 }
 
@@ -48,7 +48,7 @@ fn ask_of(
     (answer.metadata.response_code, data)
 }
 
-fn a(address: Ipv4Addr) -> Vec<RData> {
+pub(crate) fn a(address: Ipv4Addr) -> Vec<RData> {
     vec![RData::A(A(address))]
 }
 
