@@ -29,6 +29,9 @@ pub use rules::{Carried, Guest, bind, change, namespace_rules, unbound};
 /// bridge still has the right neighbour entry. Guests' begin with `02:`.
 const GATEWAY_MAC: &str = "06:00:00:00:00:01";
 
+/// The most connections of a user, all guests together, that the host tracks at a time.
+const MAX_FLOWS: u32 = 8192;
+
 /// The wanted state of one user's network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
@@ -217,12 +220,17 @@ pub fn no_rules(names: &Names) -> String {
 /// The host's rules. A user's namespace cannot be trusted to have kept its own, so the host
 /// repeats what matters: no other user, no host, nothing of what is never reachable, no false source,
 /// no IPv6. Nor what the host makes of its own address (a container's published port): no policy has
-/// judged that. Who asks the host is told no, not left waiting.
+/// judged that. Who asks the host is told no, not left waiting. And its table of connections is not filled
+/// by one user: their namespace comes and goes, and forgets; this one remembers.
 pub fn host_rules(names: &Names, transit: Ipv4Net) -> String {
     let veths = format!("\"{}*\"", names.veth_prefix());
     let never = NEVER.map(|range| range.to_string()).join(", ");
+    let users = crate::MAX_INDEX + 1;
     let body = format!(
         "\
+\tset flows {{
+\t\ttype ipv4_addr; flags dynamic; size {users}
+\t}}
 \tchain refused {{
 \t\tmeta l4proto tcp reject with tcp reset
 \t\treject with icmp admin-prohibited
@@ -238,6 +246,7 @@ pub fn host_rules(names: &Names, transit: Ipv4Net) -> String {
 \t\tct status dnat goto refused
 \t\tfib saddr . iif oif missing drop
 \t\tip daddr {{ {never} }} drop
+\t\tct status & confirmed == 0 add @flows {{ ip saddr ct count over {MAX_FLOWS} }} counter goto refused
 \t}}
 \tchain to_users {{
 \t\tct state established,related accept

@@ -1,6 +1,8 @@
 //! The real thing: namespaces, bridges, TAPs and nftables, each test on a host of its own (a fresh
 //! network and mount namespace). They need root; without it they fail.
 
+#[path = "all/crowd.rs"]
+mod crowd;
 #[path = "all/guest.rs"]
 mod guest;
 #[path = "all/host.rs"]

@@ -10,7 +10,9 @@
 //! - `names`: guest and address that an allowed name was resolved to for it; each element goes when
 //!   it has not been used for [`BOUND`].
 //! - `denials`: how often each guest was denied something.
-//! - `attempts`: what it was, of late and as far as there is room, for whoever wants to tell.
+//! - `flows`: the connections that each guest has; beyond so many, new ones are refused. Only what begins
+//!   one is looked at: what continues it is not counted again.
+//! - `attempts`: what was denied, of late and as far as there is room, for whoever wants to tell.
 //!
 //! A private address is opened by a range alone: a name may lead there while the range is allowed, and
 //! what it has bound must not outlive that.
@@ -38,6 +40,9 @@ const REMEMBERED: u32 = 60;
 /// resolved.
 const MAX_BINDINGS: u32 = 65_536;
 
+/// The most connections of a guest that are tracked at a time. Counting takes the kernel time for each
+/// one there is.
+const MAX_FLOWS: u32 = 4096;
 /// Where clouds have their name servers.
 const LINK_LOCAL: &str = "169.254.0.0/16";
 
@@ -134,12 +139,16 @@ fn filter_body(wanted: &Wanted, carried: &Carried) -> Result<String, NetError> {
 \tset denials {{
 \t\ttype ipv4_addr; counter
 {denials}\t}}
+\tset flows {{
+\t\ttype ipv4_addr; flags dynamic; size 256
+\t}}
 \tset attempts {{
 \t\ttype ipv4_addr . ipv4_addr . inet_proto . inet_service; flags dynamic,timeout
 \t\tsize 1024; timeout {REMEMBERED}s
 \t}}
 \tchain forward {{
 \t\ttype filter hook forward priority filter; policy drop;
+\t\tiifname \"{BRIDGE}\" ct status & confirmed == 0 jump room
 \t\tiifname \"{BRIDGE}\" oifname \"{BRIDGE}\" accept
 \t\tct state invalid drop
 \t\tiifname \"{BRIDGE}\" oifname \"{UPLINK}\" ip saddr {first}-{last} goto egress
@@ -162,9 +171,15 @@ fn filter_body(wanted: &Wanted, carried: &Carried) -> Result<String, NetError> {
 \t\tip daddr @closed drop
 \t\taccept
 \t}}
+\tchain room {{
+\t\tip saddr {first}-{last} add @flows {{ ip saddr ct count over {MAX_FLOWS} }} goto refused
+\t}}
 \tchain denied {{
-\t\tip saddr @denials
 \t\tmeta l4proto {{ tcp, udp }} update @attempts {{ ip saddr . ip daddr . meta l4proto . th dport }}
+\t\tgoto refused
+\t}}
+\tchain refused {{
+\t\tip saddr @denials
 \t\tmeta l4proto tcp reject with tcp reset
 \t\treject with icmp admin-prohibited
 \t}}
@@ -172,6 +187,7 @@ fn filter_body(wanted: &Wanted, carried: &Carried) -> Result<String, NetError> {
 \t\ttype filter hook input priority filter; policy drop;
 \t\tiifname \"lo\" accept
 \t\tct state established,related accept
+\t\tiifname \"{BRIDGE}\" ct status & confirmed == 0 jump room
 \t\tiifname \"{BRIDGE}\" ip saddr {first}-{last} ip daddr {gateway} jump at_gateway
 \t\tiifname \"{BRIDGE}\" ip saddr {first}-{last} goto denied
 \t}}

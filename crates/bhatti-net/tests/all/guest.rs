@@ -113,6 +113,15 @@ impl Guest {
         self.send_packet(from, to, UDP, &udp(port, bytes));
     }
 
+    /// Sends a datagram to each of `ports` beyond the gateway.
+    pub(crate) fn send_to_each(&self, to: Ipv4Addr, ports: impl Iterator<Item = u16>) {
+        let hop = self.resolve(self.shared.gateway);
+        for port in ports {
+            let payload = packet(self.shared.address, to, UDP, &udp(port, b"to each"));
+            self.shared.send_frame(hop, IPV4, &payload);
+        }
+    }
+
     /// What a datagram is as a packet.
     pub(crate) fn datagram(&self, from: Ipv4Addr, to: Ipv4Addr, port: u16, text: &str) -> Vec<u8> {
         packet(from, to, UDP, &udp(port, text.as_bytes()))
@@ -173,16 +182,17 @@ impl Guest {
 
     /// Whether a connection to port 7 of `to` is reset.
     pub(crate) fn is_reset_by(&self, to: Ipv4Addr) -> bool {
-        self.answer_to_syn(to, 7).is_some_and(|flags| flags & RESET != 0)
+        self.answer_to_syn(to, 7) & RESET != 0
     }
 
-    /// Whether somebody takes a connection to `port` of `to`, in the name of that address.
+    /// Whether somebody takes a connection to `port` of `to`, in the name of that address; if not, it is
+    /// reset.
     pub(crate) fn connects_to(&self, to: Ipv4Addr, port: u16) -> bool {
-        self.answer_to_syn(to, port).is_some_and(|flags| flags & RESET == 0)
+        self.answer_to_syn(to, port) & RESET == 0
     }
 
     /// The flags of what comes back when a connection is asked for. Forgets what it has seen.
-    fn answer_to_syn(&self, to: Ipv4Addr, port: u16) -> Option<u8> {
+    fn answer_to_syn(&self, to: Ipv4Addr, port: u16) -> u8 {
         let is_answer = |frame: &[u8]| {
             frame[12..14] == IPV4
                 && frame[23] == TCP
@@ -191,9 +201,9 @@ impl Guest {
         };
         let syn = tcp_syn(self.shared.address, to, port);
         self.send_packet(self.shared.address, to, TCP, &syn);
-        let flags = self.shared.wait_for(DEADLINE, is_answer).map(|frame| frame[47]);
+        let answer = self.shared.wait_for(DEADLINE, is_answer).expect("an answer to a SYN");
         self.shared.seen.lock().unwrap().clear();
-        flags
+        answer[47]
     }
 
     /// Whether a frame with `text` in it has arrived so far.

@@ -11,10 +11,10 @@ use crate::host::{
     wait_for,
 };
 
-/// Everything on the host that a network could change, except forwarding.
+/// Everything on the host that a network could change, except forwarding and what the kernel counts.
 fn picture() -> String {
     let links = ip("-o -4 address show") + &ip("-br link") + &ip("netns list");
-    links + &ip("route show table all") + &run("nft", "list ruleset")
+    links + &ip("route show table all") + &run("nft", "-s -t list ruleset")
 }
 
 #[test]
