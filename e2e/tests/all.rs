@@ -22,6 +22,10 @@ mod golden;
 mod limits;
 #[path = "all/network.rs"]
 mod network;
+#[path = "all/network_lies.rs"]
+mod network_lies;
+#[path = "all/network_matrix.rs"]
+mod network_matrix;
 #[path = "all/ports.rs"]
 mod ports;
 #[path = "all/proxy.rs"]

@@ -48,15 +48,23 @@ pub fn on_fresh_host(test: impl FnOnce() + Send) {
 
 /// Does something in the world beyond the host that this is called on, on a thread of its own.
 pub fn in_world<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
-    let world = File::open("/run/netns/world").expect("this is a fresh host");
+    in_namespace("world", work)
+}
+
+/// The same in any named network namespace of this host.
+pub fn in_namespace<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> JoinHandle<T> {
+    let namespace = File::open(format!("/run/netns/{name}")).expect("this host has it");
     std::thread::spawn(move || {
-        setns(world, CloneFlags::CLONE_NEWNET).expect("these tests need root");
+        setns(namespace, CloneFlags::CLONE_NEWNET).expect("these tests need root");
         work()
     })
 }
 
 /// Runs `ip`, fails the test if it fails, gives what it printed.
-pub(crate) fn ip(args: &str) -> String {
+pub fn ip(args: &str) -> String {
     let output = Command::new("ip").args(args.split_whitespace()).output().expect("ip runs");
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "ip {args}: {stderr}");

@@ -15,6 +15,6 @@ mod sleep;
 mod wait;
 
 pub use daemon::{Ran, TestDaemon, User, image_file};
-pub use host::{WORLD, in_world, on_fresh_host};
+pub use host::{WORLD, in_namespace, in_world, ip, on_fresh_host};
 pub use sleep::Transition;
 pub use wait::{deadline, wait_for};

@@ -3,15 +3,14 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
-use std::process::Command;
 
-use bhatti_testkit::{TestDaemon, User, WORLD, in_world, on_fresh_host, wait_for};
+use bhatti_testkit::{TestDaemon, User, WORLD, in_world, ip, on_fresh_host, wait_for};
 
 /// Where everything that listens does.
-const PORT: u16 = 7777;
+pub(crate) const PORT: u16 = 7777;
 /// A private network beyond the host, and the cloud's metadata service.
-const LAN: &str = "192.168.7.1";
-const METADATA: &str = "169.254.169.254";
+pub(crate) const LAN: &str = "192.168.7.1";
+pub(crate) const METADATA: &str = "169.254.169.254";
 
 /// Says of each `kind:address` how it went.
 const PROBE: &str = r#"
@@ -65,11 +64,6 @@ except OSError as error:
     print("cut", flush=True)
 "#;
 
-fn ip(args: &str) {
-    let done = Command::new("ip").args(args.split_whitespace()).status().expect("ip runs");
-    assert!(done.success(), "ip {args}");
-}
-
 /// Has the world echo, over TCP and UDP on whatever address, and answer for `world.example`.
 fn populate_world() {
     for address in [LAN, METADATA] {
@@ -93,7 +87,7 @@ fn populate_world() {
     .expect("the world is populated");
 }
 
-fn echo(mut stream: std::net::TcpStream) {
+pub(crate) fn echo(mut stream: std::net::TcpStream) {
     let mut buffer = [0; 99];
     while let Ok(length @ 1..) = stream.read(&mut buffer) {
         if stream.write_all(&buffer[..length]).is_err() {
@@ -102,7 +96,10 @@ fn echo(mut stream: std::net::TcpStream) {
     }
 }
 
-fn serve_datagrams(socket: UdpSocket, reply: impl Fn(&[u8]) -> Vec<u8> + Send + 'static) {
+pub(crate) fn serve_datagrams(
+    socket: UdpSocket,
+    reply: impl Fn(&[u8]) -> Vec<u8> + Send + 'static,
+) {
     std::thread::spawn(move || {
         let mut buffer = [0; 1500];
         while let Ok((length, from)) = socket.recv_from(&mut buffer) {
