@@ -190,7 +190,8 @@ fn unpublishing_is_at_once(daemon: &TestDaemon, url: &str, here: &str) {
 
 #[test]
 fn a_hundred_strangers_wake_a_cold_sandbox_once() {
-    const STRANGERS: usize = 100;
+    // The first, and a hundred more.
+    const STRANGERS: usize = 101;
     on_fresh_host(|| {
         let mut daemon = TestDaemon::start();
         daemon.cli(&["create", "--name", "dev", "--memory", "512"]).ok();
@@ -204,13 +205,14 @@ fn a_hundred_strangers_wake_a_cold_sandbox_once() {
         let urls = daemon.json(&["list"])[0]["urls"][0].as_str().expect("a URL").to_owned();
         let here = if address(&urls) == here { here } else { address(&urls) };
         let visitors: Vec<_> = (0..STRANGERS)
-            .map(|_| {
+            .map(|number| {
                 let here = here.clone();
                 std::thread::spawn(move || {
                     let mut stream = TcpStream::connect(&here).expect("it listens");
                     stream.set_read_timeout(Some(Duration::from_secs(90))).expect("a timeout");
-                    let head =
-                        "GET /web/x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+                    let head = format!(
+                        "GET /web/x{number} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+                    );
                     stream.write_all(head.as_bytes()).expect("it is taken");
                     let mut answer = String::new();
                     stream.read_to_string(&mut answer).expect("an answer");
@@ -218,9 +220,11 @@ fn a_hundred_strangers_wake_a_cold_sandbox_once() {
                 })
             })
             .collect();
-        for visitor in visitors {
+        assert_eq!(visitors.len(), STRANGERS);
+        for (number, visitor) in visitors.into_iter().enumerate() {
             let answer = visitor.join().expect("it was answered");
-            assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("GET /x "), "{answer}");
+            let own = format!("GET /x{number} ");
+            assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(&own), "{answer}");
         }
         assert_eq!(daemon.count_logged("woken from cold"), 1);
         assert_eq!(daemon.unannounced_errors(), Vec::<String>::new());
