@@ -257,6 +257,10 @@ fn a_phone_wakes_a_sandbox_and_has_keys() {
         browser.type_keys("c");
         browser
             .wait("and let go", "document.querySelector('#control[aria-pressed=false]') !== null");
+        // What is typed before the shell has its terminal back may still be read by what has just ended.
+        let prompt =
+            "document.querySelector('.xterm-rows').textContent.split('^C')[1]?.includes('$')";
+        browser.wait("a prompt after it", prompt);
         browser.type_keys("echo code $? end\n");
         browser.wait_for_text(SCREEN, "code 130 end");
         browser.type_keys("clear; echo one$((1 + 1))x\n");
