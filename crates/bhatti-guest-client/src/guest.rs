@@ -98,6 +98,11 @@ impl Guest {
         self.link.is_closed()
     }
 
+    /// Resolves when the link has ended.
+    pub async fn gone(&self) {
+        self.link.closed().await;
+    }
+
     /// Greets the agent: it gets the time and fresh randomness, and says who it is.
     ///
     /// A guest that has just been restored may be slow to take it; then its clock is set again.

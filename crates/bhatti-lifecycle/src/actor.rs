@@ -22,6 +22,7 @@ use tracing::Instrument;
 pub use handle::Lease;
 pub(crate) use handle::{Checkpoint, CheckpointDirs, Handle, Origin, Standing, Start};
 
+use crate::dial::Route;
 use crate::guest::describe;
 use crate::idle::Next;
 use crate::machine::{self, Machine, World};
@@ -40,6 +41,8 @@ pub(crate) struct Actor {
     machine: Option<Machine>,
     interrupt: CancellationToken,
     pins: Pins,
+    /// The way to its programs.
+    route: Arc<Route>,
     keep_hot: bool,
     /// What the guest has been asked in this time of quiet.
     asked: Asked,
@@ -69,6 +72,8 @@ pub(crate) fn start(
     let standing = Standing { phase: row.phase, reason: row.reason.clone(), since: row.changed_at };
     let (seen, standing) = watch::channel(standing);
     let interrupt = world.tasks.stopping().child_token();
+    let (taps, id) = (world.taps.clone(), row.engine_id.clone());
+    let route = Route::new(taps, owner.subnet_index, id, row.ip);
     let actor = Actor {
         world: world.clone(),
         id: row.id.clone(),
@@ -78,6 +83,7 @@ pub(crate) fn start(
         machine: None,
         interrupt: interrupt.clone(),
         pins: Pins::default(),
+        route: Arc::new(route),
         keep_hot: row.keep_hot,
         asked: Asked::default(),
         owed: None,

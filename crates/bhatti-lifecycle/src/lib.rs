@@ -45,6 +45,7 @@
 
 mod actor;
 mod admit;
+mod dial;
 mod disk;
 mod error;
 mod event;
@@ -63,6 +64,7 @@ mod tasks;
 
 pub use actor::Lease;
 pub use admit::{Denied, Op, Verdict, admit};
+pub use dial::{ByNetwork, Connection, Dialer};
 pub use error::{ServiceError, WakeError, chain};
 pub use event::{Events, Recorder};
 pub use golden::GoldenLimits;

@@ -14,6 +14,7 @@ use bhatti_storage::Layout;
 use bhatti_store::{Db, SandboxRow, UserRow};
 use bhatti_types::EngineId;
 use camino::Utf8PathBuf;
+use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::golden::{GoldenLimits, Goldens};
@@ -66,6 +67,18 @@ pub trait Taps: Send + Sync {
         address: Ipv4Addr,
     ) -> Result<u64, Box<dyn std::error::Error + Send + Sync>>;
 
+    /// Connects to a TCP port of machine `id`, which has that address. `None`: there is no network.
+    /// The caller brings the deadline.
+    async fn dial(
+        &self,
+        _subnet: u32,
+        _id: &EngineId,
+        _address: Ipv4Addr,
+        _port: u16,
+    ) -> Result<Option<TcpStream>, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(None)
+    }
+
     /// The user has no sandbox left: their network may go.
     async fn release(&self, subnet: u32) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
 }
@@ -96,6 +109,16 @@ impl Taps for bhatti_net::Networks {
         address: Ipv4Addr,
     ) -> Result<u64, Box<dyn std::error::Error + Send + Sync>> {
         Ok(bhatti_net::Networks::denied(self, subnet, address).await?)
+    }
+
+    async fn dial(
+        &self,
+        subnet: u32,
+        id: &EngineId,
+        address: Ipv4Addr,
+        port: u16,
+    ) -> Result<Option<TcpStream>, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(Some(bhatti_net::Networks::dial(self, subnet, id, address, port).await?))
     }
 
     async fn release(&self, subnet: u32) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {

@@ -1,7 +1,7 @@
 //! What can go wrong with a network, one variant per thing an operator or a caller can act on.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use crate::Ipv4Net;
@@ -80,6 +80,19 @@ pub enum NetError {
         #[source]
         source: io::Error,
     },
+    /// A socket to reach a guest with could not be made.
+    #[error("failed to make a socket in a user's network")]
+    Socket(#[source] io::Error),
+    /// A guest does not take a connection at its address.
+    #[error("{address} took no connection")]
+    Connect {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    /// No such machine is in the user's network.
+    #[error("no machine {id} is at {address}")]
+    NotThere { id: String, address: Ipv4Addr },
     /// A guest had more names resolved than are bound at a time.
     #[error("{guest} has as many addresses bound as it may have")]
     TooManyBindings { guest: Ipv4Addr },

@@ -39,6 +39,7 @@
 mod address;
 mod apply;
 mod bindings;
+mod dial;
 mod directory;
 mod dns;
 mod error;

@@ -17,12 +17,14 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use bhatti_types::{Egress, EngineId};
+use tokio::net::TcpStream;
 use tokio::sync::OwnedMutexGuard;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::apply::{self, Program};
 use crate::bindings::Bindings;
+use crate::dial::{self, Spare};
 use crate::directory::Directory;
 use crate::dns::{Server, Upstreams};
 use crate::plan::{self, Guest, Names, UserPlan, Wanted};
@@ -108,6 +110,7 @@ struct Ready {
     guests: BTreeMap<Ipv4Addr, Guest>,
     bindings: Bindings,
     server: Server,
+    spare: Spare,
 }
 
 impl Networks {
@@ -200,6 +203,30 @@ impl Networks {
             Err(NetError::Namespace { .. }) => Ok(0),
             Err(error) => Err(error),
         }
+    }
+
+    /// Connects to a TCP port of machine `id` of user `index`, whose address this is. A machine that
+    /// has no network, or whose network this process has not seen to, is not there.
+    ///
+    /// Takes as long as the guest does: the caller brings the deadline. Dropping this hangs up.
+    pub async fn dial(
+        &self,
+        index: u32,
+        id: &EngineId,
+        address: Ipv4Addr,
+        port: u16,
+    ) -> Result<TcpStream, NetError> {
+        let socket = {
+            let (inner, mut slot) = self.lock(index).await;
+            let there = |ready: &Ready| ready.guests.get(&address).is_some_and(|at| at.id == *id);
+            match &mut *slot {
+                Slot::Ready(ready) if there(ready) => {
+                    ready.spare.take(&inner.names.namespace(index), id).await?
+                }
+                _ => return Err(NetError::NotThere { id: id.to_string(), address }),
+            }
+        };
+        dial::connect(socket, address, port).await
     }
 
     /// A TAP that leads nowhere, for a machine that belongs to nobody.
@@ -426,7 +453,7 @@ impl Inner {
         let (namespace, gateway) = (&plan.namespace, plan.gateway);
         let server = Server::start(Arc::downgrade(self), index, namespace, gateway).await?;
         tracing::debug!(index, namespace, "user's network is ready");
-        Ok(Ready { guests, bindings, server })
+        Ok(Ready { guests, bindings, server, spare: Spare::default() })
     }
 
     /// Changes rules that were for other guests, or the same with other policies.

@@ -3,6 +3,8 @@
 
 #[path = "all/crowd.rs"]
 mod crowd;
+#[path = "all/dial.rs"]
+mod dial;
 #[path = "all/guest.rs"]
 mod guest;
 #[path = "all/host.rs"]

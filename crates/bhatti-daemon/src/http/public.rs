@@ -204,11 +204,11 @@ async fn serve(api: &Api, Peer(peer): Peer, mut request: Request) -> Result<Resp
     let uri = target(request.uri(), ours);
     let asker = Asker { peer, keys: Keys::Theirs, https: site.is_secure() };
     let out = place.out.clone();
-    let guest = lease.guest().clone();
+    let dialer = lease.dialer().clone();
     let visit = Visit {
         sandbox: row.id.clone(),
         port: rule.port,
-        guest,
+        dialer,
         out,
         _kept: Box::new((lease, seat, place)),
     };

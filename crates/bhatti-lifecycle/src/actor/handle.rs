@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::WakeError;
+use crate::dial::Dialer;
 use crate::golden::Hold;
 use crate::machine::Machine;
 use crate::pin::Pin;
@@ -21,14 +22,19 @@ use crate::spec::FileContent;
 /// guest's behalf for a while (a command that runs, a file on its way) holds one all that time.
 #[derive(Clone)]
 pub struct Lease {
-    pub(super) guest: Guest,
+    pub(super) dialer: Dialer,
     pub(super) _pin: Pin,
 }
 
 impl Lease {
     /// The guest; it answers.
     pub fn guest(&self) -> &Guest {
-        &self.guest
+        self.dialer.guest()
+    }
+
+    /// The way to its programs. It keeps nothing awake.
+    pub fn dialer(&self) -> &Dialer {
+        &self.dialer
     }
 }
 

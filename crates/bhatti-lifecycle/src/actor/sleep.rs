@@ -214,6 +214,8 @@ impl Actor {
     async fn write_generation(&mut self, reason: &str) -> Result<Generation, WakeError> {
         let begun = Instant::now();
         let Some(machine) = &mut self.machine else { return Err(WakeError::Gone) };
+        // While the guest can still hear of it: in what it wakes from they would be open for ever.
+        self.route.end_all();
         machine.hold_and_pause().await?;
         self.merge_layers().await;
         let row = self.row().await?;

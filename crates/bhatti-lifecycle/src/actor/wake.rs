@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::create::start_init;
 use super::sleep::Asked;
 use super::{Actor, Lease, Standing};
+use crate::dial::Dialer;
 use crate::disk::{self, base_dir, blocking};
 use crate::freeze::{self, Attempt};
 use crate::machine::{self, Frozen, Machine, to_json};
@@ -32,7 +33,8 @@ impl Actor {
             None if phase == Phase::Cold => self.wake(force).await?,
             None => self.boot_again().await?,
         };
-        Ok(Lease { guest, _pin: pin })
+        let dialer = Dialer::new(guest, self.route.clone());
+        Ok(Lease { dialer, _pin: pin })
     }
 
     /// Continues a cold sandbox from its newest generation, or from what it can.

@@ -9,6 +9,7 @@
 //! - `cidrs`: guest and range that its policy allows.
 //! - `names`: guest and address that an allowed name was resolved to for it; each element goes when
 //!   it has not been used for [`BOUND`].
+//! - `dialled`: guest and the mark of the host's connections to it, which nobody else's packets bear.
 //! - `denials`: how often each guest was denied something.
 //! - `flows`: the connections that each guest has; beyond so many, new ones are refused. Only what begins
 //!   one is looked at: what continues it is not counted again.
@@ -28,6 +29,7 @@ use std::net::Ipv4Addr;
 
 use bhatti_types::{Egress, EngineId, Ipv4Net, NEVER, NetPolicy, PRIVATE};
 
+use crate::dial::mark;
 use crate::names::{BRIDGE, UPLINK, tap_name};
 use crate::plan::{Names, Wanted};
 use crate::{NetError, guest_mac, guest_subnet, pool};
@@ -111,12 +113,14 @@ fn filter_body(wanted: &Wanted, carried: &Carried) -> Result<String, NetError> {
         let packets = carried.denials.get(address).copied().unwrap_or(0);
         format!("{address} counter packets {packets} bytes 0")
     });
+    let dialled = elements(guests.iter().map(|(address, guest)| dialled(*address, &guest.id)));
     let never = elements(NEVER.iter().map(Ipv4Net::to_string));
     let private = elements(PRIVATE.iter().map(Ipv4Net::to_string));
     let cidrs = elements(cidrs);
     let closed = elements(closed.map(|(address, _)| address.to_string()));
     let bindings = elements(bindings);
     let denials = elements(denials);
+    // What belongs to no connection any more is one that only the guest still knows of: no denial.
     // Bridged frames between siblings pass `forward` too where br_netfilter is loaded. A router
     // that reports an error on the way is rarely whom the guest spoke to.
     Ok(format!(
@@ -142,6 +146,9 @@ fn filter_body(wanted: &Wanted, carried: &Carried) -> Result<String, NetError> {
 \tset flows {{
 \t\ttype ipv4_addr; flags dynamic; size 256
 \t}}
+\tset dialled {{
+\t\ttype ipv4_addr . mark
+{dialled}\t}}
 \tset attempts {{
 \t\ttype ipv4_addr . ipv4_addr . inet_proto . inet_service; flags dynamic,timeout
 \t\tsize 1024; timeout {REMEMBERED}s
@@ -186,6 +193,7 @@ fn filter_body(wanted: &Wanted, carried: &Carried) -> Result<String, NetError> {
 \tchain input {{
 \t\ttype filter hook input priority filter; policy drop;
 \t\tiifname \"lo\" accept
+\t\tct mark != 0 ip saddr . ct mark != @dialled drop
 \t\tct state established,related accept
 \t\tiifname \"{BRIDGE}\" ct status & confirmed == 0 jump room
 \t\tiifname \"{BRIDGE}\" ip saddr {first}-{last} ip daddr {gateway} jump at_gateway
@@ -194,6 +202,13 @@ fn filter_body(wanted: &Wanted, carried: &Carried) -> Result<String, NetError> {
 \tchain at_gateway {{
 \t\tmeta l4proto {{ tcp, udp }} th dport 53 accept
 \t\ticmp type echo-request accept
+\t\ttcp flags & (syn | ack) != syn reject with tcp reset
+\t}}
+\tchain output {{
+\t\ttype filter hook output priority filter; policy accept;
+\t\tmeta mark 0 accept
+\t\tip daddr . meta mark != @dialled drop
+\t\tct mark set meta mark
 \t}}
 \tchain prerouting {{
 \t\ttype nat hook prerouting priority dstnat; policy accept;
@@ -251,6 +266,7 @@ fn memberships(guests: &BTreeMap<Ipv4Addr, Guest>) -> BTreeSet<Membership<'_>> {
         };
         add("bridge", "guests", identity(address, &guest.id));
         add("inet", "denials", address.to_string());
+        add("inet", "dialled", dialled(address, &guest.id));
         for element in allowed(address, &guest.policy) {
             add("inet", "cidrs", element);
         }
@@ -290,6 +306,10 @@ pub fn bind(names: &Names, guest: Ipv4Addr, addresses: &[Ipv4Addr]) -> String {
 
 fn identity(address: Ipv4Addr, id: &EngineId) -> String {
     format!("\"{}\" . {} . {address}", tap_name(id), guest_mac(id))
+}
+
+fn dialled(address: Ipv4Addr, id: &EngineId) -> String {
+    format!("{address} . {:#010x}", mark(id))
 }
 
 fn allowed(address: Ipv4Addr, policy: &NetPolicy) -> Vec<String> {

@@ -1,5 +1,5 @@
 //! A guest as small as can be: it sits behind a TAP descriptor where a VMM would, answers ARP and
-//! echo requests, sends echo requests and datagrams, and remembers what it saw.
+//! echo requests, takes connections to one port, sends echo requests and datagrams, and remembers what it saw.
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -33,6 +33,10 @@ const UDP: u8 = 17;
 const TCP: u8 = 6;
 /// The flag of a TCP segment that says no.
 const RESET: u8 = 4;
+const SYN: u8 = 2;
+const ACK: u8 = 16;
+/// The port on which a guest takes connections.
+const OPEN: u8 = 80;
 /// The port a guest speaks from.
 const PORT: u16 = 9999;
 
@@ -211,6 +215,19 @@ impl Guest {
         self.shared.seen.lock().unwrap().iter().any(|frame| contains(frame, text))
     }
 
+    /// The request for a connection that has arrived at the open port, if one has.
+    pub(crate) fn was_asked(&self) -> Option<Vec<u8>> {
+        let asks = |frame: &&Vec<u8>| {
+            frame[12..14] == IPV4 && frame[23] == TCP && frame[47] & (SYN | ACK) == SYN
+        };
+        self.shared.seen.lock().unwrap().iter().find(asks).cloned()
+    }
+
+    /// Sends the first bytes of a connection that was begun like this, whoever has taken it.
+    pub(crate) fn says_on(&self, request: &[u8], text: &str) {
+        self.shared.send_segment(request, 1, ACK, text);
+    }
+
     fn request_echo(&self, to: Ipv4Addr) -> u16 {
         static NEXT: AtomicU16 = AtomicU16::new(1);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -276,6 +293,10 @@ impl Shared {
             let asker: [u8; 4] = frame[28..32].try_into().unwrap();
             self.send_frame(sender, ARP, &self.arp(2, sender, asker.into()));
         }
+        let asks = frame.get(47).is_some_and(|flags| flags & (SYN | ACK) == SYN);
+        if asks && frame[12..14] == IPV4 && frame[23] == TCP && frame[36..38] == [0, OPEN] {
+            self.send_segment(frame, 0, SYN | ACK, "");
+        }
         let is_echo = frame[12..14] == IPV4 && frame[23] == ICMP && frame.get(34) == Some(&8);
         if is_echo && frame[30..34] == own {
             let asker: [u8; 4] = frame[26..30].try_into().unwrap();
@@ -286,6 +307,20 @@ impl Shared {
             message[2..4].copy_from_slice(&sum);
             self.send_frame(sender, IPV4, &packet(self.address, asker.into(), ICMP, &message));
         }
+    }
+
+    /// Answers a segment with another one of the same connection. Ours begins with number zero.
+    fn send_segment(&self, frame: &[u8], sequence: u32, flags: u8, text: &str) {
+        let number = u32::from_be_bytes(frame[38..42].try_into().unwrap()).wrapping_add(1);
+        let mut segment = [&frame[36..38], &frame[34..36]].concat();
+        segment.extend(sequence.to_be_bytes());
+        segment.extend(number.to_be_bytes());
+        segment.extend([0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+        segment.extend(text.as_bytes());
+        let asker: [u8; 4] = frame[26..30].try_into().unwrap();
+        let segment = summed(self.address, asker.into(), segment);
+        let packet = packet(self.address, asker.into(), TCP, &segment);
+        self.send_frame(frame[6..12].try_into().unwrap(), IPV4, &packet);
     }
 
     fn arp(&self, operation: u8, target: Mac, address: Ipv4Addr) -> Vec<u8> {
@@ -321,8 +356,14 @@ fn udp(port: u16, bytes: &[u8]) -> Vec<u8> {
 
 fn tcp_syn(from: Ipv4Addr, to: Ipv4Addr, port: u16) -> Vec<u8> {
     let mut segment = [PORT, port].map(u16::to_be_bytes).concat();
-    segment.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0]);
-    let pseudo = [&from.octets()[..], &to.octets(), &[0, TCP, 0, 20], &segment].concat();
+    segment.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, SYN, 0xff, 0xff, 0, 0, 0, 0]);
+    summed(from, to, segment)
+}
+
+/// A segment with its checksum.
+fn summed(from: Ipv4Addr, to: Ipv4Addr, mut segment: Vec<u8>) -> Vec<u8> {
+    let length = u8::try_from(segment.len()).unwrap();
+    let pseudo = [&from.octets()[..], &to.octets(), &[0, TCP, 0, length], &segment].concat();
     let sum = checksum(&pseudo);
     segment[16..18].copy_from_slice(&sum);
     segment

@@ -1,6 +1,6 @@
-//! HTTP with one program, over one stream of its guest's link.
+//! HTTP with one program, over one connection.
 
-use bhatti_guest_client::Guest;
+use bhatti_lifecycle::Dialer;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
@@ -19,9 +19,9 @@ pub(super) struct Conversation {
 }
 
 impl Conversation {
-    /// Connects. The task that moves its bytes holds nothing but the stream.
-    pub(super) async fn begin(proxy: &Proxy, guest: &Guest, port: u16) -> Result<Self, Failure> {
-        let stream = guest.dial(port).await.map_err(Failure::Dial)?;
+    /// Connects. The task that moves its bytes holds nothing but the connection.
+    pub(super) async fn begin(proxy: &Proxy, dialer: &Dialer, port: u16) -> Result<Self, Failure> {
+        let stream = dialer.dial(port).await.map_err(Failure::Dial)?;
         let mut builder = http1::Builder::new();
         builder.max_buf_size(MAX_BUFFER);
         let (sender, connection) =

@@ -14,8 +14,8 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::response::Response;
-use bhatti_guest_client::{Guest, GuestError};
-use bhatti_lifecycle::chain;
+use bhatti_guest_client::GuestError;
+use bhatti_lifecycle::{Dialer, chain};
 use bhatti_types::SandboxId;
 use bytes::Bytes;
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
@@ -49,7 +49,7 @@ pub(in crate::http) struct Limit {
 pub(in crate::http) struct Visit {
     pub(in crate::http) sandbox: SandboxId,
     pub(in crate::http) port: u16,
-    pub(in crate::http) guest: Guest,
+    pub(in crate::http) dialer: Dialer,
     /// Fires when nobody may ask there any more.
     pub(in crate::http) out: CancellationToken,
     /// What keeps the guest awake, and whatever else is free again afterwards.
@@ -250,7 +250,7 @@ async fn begin(
             Err(_) => request = again,
         }
     }
-    let mut conversation = Conversation::begin(proxy, &visit.guest, visit.port).await?;
+    let mut conversation = Conversation::begin(proxy, &visit.dialer, visit.port).await?;
     let answer = conversation.ask(request).await.map_err(Failure::NoAnswer)?;
     Ok((answer, conversation))
 }

@@ -41,7 +41,7 @@ pub(in crate::http) async fn proxy(
     let visit = Visit {
         sandbox: row.id.clone(),
         port,
-        guest: used.lease.guest().clone(),
+        dialer: used.lease.dialer().clone(),
         out: place.out.clone(),
         _kept: Box::new((used.lease.clone(), place)),
     };

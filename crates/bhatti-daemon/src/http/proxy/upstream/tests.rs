@@ -1,7 +1,7 @@
 //! Programs that answer too late, too much, or what is no answer, over a real link.
 
 use axum::body::to_bytes;
-use bhatti_guest_client::Mode;
+use bhatti_guest_client::{Guest, Mode};
 use bhatti_lifecycle::Tasks;
 use bhatti_link::{Stream, read_message, serve, write_message};
 use bhatti_wire::message::{Operation, Reply, Request as Message};
@@ -60,7 +60,8 @@ async fn ask_holding(
     let proxy = Proxy::new(Tasks::default());
     let request = Request::post("/").body(body).expect("a request");
     let asker = Asker { peer: [127, 0, 0, 1].into(), keys: Keys::Theirs, https: false };
-    let visit = Visit { sandbox: SandboxId::random(), port: 80, guest, out, _kept: kept };
+    let visit =
+        Visit { sandbox: SandboxId::random(), port: 80, dialer: guest.into(), out, _kept: kept };
     exchange(&proxy, request, Uri::from_static("/"), asker, visit, limit).await
 }
 
@@ -229,7 +230,7 @@ impl Asking {
         let visit = Visit {
             sandbox: self.sandbox.clone(),
             port: 80,
-            guest: self.guest.clone(),
+            dialer: self.guest.clone().into(),
             out: CancellationToken::new(),
             _kept: Box::new(()),
         };
