@@ -2,6 +2,7 @@
 
 mod crash;
 mod create;
+mod dial;
 mod foreign;
 mod golden;
 mod hold;
@@ -42,6 +43,7 @@ struct Agents {
     configured: Mutex<Vec<Configure>>,
     files: Mutex<Vec<String>>,
     refuse_files: Mutex<bool>,
+    refuse_dials: Mutex<bool>,
     /// They answer for a file when they are told to.
     slow_files: Mutex<Option<Arc<tokio::sync::Notify>>>,
     refuse_identity: Mutex<bool>,
@@ -67,6 +69,7 @@ impl Default for Agents {
             configured: Mutex::default(),
             files: Mutex::default(),
             refuse_files: Mutex::default(),
+            refuse_dials: Mutex::default(),
             slow_files: Mutex::default(),
             refuse_identity: Mutex::default(),
             holds: Mutex::default(),
@@ -135,6 +138,15 @@ impl Agents {
                     let kind = ErrorKind::NoSpace.into();
                     reply.failure = Some(Failure { kind, message: "disk full".to_owned() });
                 }
+            }
+            Operation::Dial(_) if *self.refuse_dials.lock().unwrap() => {
+                let kind = ErrorKind::Refused.into();
+                reply.failure = Some(Failure { kind, message: "nobody listens".to_owned() });
+            }
+            Operation::Dial(_) => {
+                bhatti_link::write_message(&mut stream, &reply).await.ok()?;
+                let (mut from, mut to) = tokio::io::split(stream);
+                return tokio::io::copy(&mut from, &mut to).await.ok().map(drop);
             }
             Operation::PowerOff(_) => {
                 self.host.get()?.power_off(id);
@@ -205,6 +217,21 @@ struct NoNetwork {
     broken: Mutex<bool>,
     /// So many calls fail.
     stumbles: AtomicUsize,
+    leads: Mutex<Leads>,
+    /// How often a guest was dialled.
+    dialled: AtomicUsize,
+}
+
+/// Where connections to guests go.
+#[derive(Clone, Copy, Default)]
+enum Leads {
+    /// There is no network.
+    #[default]
+    NoNetwork,
+    /// To that port of the test.
+    To(u16),
+    /// Nobody answers.
+    Nowhere,
 }
 
 #[async_trait]
@@ -241,6 +268,22 @@ impl Taps for NoNetwork {
         _: std::net::Ipv4Addr,
     ) -> Result<u64, Box<dyn std::error::Error + Send + Sync>> {
         Ok(0)
+    }
+
+    async fn dial(
+        &self,
+        _: u32,
+        _: &EngineId,
+        _: std::net::Ipv4Addr,
+        _: u16,
+    ) -> Result<Option<tokio::net::TcpStream>, Box<dyn std::error::Error + Send + Sync>> {
+        self.dialled.fetch_add(1, Ordering::Relaxed);
+        let leads = *self.leads.lock().unwrap();
+        match leads {
+            Leads::NoNetwork => Ok(None),
+            Leads::To(port) => Ok(Some(tokio::net::TcpStream::connect(("127.0.0.1", port)).await?)),
+            Leads::Nowhere => std::future::pending().await,
+        }
     }
 
     async fn release(&self, _subnet: u32) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
