@@ -1,7 +1,7 @@
 //! Published ports: the public proxy beside nginx as the proxy of the same server in the same guest.
 //!
 //! ```text
-//!   wrk, curl ─▶ bhatti's public side ── link ───────────▶ nginx in the guest
+//!   wrk, curl ─▶ bhatti's public side ─ bridge and TAP ──▶ nginx in the guest
 //!   wrk, curl ─▶ nginx on the host ── bridge and TAP ────▶ nginx in the guest
 //! ```
 //!

@@ -32,6 +32,8 @@ mod ports;
 mod proxy;
 #[path = "all/publish.rs"]
 mod publish;
+#[path = "all/reach.rs"]
+mod reach;
 #[path = "all/recovery.rs"]
 mod recovery;
 #[path = "all/recovery_sleep.rs"]

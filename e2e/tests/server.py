@@ -162,6 +162,8 @@ def serve(peer):
         while peer.recv(65536):
             pass
         open("/tmp/hung-up", "w").close()
+    elif name == "peer":
+        answer(peer, peer.getpeername()[0])
     elif name == "ws":
         websocket(peer, head)
     elif name == "echo":

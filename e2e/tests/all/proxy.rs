@@ -65,15 +65,31 @@ fn a_program_in_a_guest_is_asked_and_answers() {
         daemon.cli(&["create", "--name", "dev", "--memory", "512"]).ok();
         what_is_no_port_is_told(&daemon);
         serve(&daemon, "dev", 8000, "127.0.0.1");
-        what_a_program_sees(&daemon);
-        bodies_of_every_kind(&daemon);
-        bytes_come_as_they_are_sent(&daemon);
-        a_client_that_leaves_is_seen_to_leave(&daemon);
-        sockets_work(&daemon);
+        everything_passes(&daemon);
         serve(&daemon, "dev", 8100, "::1");
         assert_eq!(curl(&daemon, "/sandboxes/dev/proxy/8100/", &[]).status, 200);
         assert_eq!(daemon.unannounced_errors(), Vec::<String>::new());
     });
+}
+
+/// Where the guest's own address leads to the program.
+#[test]
+fn a_program_on_all_addresses_is_asked_and_answers() {
+    on_fresh_host(|| {
+        let daemon = TestDaemon::start();
+        daemon.cli(&["create", "--name", "dev", "--memory", "512"]).ok();
+        serve(&daemon, "dev", 8000, "0.0.0.0");
+        everything_passes(&daemon);
+        assert_eq!(daemon.unannounced_errors(), Vec::<String>::new());
+    });
+}
+
+fn everything_passes(daemon: &TestDaemon) {
+    what_a_program_sees(daemon);
+    bodies_of_every_kind(daemon);
+    bytes_come_as_they_are_sent(daemon);
+    a_client_that_leaves_is_seen_to_leave(daemon);
+    sockets_work(daemon);
 }
 
 fn what_is_no_port_is_told(daemon: &TestDaemon) {

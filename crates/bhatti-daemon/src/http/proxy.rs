@@ -1,7 +1,7 @@
 //! Requests that are answered by a program in a guest.
 //!
 //! ```text
-//!  client ─ request ─▶ head ─▶ upstream ─▶ conversation ─▶ Guest::dial ─▶ lohar ─▶ 127.0.0.1:port
+//!  client ─ request ─▶ head ─▶ upstream ─▶ conversation ─▶ Dialer::dial ─▶ the program
 //!         ◀─ answer ───────────  Answer ◀─┘  └─ pool ─┘ until the next one
 //!         ◀═ upgraded: raw bytes ═ relay ══════════▶
 //! ```
