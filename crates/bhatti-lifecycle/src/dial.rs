@@ -13,7 +13,6 @@
 //! That no connection is with another machine is the network's promise (`bhatti_net`'s `dial`).
 
 use std::collections::HashMap;
-use std::future::Future;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, RawFd};
@@ -103,7 +102,11 @@ impl Route {
     }
 
     /// `None`: there is no network.
-    async fn connect(self: &Arc<Self>, port: u16, guest: &Guest) -> Result<Option<ByNetwork>, ()> {
+    async fn connect(
+        self: &Arc<Self>,
+        port: u16,
+        guest: &Guest,
+    ) -> Result<Option<ByNetwork>, NotReached> {
         let ended = self.state().ended;
         let dialled = self.taps.dial(self.subnet, &self.id, self.address, port).await;
         let stream = match dialled {
@@ -112,12 +115,13 @@ impl Route {
             Err(error) => {
                 let error = crate::chain(&*error);
                 tracing::debug!(port, error, "a program is not reached by the network");
-                return Err(());
+                return Err(NotReached);
             }
         };
         let mut state = self.state();
         if state.ended != ended {
-            return Err(());
+            // The machine was put to sleep meanwhile.
+            return Err(NotReached);
         }
         let number = state.next;
         state.next += 1;
@@ -134,6 +138,9 @@ impl Route {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// Nobody took the connection at the guest's address.
+struct NotReached;
 
 /// Connects to programs in one guest. Cheap to clone; keeps nothing awake.
 #[derive(Clone)]
@@ -168,28 +175,36 @@ impl Dialer {
         match timeout(HEAD_START, &mut by_network).await {
             Ok(Ok(Some(connection))) => return Ok(Connection::Network(connection)),
             Ok(Ok(None)) => return self.dial_link(port).await,
-            Ok(Err(())) => {
-                let connection = self.dial_link(port).await?;
-                route.remember(port, REFUSED);
-                return Ok(connection);
-            }
+            Ok(Err(NotReached)) => return self.dial_link_from(route, port, REFUSED).await,
             Err(_) => {}
         }
-        let mut by_link = pin!(self.dial_link(port));
-        let failure = tokio::select! {
-            Ok(Some(connection)) = &mut by_network => return Ok(Connection::Network(connection)),
-            dialled = &mut by_link => match dialled {
-                Ok(connection) => {
-                    route.remember(port, SILENT);
-                    return Ok(connection);
-                }
-                Err(failure) => failure,
+        let mut by_link = pin!(self.dial_link_from(route, port, SILENT));
+        tokio::select! {
+            connected = &mut by_network => match connected {
+                Ok(Some(connection)) => Ok(Connection::Network(connection)),
+                Ok(None) | Err(NotReached) => by_link.await,
             },
-        };
-        match timeout(PATIENCE, by_network).await {
-            Ok(Ok(Some(connection))) => Ok(Connection::Network(connection)),
-            _ => Err(failure),
+            dialled = &mut by_link => match dialled {
+                Ok(connection) => Ok(connection),
+                // It may listen at its address alone.
+                Err(failure) => match timeout(PATIENCE, by_network).await {
+                    Ok(Ok(Some(connection))) => Ok(Connection::Network(connection)),
+                    _ => Err(failure),
+                },
+            },
         }
+    }
+
+    /// By the link, where the network was no use; for a while it is not tried again if that works.
+    async fn dial_link_from(
+        &self,
+        route: &Route,
+        port: u16,
+        how_long: Duration,
+    ) -> Result<Connection, GuestError> {
+        let connection = self.dial_link(port).await?;
+        route.remember(port, how_long);
+        Ok(connection)
     }
 
     async fn dial_link(&self, port: u16) -> Result<Connection, GuestError> {

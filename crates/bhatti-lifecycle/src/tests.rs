@@ -232,6 +232,8 @@ enum Leads {
     To(u16),
     /// Nobody answers.
     Nowhere,
+    /// It refuses, after a while.
+    Late(Duration),
 }
 
 #[async_trait]
@@ -282,6 +284,10 @@ impl Taps for NoNetwork {
         match leads {
             Leads::NoNetwork => Ok(None),
             Leads::To(port) => Ok(Some(tokio::net::TcpStream::connect(("127.0.0.1", port)).await?)),
+            Leads::Late(how_long) => {
+                tokio::time::sleep(how_long).await;
+                Err("refused".into())
+            }
             Leads::Nowhere => std::future::pending().await,
         }
     }

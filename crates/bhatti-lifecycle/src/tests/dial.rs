@@ -105,3 +105,16 @@ async fn what_nobody_listens_on_is_not_remembered() {
         assert_eq!(house.network.dialled.load(Ordering::Relaxed), dialled);
     }
 }
+
+/// The network says no when the link has long been asked.
+#[tokio::test]
+async fn a_network_that_refuses_late_changes_nothing() {
+    let house = House::new();
+    let (daemon, alice, _listener) = with_dev(&house).await;
+    *house.network.leads.lock().unwrap() = Leads::Late(Duration::from_millis(400));
+    *house.agents.refuse_dials.lock().unwrap() = true;
+    let lease = daemon.sandboxes.lease(&alice, "dev").await.unwrap();
+    let dialled = tokio::time::timeout(LONG, lease.dialer().dial(80)).await.unwrap();
+    let error = dialled.map(drop).unwrap_err();
+    assert!(matches!(error, bhatti_guest_client::GuestError::Refused(_)), "{error:?}");
+}
