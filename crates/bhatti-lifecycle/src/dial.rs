@@ -33,12 +33,12 @@ use crate::Taps;
 
 /// How long the network is alone in trying. A guest's kernel answers at once, also for a program
 /// that is busy.
-const HEAD_START: Duration = Duration::from_millis(250);
+const HEAD_START: Duration = Duration::from_millis(500);
 /// How long it may take in all, when the link has been no use.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// For how long a port is asked for by the link alone that refused by the network, or did not answer.
 const REFUSED: Duration = Duration::from_secs(10);
-const SILENT: Duration = Duration::from_secs(60);
+const SILENT: Duration = Duration::from_secs(30);
 /// The most ports of one sandbox that are remembered.
 const MAX_REMEMBERED: usize = 64;
 

@@ -111,7 +111,7 @@ async fn what_nobody_listens_on_is_not_remembered() {
 async fn a_network_that_refuses_late_changes_nothing() {
     let house = House::new();
     let (daemon, alice, _listener) = with_dev(&house).await;
-    *house.network.leads.lock().unwrap() = Leads::Late(Duration::from_millis(400));
+    *house.network.leads.lock().unwrap() = Leads::Late(Duration::from_millis(800));
     *house.agents.refuse_dials.lock().unwrap() = true;
     let lease = daemon.sandboxes.lease(&alice, "dev").await.unwrap();
     let dialled = tokio::time::timeout(LONG, lease.dialer().dial(80)).await.unwrap();
