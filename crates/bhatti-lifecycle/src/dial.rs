@@ -63,6 +63,7 @@ struct State {
 }
 
 struct Open {
+    port: u16,
     socket: RawFd,
     over: Arc<AtomicBool>,
 }
@@ -92,7 +93,11 @@ impl Route {
 
     fn remember(&self, port: u16, how_long: Duration) {
         let now = Instant::now();
-        let by_link = &mut self.state().by_link;
+        let State { by_link, open, .. } = &mut *self.state();
+        // One of many that were begun at once may be lost on the way.
+        if open.values().any(|open| open.port == port) {
+            return;
+        }
         if by_link.len() >= MAX_REMEMBERED {
             by_link.retain(|_, until| *until > now);
         }
@@ -123,10 +128,11 @@ impl Route {
             // The machine was put to sleep meanwhile.
             return Err(NotReached);
         }
+        state.by_link.remove(&port);
         let number = state.next;
         state.next += 1;
         let over = Arc::new(AtomicBool::new(false));
-        state.open.insert(number, Open { socket: stream.as_raw_fd(), over: over.clone() });
+        state.open.insert(number, Open { port, socket: stream.as_raw_fd(), over: over.clone() });
         drop(state);
         let link = guest.clone();
         let gone = Box::pin(async move { link.gone().await });

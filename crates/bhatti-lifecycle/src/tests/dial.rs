@@ -118,3 +118,18 @@ async fn a_network_that_refuses_late_changes_nothing() {
     let error = dialled.map(drop).unwrap_err();
     assert!(matches!(error, bhatti_guest_client::GuestError::Refused(_)), "{error:?}");
 }
+
+/// Of many requests at once one may be lost on the way: that says nothing of the next.
+#[tokio::test]
+async fn what_is_reached_by_the_network_is_not_taken_for_silent() {
+    let house = House::new();
+    let (daemon, alice, listener) = with_dev(&house).await;
+    let port = listener.local_addr().unwrap().port();
+    let lease = daemon.sandboxes.lease(&alice, "dev").await.unwrap();
+    let first = dial(&lease).await;
+    *house.network.leads.lock().unwrap() = Leads::Nowhere;
+    assert!(matches!(dial(&lease).await, Connection::Link(_)));
+    *house.network.leads.lock().unwrap() = Leads::To(port);
+    assert!(matches!(dial(&lease).await, Connection::Network(_)));
+    drop(first);
+}
