@@ -73,7 +73,7 @@ fn a_sandboxs_life_can_be_read_afterwards() {
         assert_eq!(count(&["--type", "thermal.wake", "--user", "admin"]), "2");
         assert_eq!(count(&["--sandbox", "nothing"]), "0");
         let text = daemon.cli(&["admin", "events", "--type", "sandbox.created"]).ok();
-        assert!(text.contains("cpus=1 mem=256 image=minimal"), "{text}");
+        assert!(text.contains(" dev              cpus=1 mem=256 image=minimal"), "{text}");
         let none = daemon.cli(&["admin", "events", "--since", "2999-01-01"]).ok();
         assert_eq!(none, "No events found.\n");
         assert_eq!(daemon.json(&["admin", "events", "--type", "x"]), Value::Null);

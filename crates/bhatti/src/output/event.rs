@@ -47,12 +47,25 @@ pub(crate) fn events(events: &[EventRow], zone: &TimeZone) -> String {
     for event in events {
         let time = event.at.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S").to_string();
         let user = event.user.as_deref().unwrap_or("-");
-        let sandbox = event.sandbox.as_deref().unwrap_or("-");
+        let sandbox = on_one_line(sandbox(event));
         // Names and answers of strangers: one line, and nothing that moves the cursor.
         let details = on_one_line(&details(&event.kind, &event.meta));
-        out.push_str(&line(&time, &event.kind, user, sandbox, &details));
+        out.push_str(&line(&time, &event.kind, user, &sandbox, &details));
     }
     out
+}
+
+/// What its sandbox was called when it happened, or its id where that was not noted.
+fn sandbox(event: &EventRow) -> &str {
+    // In some kinds `name` is that of something else.
+    let key = match event.kind.as_str() {
+        "sandbox.updated" => "new_name",
+        "snapshot.resumed" => "new_sandbox",
+        kind if kind.starts_with("sandbox.") || kind == "egress.denied" => "name",
+        _ => "sandbox",
+    };
+    let name = event.meta.get(key).and_then(Value::as_str).filter(|name| !name.is_empty());
+    name.or(event.sandbox.as_deref()).unwrap_or("-")
 }
 
 fn line(time: &str, kind: &str, user: &str, sandbox: &str, details: &str) -> String {
@@ -153,6 +166,24 @@ mod tests {
              2026-01-31 13:00:00  auth.failed              -            -                ip=192.0.2.1 (and 9 more)\n"
         );
         assert_eq!(events(&[], &zone), "No events found.\n");
+    }
+
+    #[test]
+    fn sandboxes_have_the_names_they_had() {
+        for (kind, meta, wanted) in [
+            ("sandbox.created", json!({ "name": "dev" }), "dev"),
+            ("thermal.wake", json!({ "sandbox": "dev" }), "dev"),
+            ("snapshot.created", json!({ "name": "base", "sandbox": "dev" }), "dev"),
+            ("snapshot.resumed", json!({ "name": "base", "new_sandbox": "copy" }), "copy"),
+            ("sandbox.updated", json!({ "old_name": "dev", "new_name": "work" }), "work"),
+            ("sandbox.updated", json!({ "keep_hot": true }), "0123456789abcdef"),
+            ("user.created", json!({ "name": "alice" }), "0123456789abcdef"),
+            ("proxy.error", json!({ "alias": "web" }), "0123456789abcdef"),
+        ] {
+            assert_eq!(sandbox(&event(kind, meta)), wanted, "{kind}");
+        }
+        let nobodys = EventRow { sandbox: None, ..event("auth.failed", json!({ "name": "x" })) };
+        assert_eq!(sandbox(&nobodys), "-");
     }
 
     #[test]

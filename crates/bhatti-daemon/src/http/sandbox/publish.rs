@@ -163,26 +163,22 @@ pub(in crate::http) async fn unpublish(
 ) -> Result<StatusCode, ApiError> {
     let row = api.sandboxes.get(&caller, &sandbox).await?;
     let port = port(&params).ok_or(ApiError::BadRequest("invalid port in path".to_owned()))?;
-    let (id, public) = (row.id.clone(), Arc::clone(&api.public));
-    // Both on the store's thread: a client that hangs up in between must not save those inside.
+    let all = Arc::clone(&api);
+    // All of it on the store's thread: a client that hangs up in between must save nobody inside, nor
+    // leave it unsaid.
     let taken_back = api.db.call(move |store| {
-        let rule = store.unpublish(&id, port)?;
-        if let Some(rule) = &rule {
-            public.put_out(&rule.id);
-        }
-        Ok(rule)
+        let Some(rule) = store.unpublish(&row.id, port)? else { return Ok(false) };
+        all.public.put_out(&rule.id);
+        all.proxy.forget(&row.id, port);
+        tracing::info!(sandbox = %row.id, port, alias = %rule.alias, "unpublished a port");
+        let meta = json!({ "sandbox": row.name, "port": port, "alias": rule.alias });
+        all.events.record(EventKind::PublishDeleted, Some(&row.owner), Some(&row.id), meta);
+        Ok(true)
     });
-    match taken_back.await.map_err(ServiceError::from)? {
-        Some(rule) => {
-            api.proxy.forget(&row.id, port);
-            tracing::info!(sandbox = %row.id, port, alias = %rule.alias, "unpublished a port");
-            let meta = json!({ "sandbox": row.name, "port": port, "alias": rule.alias });
-            api.events.record(EventKind::PublishDeleted, Some(&row.owner), Some(&row.id), meta);
-            Ok(StatusCode::NO_CONTENT)
-        }
-        None => {
-            let text = format!("no publish rule for port {port} on this sandbox");
-            Err(ApiError::NotFound(text))
-        }
+    if taken_back.await.map_err(ServiceError::from)? {
+        Ok(StatusCode::NO_CONTENT)
+    } else {
+        let text = format!("no publish rule for port {port} on this sandbox");
+        Err(ApiError::NotFound(text))
     }
 }
