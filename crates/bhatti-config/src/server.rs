@@ -123,7 +123,8 @@ pub struct ServerConfig {
     pub engine: EngineChoice,
     /// `listen`; the API's address, `:8080` by default.
     pub listen: SocketAddr,
-    /// `public_proxy_listen`; `None`: published ports are not answered.
+    /// `public_proxy_listen`; `None`: published ports are not answered. Where there is a
+    /// [`Self::domain`] it decides, and this is not used.
     pub public_proxy: Option<PublicProxy>,
     /// `data_dir`, absolute; `~/.bhatti` by default.
     pub data_dir: Utf8PathBuf,
@@ -160,7 +161,7 @@ pub struct ServerConfig {
     pub goldens: Goldens,
     /// `limits`
     pub limits: Limits,
-    /// `domain`; then the public side is there, and [`Self::public_proxy`] is `None`.
+    /// `domain`; then the public side is there, and [`Self::public_proxy`] is not used.
     pub domain: Option<Domain>,
     /// `public_limits`
     pub public_limits: PublicLimits,
@@ -195,7 +196,6 @@ impl ServerConfig {
                 Some(_) => SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             }),
             public_proxy: match file.public_proxy_listen {
-                _ if file.domain.is_some() => None,
                 None => Some(PublicProxy::default()),
                 Some(asked) => asked.map(|address| PublicProxy { address, asked_for: true }),
             },

@@ -122,6 +122,13 @@ async fn bind_domain(
         Some(address) => Some(listen(address, "domain.http_listen").await?.0),
         None => None,
     };
+    if let Some(PublicProxy { address, asked_for: true }) = config.public_proxy {
+        tracing::warn!(
+            not_used = %address,
+            "public_proxy_listen is not used with a domain: published ports are answered at \
+             domain.listen alone"
+        );
+    }
     let secure = Arc::new(Secure::open(domain, address.port(), &config.data_dir, tasks)?);
     tracing::info!(
         listen = %address,

@@ -103,6 +103,7 @@ fn a_domain_of_ones_own_is_answered_by_name_with_tls() {
         }
         ca.issue(&["*.box.test"]);
         daemon.run();
+        assert!(daemon.logged("public_proxy_listen is not used with a domain"), "it has both");
         daemon.cli(&["create", "--name", "dev", "--memory", "512"]).ok();
         serve(&daemon, "dev", 8000, "127.0.0.1");
         let published = daemon.cli(&["publish", "dev", "-p", "8000", "-a", "web"]).ok();

@@ -211,7 +211,8 @@ pub(crate) fn inspected(
         }
     }
     if let Some(denied) = sandbox.egress_denied {
-        line("Denied:", &format!("{denied} packets"));
+        let packets = if denied == 1 { "packet" } else { "packets" };
+        line("Denied:", &format!("{denied} {packets}"));
     }
     for PublishRule { port, url, .. } in published {
         put(&mut out, format_args!("  Published: port {port} at {url}\n"));
