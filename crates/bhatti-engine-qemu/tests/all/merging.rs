@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use bhatti_engine::conformance::{Harness, patience};
 use bhatti_engine::{Below, BootSpec, Engine, Exit, RestoreSpec, RootDisk, Save, Vm};
 use bhatti_engine_qemu::QemuEngine;
+use bhatti_types::Mib;
 use camino::Utf8Path;
 use nix::sys::signal::{Signal, kill};
 
@@ -383,7 +384,7 @@ async fn a_merge_without_room_changes_nothing() {
     let expected = sleeper.check().await;
     sleeper.vm.kill().await.unwrap();
     let mut spec = harness.spec().await;
-    let small = SmallDisk::over(&spec.dir);
+    let small = SmallDisk::over(&spec.dir, Mib(100));
     std::fs::write(spec.dir.join("root.qcow2"), "").unwrap();
     spec = sleeper.heir(spec).await;
     sleeper.disk = spec.root.clone();

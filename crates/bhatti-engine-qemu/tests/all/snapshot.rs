@@ -311,14 +311,16 @@ async fn a_full_disk_is_no_pause() {
     let harness = QemuHarness::new();
     let engine = harness.qemu().await;
     let mut spec = harness.spec().await;
-    let small = SmallDisk::over(&spec.dir);
+    // All of what is written is memory of the VMM's control group, which has 128 MiB besides the
+    // guest's where there is KVM.
+    let small = SmallDisk::over(&spec.dir, Mib(80));
     let base = spec.root.base.clone().unwrap();
     let below = Below::image(base);
     spec.root = engine.create_root(below, &spec.dir, None, OWNER).await.unwrap();
     let vm = engine.boot(spec).await.unwrap();
     harness.booted();
     let talk = Talk::with(&*vm).await;
-    let write = talk.run("head -c 150M /dev/zero | tr '\\0' x > ~/big; sync; echo done");
+    let write = talk.run("head -c 100M /dev/zero | tr '\\0' x > ~/big; sync; echo done");
     let paused = async {
         let deadline = tokio::time::Instant::now() + patience();
         let refused = loop {
@@ -327,6 +329,12 @@ async fn a_full_disk_is_no_pause() {
                 Ok(()) if small.is_full() => break None,
                 Ok(()) => vm.resume().await.unwrap(),
                 Err(error) => break Some(error),
+            }
+            // Paused again at once, it would get to nothing on a busy host.
+            let free = small.free();
+            let idle = || small.free() == free && !small.is_full();
+            while idle() && tokio::time::Instant::now() < deadline {
+                tokio::task::yield_now().await;
             }
         };
         if let Some(error) = refused {
@@ -348,16 +356,20 @@ async fn a_full_disk_is_no_pause() {
 pub(crate) struct SmallDisk(Utf8PathBuf);
 
 impl SmallDisk {
-    pub(crate) fn over(dir: &Utf8Path) -> Self {
+    pub(crate) fn over(dir: &Utf8Path, Mib(size): Mib) -> Self {
         let Private { uid, gid } = OWNER;
-        let options = format!("size=100m,mode=700,uid={uid},gid={gid}");
+        let options = format!("size={size}m,mode=700,uid={uid},gid={gid}");
         mount(&["-t", "tmpfs", "-o", &options, "bhatti-test", dir.as_str()]);
         Self(dir.to_owned())
     }
 
     fn is_full(&self) -> bool {
-        let stat = nix::sys::statvfs::statvfs(self.0.as_std_path()).unwrap();
-        stat.blocks_available() < 16
+        self.free() < 16
+    }
+
+    /// In its blocks.
+    fn free(&self) -> u64 {
+        nix::sys::statvfs::statvfs(self.0.as_std_path()).unwrap().blocks_available()
     }
 
     pub(crate) fn grow(&self) {
