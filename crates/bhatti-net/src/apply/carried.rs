@@ -91,9 +91,10 @@ fn attempt(Element { elem }: Element) -> Option<Attempt> {
     let [guest, to, protocol, port] = elem.val.get("concat")?.as_array()?.as_slice() else {
         return None;
     };
-    let protocol = match protocol.as_str()? {
-        "tcp" => "tcp",
-        "udp" => "udp",
+    // A number where the host has no `/etc/protocols`, as Debian without `netbase`.
+    let protocol = match (protocol.as_str(), protocol.as_u64()) {
+        (Some("tcp"), _) | (_, Some(6)) => "tcp",
+        (Some("udp"), _) | (_, Some(17)) => "udp",
         _ => return None,
     };
     Some(Attempt {
@@ -136,10 +137,12 @@ mod tests {
               {"elem": {"val": "10.0.1.3", "counter": {"packets": 7, "bytes": 9}}}]}}]}"#;
         let carried = read(parse("nft", text.as_bytes()).unwrap(), "t");
         let [guest, address] = ["10.0.1.3", "192.0.2.9"].map(|text| text.parse().unwrap());
-        let text = r#"{"elem": {"val": {"concat": ["10.0.1.3", "192.0.2.9", "tcp", 443]},
-            "timeout": 60, "expires": 59}}"#;
-        let expected = Attempt { guest, to: address, protocol: "tcp", port: 443 };
-        assert_eq!(attempt(serde_json::from_str(text).unwrap()), Some(expected));
+        for (printed, protocol) in [("\"tcp\"", "tcp"), ("6", "tcp"), ("17", "udp")] {
+            let concat = format!(r#"["10.0.1.3", "192.0.2.9", {printed}, 443]"#);
+            let text = format!(r#"{{"elem": {{"val": {{"concat": {concat}}}, "expires": 59}}}}"#);
+            let expected = Attempt { guest, to: address, protocol, port: 443 };
+            assert_eq!(attempt(serde_json::from_str(&text).unwrap()), Some(expected));
+        }
         assert_eq!(carried.bindings, [(guest, address, 299)]);
         assert_eq!(carried.denials, BTreeMap::from([(guest, 7)]));
     }
