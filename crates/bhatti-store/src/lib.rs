@@ -39,6 +39,7 @@ pub use user::{NewUser, UserRow};
 use std::path::Path;
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, TransactionBehavior};
 
 /// One connection to `state.db`.
@@ -58,6 +59,8 @@ impl Store {
         // A transaction that reads before it writes would otherwise fail at once, without the
         // patience of above, where somebody else wrote in between.
         connection.set_transaction_behavior(TransactionBehavior::Immediate);
+        // Otherwise a plan depends on what is asked, and statements are compiled for each question.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map_err(open)?;
         connection.pragma_update(None, "journal_mode", "wal").map_err(open)?;
         connection.pragma_update(None, "synchronous", "full").map_err(open)?;
         connection.pragma_update(None, "foreign_keys", true).map_err(open)?;

@@ -111,6 +111,14 @@ pub struct PatchRow {
     pub net_policy: Option<NetPolicy>,
 }
 
+/// What each request about a sandbox asks.
+pub(crate) const FIND: &str = "SELECT * FROM sandboxes WHERE owner = ?1 AND (id = ?2 OR name = ?2)
+    ORDER BY id = ?2 DESC";
+
+/// What each listing asks.
+pub(crate) const OF_OWNER: &str =
+    "SELECT * FROM sandboxes WHERE owner = ?1 ORDER BY created_at DESC, id";
+
 fn read(row: &Row<'_>) -> Result<SandboxRow, StoreError> {
     let r = Reader { row, table: "sandboxes", key: row.get("id").unwrap_or_default() };
     Ok(SandboxRow {
@@ -237,10 +245,7 @@ impl Store {
         owner: &UserId,
         key: &str,
     ) -> Result<Option<SandboxRow>, StoreError> {
-        let mut statement = self.connection.prepare_cached(
-            "SELECT * FROM sandboxes WHERE owner = ?1 AND (id = ?2 OR name = ?2)
-             ORDER BY id = ?2 DESC",
-        )?;
+        let mut statement = self.connection.prepare_cached(FIND)?;
         let mut rows = statement.query([owner.as_str(), key])?;
         rows.next()?.map(read).transpose()
     }
@@ -255,9 +260,7 @@ impl Store {
 
     /// Every sandbox of `owner` that can be read, newest first, in whatever phase.
     pub fn sandboxes_of(&self, owner: &UserId) -> Result<Vec<SandboxRow>, StoreError> {
-        let mut statement = self.connection.prepare_cached(
-            "SELECT * FROM sandboxes WHERE owner = ?1 ORDER BY created_at DESC, id",
-        )?;
+        let mut statement = self.connection.prepare_cached(OF_OWNER)?;
         readable(statement.query([owner.as_str()])?, read)
     }
 

@@ -12,6 +12,7 @@ use std::net::Ipv4Addr;
 
 use bhatti_types::{Cpus, ImageId, Labels, Mib, NetPolicy, Phase, UserId};
 
+use crate::sandbox::{FIND, OF_OWNER};
 use crate::{
     Change, Db, ImageRow, NewSandbox, NewUser, PatchRow, Reserved, SandboxRow, Store, StoreError,
 };
@@ -239,6 +240,23 @@ fn lookups_see_only_the_owners() {
     assert!(store.find_sandbox(&alice, row.id.as_str()).unwrap().is_some());
     assert!(store.find_sandbox(&bob, "dev").unwrap().is_none());
     assert!(store.find_sandbox(&bob, row.id.as_str()).unwrap().is_none());
+}
+
+/// Compiling one costs more than running it, and every request runs two.
+#[test]
+fn a_statement_is_compiled_once_whatever_it_is_asked() {
+    let (_dir, mut store) = open();
+    let alice = user(&mut store, "alice", 5);
+    let row = reserve(&mut store, &wanted(&alice, "dev"));
+    let compiled_again = |sql: &str| {
+        let statement = store.connection.prepare_cached(sql).unwrap();
+        statement.get_status(rusqlite::StatementStatus::RePrepare)
+    };
+    for key in ["dev", row.id.as_str(), "other"] {
+        store.find_sandbox(&alice, key).unwrap();
+        store.sandboxes_of(&alice).unwrap();
+    }
+    assert_eq!([FIND, OF_OWNER].map(compiled_again), [0, 0]);
 }
 
 #[tokio::test]
