@@ -1,8 +1,8 @@
 //! What the daemon adds to a machine that boots: create, exec, memory, beside the bare engine.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use camino::Utf8Path;
 
-use crate::Size;
 use crate::bare::Bench;
 use crate::memory::{self, Footprint};
 use crate::report::{Budget, Part, Table};
@@ -10,6 +10,7 @@ use crate::rounds::{Boots, Execs, Starts};
 use crate::same::SameMachine;
 use crate::stats::Series;
 use crate::subject::{self, MEMORY_MIB, RESIDENT, Subject};
+use crate::{Size, log};
 
 /// What `create` may take, over the bare boot.
 const CREATE_RATIO: f64 = 1.15;
@@ -25,6 +26,27 @@ pub(crate) struct Booted {
     memory: Vec<Held>,
     /// What the agent wrote about its boot, of the resident.
     phases: String,
+    /// What the daemon says of its boots.
+    parts: String,
+}
+
+/// The parts of a boot in the daemon's log: the message, what it measured, what that is.
+const PARTS: [(&str, &str, &str); 4] = [
+    ("disk and network are there", "disk_ms", "disk"),
+    ("disk and network are there", "network_ms", "network, at the same time"),
+    ("machine is up", "vmm_ms", "VMM until its machine runs"),
+    ("machine is up", "guest_ms", "guest until it has its identity"),
+];
+
+/// The median of each part.
+fn parts_of_boots(log: &Utf8Path) -> Result<String> {
+    let part = |(message, name, what): &(&str, &str, &str)| {
+        let mut found = log::numbers(log, message, name)?;
+        found.sort_unstable();
+        let median = found.get(found.len() / 2).with_context(|| format!("no {name} in the log"))?;
+        Ok(format!("{what}: {median} ms"))
+    };
+    Ok(PARTS.iter().map(part).collect::<Result<Vec<_>>>()?.join("\n"))
 }
 
 /// What a process holds.
@@ -65,6 +87,7 @@ impl Booted {
         let phases =
             subject::exec(&subject.client, RESIDENT, "cat /run/bhatti/boot-timing.txt").await?;
         drop(bare);
+        let parts = parts_of_boots(&subject.daemon.log_file())?;
         let longer = match short {
             true => None,
             false => {
@@ -72,11 +95,11 @@ impl Booted {
                 Some((SameMachine::measure(subject, runs * 10).await?, starts))
             }
         };
-        Ok(Self { boots, execs, longer, memory, phases })
+        Ok(Self { boots, execs, longer, memory, phases, parts })
     }
 
     pub(crate) fn part(&self) -> Result<Part> {
-        let Self { boots, execs, longer, memory, phases } = self;
+        let Self { boots, execs, longer, memory, phases, parts } = self;
         let mut boot = Table::of_series("boot", "over bare, by round");
         boot.ratios(&boots.makes.bare, boots.all(), 0)?;
         let mut exec = Table::of_series("exec", "over bare, by round");
@@ -96,7 +119,10 @@ impl Booted {
         }
         Ok(Part {
             tables: vec![boot, exec, held],
-            notes: vec![format!("boot phases, by the guest's clock:\n{phases}")],
+            notes: vec![
+                format!("boot phases, by the guest's clock:\n{phases}"),
+                format!("parts of a create that boots, medians, by the daemon's log:\n{parts}"),
+            ],
             budgets: self.budgets(),
         })
     }

@@ -1,4 +1,4 @@
-//! What a daemon's log says: about a freeze, and about what went wrong.
+//! What a daemon's log says: about a freeze, about the parts of a boot, and about what went wrong.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
@@ -69,6 +69,20 @@ pub(crate) fn errors(file: &Utf8Path) -> Result<(usize, Option<String>)> {
     Ok((count, first))
 }
 
+/// The numbers of that name in all lines with that message.
+pub(crate) fn numbers(file: &Utf8Path, message: &str, name: &str) -> Result<Vec<u64>> {
+    let log = File::open(file).with_context(|| format!("cannot open {file}"))?;
+    let mut found = Vec::new();
+    for line in BufReader::new(log).lines() {
+        // The last one may be half there.
+        let Ok(value) = serde_json::from_str::<Value>(&line?) else { continue };
+        if value["fields"]["message"] == message {
+            found.extend(value["fields"][name].as_u64());
+        }
+    }
+    Ok(found)
+}
+
 fn is_error(line: &str) -> bool {
     serde_json::from_str::<Value>(line).is_ok_and(|value| value["level"] == "ERROR")
 }
@@ -103,6 +117,19 @@ mod tests {
         let (bad, good) = ("{\"level\":\"ERROR\",\"n\":1}", "{\"level\":\"INFO\"}");
         std::fs::write(&file, format!("{good}\nERROR\n{bad}\n{bad}\n")).unwrap();
         assert_eq!(errors(&file).unwrap(), (2, Some(bad.to_owned())));
+    }
+
+    #[test]
+    fn numbers_are_those_of_a_message() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = Utf8PathBuf::try_from(dir.path().join("log")).unwrap();
+        let line = |message: &str, ms: u64| {
+            format!("{{\"fields\":{{\"message\":\"{message}\",\"vmm_ms\":{ms}}}}}\n")
+        };
+        let text = [line("up", 3), line("down", 4), line("up", 5), "{\"fiel".to_owned()];
+        std::fs::write(&file, text.concat()).unwrap();
+        assert_eq!(numbers(&file, "up", "vmm_ms").unwrap(), [3, 5]);
+        assert_eq!(numbers(&file, "up", "other").unwrap(), [0; 0]);
     }
 
     #[test]

@@ -102,6 +102,8 @@ pub(crate) struct Execs {
     pub(crate) cli: Series,
     /// A greeting over the bare link: the way there and back, with no process.
     pub(crate) greeting: Series,
+    /// An answer of the daemon's that asks neither the store nor a guest: what HTTP takes by itself.
+    pub(crate) health: Series,
 }
 
 impl Execs {
@@ -111,6 +113,7 @@ impl Execs {
             api: Series::new("exec true, API, connection kept"),
             cli: Series::new("exec true, CLI"),
             greeting: Series::new("greeting, bare link"),
+            health: Series::new("`GET /health`, API, connection kept"),
         };
         let mut pace = Pace::of_execs(Instant::now());
         tokio::time::sleep(pace.take(WARM_UP, Instant::now())).await;
@@ -122,7 +125,7 @@ impl Execs {
         }
         for round in 0..runs {
             tokio::time::sleep(pace.take(2, Instant::now())).await;
-            for contender in order(round, 4) {
+            for contender in order(round, 5) {
                 let mut command = subject.command(&["exec", RESIDENT, "--", "true"]);
                 let started = Instant::now();
                 let series = match contender {
@@ -138,9 +141,13 @@ impl Execs {
                         subject::run(&mut command)?;
                         &mut execs.cli
                     }
-                    _ => {
+                    3 => {
                         bare.guest.hello(env!("CARGO_PKG_VERSION")).await?;
                         &mut execs.greeting
+                    }
+                    _ => {
+                        subject.client.health().await?;
+                        &mut execs.health
                     }
                 };
                 series.push(started.elapsed());
@@ -150,8 +157,8 @@ impl Execs {
         Ok(execs)
     }
 
-    pub(crate) fn all(&self) -> [&Series; 4] {
-        [&self.bare, &self.api, &self.cli, &self.greeting]
+    pub(crate) fn all(&self) -> [&Series; 5] {
+        [&self.bare, &self.api, &self.cli, &self.greeting, &self.health]
     }
 }
 

@@ -15,6 +15,7 @@ use bhatti_store::{Db, SandboxRow, UserRow};
 use bhatti_types::EngineId;
 use camino::Utf8PathBuf;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::golden::{GoldenLimits, Goldens};
@@ -273,13 +274,17 @@ pub(crate) async fn spec(
     subnet: u32,
     root: impl Future<Output = Result<RootDisk, WakeError>>,
 ) -> Result<BootSpec, WakeError> {
+    let begun = Instant::now();
     let tap = async {
         let _staying = world.networks.read().await;
-        world.taps.open_tap(subnet, &row.engine_id).await.map_err(WakeError::Network)
+        let tap = world.taps.open_tap(subnet, &row.engine_id).await;
+        (tap.map_err(WakeError::Network), millis_since(begun))
     };
+    let root = async { (root.await, millis_since(begun)) };
     // Both to their end: what is making files must not be left alone with them.
-    let (root, tap) = tokio::join!(root, tap);
+    let ((root, disk_ms), (tap, network_ms)) = tokio::join!(root, tap);
     let (root, tap) = (root?, tap?);
+    tracing::info!(disk_ms, network_ms, "disk and network are there");
     Ok(BootSpec {
         id: row.engine_id.clone(),
         dir: world.layout.sandbox(&row.engine_id),
@@ -303,7 +308,9 @@ pub(crate) async fn boot(
     spec: BootSpec,
     stop: &CancellationToken,
 ) -> Result<Machine, WakeError> {
+    let begun = Instant::now();
     let vm = world.engine.boot(spec).await.map_err(WakeError::Engine)?;
+    let vmm_ms = millis_since(begun);
     let settle = async {
         let id = row.id.clone();
         let value = to_json("vm", &vm.record())?;
@@ -317,8 +324,14 @@ pub(crate) async fn boot(
         guest::reach(world, &vm, reach).await
     };
     let machine = settled(world, &vm, stop, settle).await?;
-    tracing::info!(pid = machine.vm.record().pid, "machine is up");
+    let (pid, guest_ms) = (machine.vm.record().pid, millis_since(begun).saturating_sub(vmm_ms));
+    tracing::info!(pid, vmm_ms, guest_ms, "machine is up");
     Ok(machine)
+}
+
+/// For the log, whose readers ask what a create or a wake is made of.
+fn millis_since(begun: Instant) -> u64 {
+    u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Where a machine continues from.
