@@ -15,6 +15,8 @@
 //!   (`a_guest_with_many_questions_keeps_no_sibling_waiting`).
 
 mod asker;
+#[cfg(any(test, feature = "hostile"))]
+pub mod hostile;
 mod reply;
 mod upstream;
 mod watch;

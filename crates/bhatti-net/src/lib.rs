@@ -53,6 +53,8 @@ pub use address::{MAX_INDEX, guest_subnet};
 pub use bhatti_types::{BadNet, Ipv4Net};
 pub use directory::{Denied, Directory};
 pub use dns::Upstreams;
+#[cfg(any(test, feature = "hostile"))]
+pub use dns::hostile;
 pub use error::NetError;
 pub use networks::{Closed, NetConfig, Networks, Released};
 pub use pool::{guest_mac, lowest_free};

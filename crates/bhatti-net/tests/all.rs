@@ -19,6 +19,8 @@ mod lifetime;
 mod mending;
 #[path = "all/names.rs"]
 mod names;
+#[path = "all/others.rs"]
+mod others;
 #[path = "all/policy.rs"]
 mod policy;
 #[path = "all/reach.rs"]

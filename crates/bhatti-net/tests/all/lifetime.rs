@@ -12,7 +12,7 @@ use crate::host::{
 };
 
 /// Everything on the host that a network could change, except forwarding and what the kernel counts.
-fn picture() -> String {
+pub(crate) fn picture() -> String {
     let links = ip("-o -4 address show") + &ip("-br link") + &ip("netns list");
     links + &ip("route show table all") + &run("nft", "-s -t list ruleset")
 }

@@ -6,14 +6,16 @@ use std::io::Write;
 use std::net::UdpSocket;
 use std::process::{Child, Command, Stdio};
 
-use bhatti_net::Released;
-use bhatti_types::NetPolicy;
+use bhatti_net::plan::Names;
+use bhatti_net::{Closed, Released};
+use bhatti_types::{EngineId, NetPolicy};
 use hickory_proto::op::ResponseCode::NoError;
 use hickory_proto::rr::RecordType;
 
 use crate::host::{
-    Nets, WORLD, disarm, gateway, guests, inside, networks, on_fresh_host, run, wait_for,
+    Nets, WORLD, disarm, gateway, guests, inside, ip, networks, on_fresh_host, run, wait_for,
 };
+use crate::lifetime::picture;
 use crate::names::{a, ask};
 
 #[test]
@@ -98,5 +100,95 @@ fn what_nobody_needs_is_not_mended() {
         holder.wait().unwrap();
         wait_for("nobody to go on trying", || tasks() == 0);
         assert!(!std::fs::exists(format!("/run/netns/{prefix}1")).unwrap());
+    });
+}
+
+#[test]
+fn rebuilds_at_once_are_one_after_the_other() {
+    on_fresh_host(async || {
+        let (nets, prefix) = networks().await;
+        let machines = guests(&nets, 1, 1).await;
+        for round in 0..3 {
+            disarm(&prefix, 1);
+            ip(&format!("-n {prefix}1 link delete up0"));
+            let (_, sibling) = nets.people.add(1, NetPolicy::default());
+            let asked: Vec<_> = (0..6)
+                .map(|n| {
+                    let nets = nets.clone();
+                    tokio::spawn(async move {
+                        match n % 3 {
+                            0 => nets.apply(1).await,
+                            1 => nets.open_tap(1, &EngineId::random()).await.map(drop),
+                            _ => nets.sweep(&[1]).await.map(drop),
+                        }
+                    })
+                })
+                .collect();
+            for answer in asked {
+                answer.await.unwrap().unwrap();
+            }
+            assert!(machines[0].pings(WORLD));
+            let name = format!("g{}.", 3 + round);
+            assert_eq!(ask(&machines[0], &name, RecordType::A), (NoError, a(sibling)));
+        }
+    });
+}
+
+/// Says to this program that it is to be a daemon that builds a network.
+const BUILDER: &str = "BHATTI_NET_TEST_BUILDER";
+
+#[test]
+#[ignore = "a process of its own, which another test kills"]
+fn builder() {
+    if std::env::var_os(BUILDER).is_some() {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let nets = Nets::open("bhatti-").await;
+            let _machines = guests(&nets, 1, 1).await;
+            std::future::pending::<()>().await;
+        });
+    }
+}
+
+fn start_builder() -> Child {
+    let mut program = Command::new(std::env::current_exe().unwrap());
+    let quiet = program.stdout(Stdio::null()).stderr(Stdio::null()).env(BUILDER, "1");
+    quiet.args(["--exact", "mending::builder", "--ignored"]).spawn().unwrap()
+}
+
+#[test]
+fn a_daemon_killed_while_it_builds_leaves_what_the_next_repairs() {
+    on_fresh_host(async || {
+        let before = picture();
+        let veth = Names::new("bhatti-").unwrap().veth(1);
+        let has = |args: &str, text: &str| {
+            // What is asked about may not be there yet.
+            let output = Command::new("ip").args(args.split_whitespace()).output().unwrap();
+            String::from_utf8_lossy(&output.stdout).contains(text)
+        };
+        let states: [(&str, &dyn Fn() -> bool); 7] = [
+            ("its claim", &|| has("route show type unreachable", "100.127.0.0/16")),
+            ("its rules", &|| run("nft", "list tables").contains("bhatti")),
+            ("a namespace", &|| std::fs::exists("/run/netns/bhatti-1").unwrap()),
+            ("a link", &|| nix::net::if_::if_nametoindex(veth.as_str()).is_ok()),
+            ("a bridge", &|| has("-n bhatti-1 link", "br0")),
+            ("a way out", &|| has("-n bhatti-1 route", "default")),
+            ("a guest", &|| has("-n bhatti-1 link", ": t")),
+        ];
+        for (what, is_there) in states {
+            let mut builder = start_builder();
+            wait_for(what, is_there);
+            builder.kill().unwrap();
+            builder.wait().unwrap();
+            let nets = Nets::open("bhatti-").await;
+            nets.sweep(&[1]).await.unwrap();
+            let machines = guests(&nets, 1, 2).await;
+            assert!(machines[0].pings(WORLD), "killed when there was {what}");
+            assert_eq!(ask(&machines[0], "g3.", RecordType::A).0, NoError, "{what}");
+            drop(machines);
+            assert_eq!(nets.release_user(1).await.unwrap(), Released::Removed, "{what}");
+            assert_eq!(nets.close().await.unwrap(), Closed::Everything, "{what}");
+            assert_eq!(picture(), before, "{what}");
+        }
     });
 }

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::io::{Read, Write};
 use std::net::Ipv4Addr;
 
 use bhatti_net::Denied;
@@ -198,6 +199,63 @@ fn a_server_out_of_reach_is_answered_for() {
         assert_eq!(ask_of(&plain, WORLD, "g3.", RecordType::A), (NXDomain, vec![]));
         closed.send(WORLD, 53, "elsewhere");
         assert_eq!(closed.refused_with(), Some((3, 13)));
+    });
+}
+
+/// Over UDP the world's server has no room for anything; over TCP it has, and not always to the end.
+fn serve_long_answers() {
+    let (udp, tcp) = inside("world", || {
+        let udp = std::net::UdpSocket::bind((WORLD, 53)).unwrap();
+        (udp, std::net::TcpListener::bind((WORLD, 53)).unwrap())
+    });
+    let answer = |question: &Message| {
+        let mut answer = Message::response(question.metadata.id, question.metadata.op_code);
+        answer.add_query(question.queries[0].clone());
+        answer
+    };
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok((length, from)) = udp.recv_from(&mut buffer) {
+            let mut answer = answer(&Message::from_vec(&buffer[..length]).unwrap());
+            answer.metadata.truncation = true;
+            udp.send_to(&answer.to_vec().unwrap(), from).unwrap();
+        }
+    });
+    std::thread::spawn(move || {
+        while let Ok((mut stream, _)) = tcp.accept() {
+            let mut length = [0; 2];
+            stream.read_exact(&mut length).unwrap();
+            let mut question = vec![0; u16::from_be_bytes(length).into()];
+            stream.read_exact(&mut question).unwrap();
+            let mut answer = answer(&Message::from_vec(&question).unwrap());
+            let asked = answer.queries[0].name().clone();
+            let count = if asked == name("many.example.") { 200 } else { 1 };
+            for last in 0..count {
+                let data = RData::A(A(Ipv4Addr::new(192, 0, 2, last)));
+                answer.add_answer(Record::from_rdata(asked.clone(), 60, data));
+            }
+            let bytes = answer.to_vec().unwrap();
+            let end = if asked == name("half.example.") { bytes.len() / 2 } else { bytes.len() };
+            let length = u16::try_from(bytes.len()).unwrap().to_be_bytes();
+            stream.write_all(&[&length[..], &bytes[..end]].concat()).unwrap();
+        }
+    });
+}
+
+#[test]
+fn what_has_no_room_over_udp_is_asked_for_over_tcp() {
+    on_fresh_host(async || {
+        let (nets, _) = networks().await;
+        let me = guest(&nets, 1, NetPolicy::default()).await;
+        serve_long_answers();
+        let one = a(Ipv4Addr::new(192, 0, 2, 0));
+        assert_eq!(ask(&me, "one.example.", RecordType::A), (NoError, one.clone()));
+        assert_eq!(ask(&me, "half.example.", RecordType::A), (ServFail, vec![]));
+        // The guest has as little room, and is told to come again by TCP.
+        let question = query("many.example.", RecordType::A).to_vec().unwrap();
+        let answer = Message::from_vec(&me.ask(gateway(1), &question)).unwrap();
+        assert!(answer.metadata.truncation && answer.answers.is_empty());
+        assert_eq!(ask(&me, "one.example.", RecordType::A), (NoError, one));
     });
 }
 
