@@ -55,6 +55,13 @@ pub enum NetError {
         #[source]
         source: io::Error,
     },
+    /// The kernel does not change the rules of a user's namespace.
+    #[error("failed to change the rules of network namespace {namespace}")]
+    Rules {
+        namespace: String,
+        #[source]
+        source: io::Error,
+    },
     /// The user's namespace is not there.
     #[error("network namespace {namespace} cannot be entered")]
     Namespace {
@@ -121,6 +128,7 @@ mod tests {
             NetError::Output { program: "ip", source: source() },
             NetError::File { action: "open", path: "/x".into(), source: source() },
             NetError::Namespace { namespace: "n".into(), source: source() },
+            NetError::Rules { namespace: "n".into(), source: source() },
             NetError::Tap { step: "make", tap, source: source() },
         ] {
             assert!(!error.to_string().contains("the cause"), "{error}");

@@ -478,10 +478,8 @@ impl Inner {
             let rules = plan::namespace_rules(&self.names, &wanted, &carried)?;
             apply::load_rules(&namespace, rules).await?;
         } else {
-            let change = plan::change(&self.names, &ready.guests, guests);
-            if !change.is_empty() {
-                apply::load_rules(&namespace, change).await?;
-            }
+            let change = plan::change(&ready.guests, guests);
+            apply::change_elements(&namespace, self.names.table(), &change).await?;
         }
         ready.guests.clone_from(guests);
         Ok(())
@@ -515,8 +513,9 @@ impl Inner {
         }
         let wanting = wanting.map_err(|_| NetError::TooManyBindings { guest })?;
         if !wanting.is_empty() {
-            let rules = plan::bind(&self.names, guest, &wanting);
-            apply::load_rules(&self.names.namespace(index), rules).await?;
+            let namespace = self.names.namespace(index);
+            let binding = plan::bind(guest, &wanting);
+            apply::change_elements(&namespace, self.names.table(), &binding).await?;
             ready.bindings.bind(guest, name, &wanting, now);
         }
         Ok(true)

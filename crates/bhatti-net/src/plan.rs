@@ -19,11 +19,13 @@ use crate::address::TransitPair;
 use crate::names::{BRIDGE, UPLINK};
 use crate::{Ipv4Net, NetError, guest_subnet, pool};
 
+mod elements;
 mod rules;
 
 pub use crate::names::Names;
+pub use elements::{Element, Set, Step, bind, change, unbound};
 pub(crate) use rules::BOUND;
-pub use rules::{Carried, Guest, bind, change, namespace_rules, unbound};
+pub use rules::{Carried, Guest, namespace_rules};
 
 /// The gateway's MAC: the same in every namespace, so that a guest that wakes behind a rebuilt
 /// bridge still has the right neighbour entry. Guests' begin with `02:`.

@@ -24,15 +24,15 @@
 //! Every packet is judged, in both directions and whatever connection it belongs to: so what a new
 //! policy denies is cut at its next packet.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use bhatti_types::{Egress, EngineId, Ipv4Net, NEVER, NetPolicy, PRIVATE};
+use bhatti_types::{EngineId, Ipv4Net, NEVER, NetPolicy, PRIVATE};
 
-use crate::dial::mark;
-use crate::names::{BRIDGE, UPLINK, tap_name};
+use super::elements::{Set, of_guest};
+use crate::names::{BRIDGE, UPLINK};
 use crate::plan::{Names, Wanted};
-use crate::{NetError, guest_mac, guest_subnet, pool};
+use crate::{NetError, guest_subnet, pool};
 
 /// How many seconds an address stays bound to a name's permission without a packet.
 pub(crate) const BOUND: u32 = 600;
@@ -81,7 +81,7 @@ pub fn namespace_rules(
 }
 
 fn bridge_body(guests: &BTreeMap<Ipv4Addr, Guest>) -> String {
-    let elements = elements(guests.iter().map(|(address, guest)| identity(*address, &guest.id)));
+    let elements = elements(members(guests, Set::Guests));
     format!(
         "\
 \tset guests {{
@@ -103,8 +103,6 @@ fn filter_body(wanted: &Wanted, carried: &Carried) -> Result<String, NetError> {
     let gateway = pool::gateway(wanted.index)?;
     let subnet = guest_subnet(wanted.index)?;
     let guests = &wanted.guests;
-    let cidrs = guests.iter().flat_map(|(address, guest)| allowed(*address, &guest.policy));
-    let closed = guests.iter().filter(|(_, guest)| is_closed(&guest.policy));
     let bindings = carried.bindings.iter().filter(|(guest, ..)| guests.contains_key(guest));
     let bindings = bindings.map(|(guest, address, seconds)| {
         format!("{guest} . {address} timeout {BOUND}s expires {seconds}s")
@@ -113,11 +111,11 @@ fn filter_body(wanted: &Wanted, carried: &Carried) -> Result<String, NetError> {
         let packets = carried.denials.get(address).copied().unwrap_or(0);
         format!("{address} counter packets {packets} bytes 0")
     });
-    let dialled = elements(guests.iter().map(|(address, guest)| dialled(*address, &guest.id)));
+    let dialled = elements(members(guests, Set::Dialled));
     let never = elements(NEVER.iter().map(Ipv4Net::to_string));
     let private = elements(PRIVATE.iter().map(Ipv4Net::to_string));
-    let cidrs = elements(cidrs);
-    let closed = elements(closed.map(|(address, _)| address.to_string()));
+    let cidrs = elements(members(guests, Set::Cidrs));
+    let closed = elements(members(guests, Set::Closed));
     let bindings = elements(bindings);
     let denials = elements(denials);
     // What belongs to no connection any more is one that only the guest still knows of: no denial.
@@ -228,96 +226,10 @@ fn filter_body(wanted: &Wanted, carried: &Carried) -> Result<String, NetError> {
     ))
 }
 
-/// The `nft` input that turns loaded rules for `old` into rules for `new`, in one transaction; empty
-/// if nothing differs. For guests without bindings: those the kernel forgets by itself, so what it
-/// has of them is not known exactly, and loading everything anew is the way.
-pub fn change(
-    names: &Names,
-    old: &BTreeMap<Ipv4Addr, Guest>,
-    new: &BTreeMap<Ipv4Addr, Guest>,
-) -> String {
-    let table = names.table();
-    let (old, new) = (memberships(old), memberships(new));
-    let going = old.difference(&new).map(|element| ("delete", element));
-    let coming = new.difference(&old).map(|element| ("add", element));
-    let line = |(verb, element): (_, &Membership<'_>)| {
-        let Membership { family, set, element, .. } = element;
-        format!("{verb} element {family} {table} {set} {{ {element} }}\n")
-    };
-    going.chain(coming).map(line).collect()
-}
-
-/// An element of a set, and whose it is: what one guest leaves behind, the next at its address does
-/// not take over.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Membership<'a> {
-    family: &'static str,
-    set: &'static str,
-    element: String,
-    of: &'a str,
-}
-
-fn memberships(guests: &BTreeMap<Ipv4Addr, Guest>) -> BTreeSet<Membership<'_>> {
-    let mut all = BTreeSet::new();
-    for (&address, guest) in guests {
-        let of = guest.id.as_str();
-        let mut add = |family, set, element| {
-            all.insert(Membership { family, set, element, of });
-        };
-        add("bridge", "guests", identity(address, &guest.id));
-        add("inet", "denials", address.to_string());
-        add("inet", "dialled", dialled(address, &guest.id));
-        for element in allowed(address, &guest.policy) {
-            add("inet", "cidrs", element);
-        }
-        if is_closed(&guest.policy) {
-            add("inet", "closed", address.to_string());
-        }
-    }
-    all
-}
-
-/// The guests among `old` whose bindings a change to `new` makes void.
-pub fn unbound<'a>(
-    old: &'a BTreeMap<Ipv4Addr, Guest>,
-    new: &'a BTreeMap<Ipv4Addr, Guest>,
-) -> impl Iterator<Item = Ipv4Addr> + 'a {
-    old.iter()
-        .filter(|(address, guest)| {
-            new.get(*address).is_none_or(|now| {
-                now.id != guest.id || now.policy.allow_hosts() != guest.policy.allow_hosts()
-            })
-        })
-        .map(|(address, _)| *address)
-}
-
-/// The `nft` input that binds `addresses` to the permission of `guest`, from now on. An element that
-/// exists would keep its age if it were only added, so it goes first; and since only what exists can be
-/// deleted, it is added before that. All in one transaction: no packet meets the moment between.
-pub fn bind(names: &Names, guest: Ipv4Addr, addresses: &[Ipv4Addr]) -> String {
-    let table = names.table();
-    let element = |address: &Ipv4Addr| format!("{guest} . {address} timeout {BOUND}s");
-    let elements: Vec<String> = addresses.iter().map(element).collect();
-    let elements = elements.join(", ");
-    ["add", "delete", "add"]
-        .map(|verb| format!("{verb} element inet {table} names {{ {elements} }}\n"))
-        .concat()
-}
-
-fn identity(address: Ipv4Addr, id: &EngineId) -> String {
-    format!("\"{}\" . {} . {address}", tap_name(id), guest_mac(id))
-}
-
-fn dialled(address: Ipv4Addr, id: &EngineId) -> String {
-    format!("{address} . {:#010x}", mark(id))
-}
-
-fn allowed(address: Ipv4Addr, policy: &NetPolicy) -> Vec<String> {
-    policy.allow_cidrs().iter().map(|range| format!("{address} . {range}")).collect()
-}
-
-fn is_closed(policy: &NetPolicy) -> bool {
-    policy.default_egress() == Egress::Deny
+/// What of `guests` is in one of the sets.
+fn members(guests: &BTreeMap<Ipv4Addr, Guest>, of: Set) -> impl Iterator<Item = String> {
+    let all = guests.iter().flat_map(|(address, guest)| of_guest(*address, guest));
+    all.filter(move |(set, _)| *set == of).map(|(_, element)| element.to_string())
 }
 
 /// The line of a set that says what is in it; `nft` refuses an empty one.
