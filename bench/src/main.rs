@@ -1,5 +1,5 @@
 //! What bhatti adds to the bare engine, measured side by side: boot, `create`, `exec` and memory;
-//! what a user's work costs; and what sleep costs.
+//! what a user's work costs; what sleep costs; and what a user's network adds to a create.
 //!
 //! ```text
 //!   one fresh host (namespaces of our own)
@@ -17,6 +17,7 @@ mod environment;
 mod log;
 mod makes;
 mod memory;
+mod network;
 mod pace;
 mod publish;
 mod report;
@@ -73,6 +74,8 @@ enum Only {
     Sleep,
     /// Machines that work: commands at once, files and streams, keys in a terminal
     Work,
+    /// What a user's network adds to a create
+    Network,
     /// Published ports, beside nginx. Only if asked for: takes nginx and wrk
     Publish,
 }
@@ -122,6 +125,9 @@ async fn measure_parts(
     }
     if wanted(Only::Work) && !(size.short && only.is_none()) {
         work::measure(subject, size.runs.div_ceil(4), parts).await?;
+    }
+    if wanted(Only::Network) {
+        parts.push(network::measure(size.runs).await?);
     }
     if only == Some(Only::Publish) {
         publish::measure(size.runs.div_ceil(4), parts)?;

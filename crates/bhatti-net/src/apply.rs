@@ -203,11 +203,19 @@ pub(crate) async fn repair(plan: &UserPlan, seen: Seen, repair: &Repair) -> Resu
     if repair.create_namespace {
         Program::Ip.run("make a network namespace", &["netns", "add", namespace], "").await?;
     }
-    load_rules(namespace, repair.rules.clone()).await?;
-    in_namespace(namespace, set_namespace_sysctls).await?;
     let inside = ["-n", namespace];
-    batch("make room for a user's link", &inside, &repair.clear).await?;
-    batch("set up a user's link to the host", &[], &repair.host).await?;
+    let rules = async {
+        load_rules(namespace, repair.rules.clone()).await?;
+        in_namespace(namespace, set_namespace_sysctls).await
+    };
+    // The namespace's end is not up before there are rules.
+    let link = async {
+        batch("make room for a user's link", &inside, &repair.clear).await?;
+        batch("set up a user's link to the host", &[], &repair.host).await
+    };
+    // Both to their end: rules that are still being loaded must not be in place of later ones.
+    let (rules, link) = tokio::join!(rules, link);
+    rules.and(link)?;
     batch("set up a user's bridge", &inside, &repair.inside).await
 }
 
