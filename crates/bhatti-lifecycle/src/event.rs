@@ -8,8 +8,8 @@
 //! Promises:
 //! - Saying it never waits and never fails. What finds no room is counted, and the log says how
 //!   many there were.
-//! - What strangers and guests can bring about does not fill the disk: a bucket for each kind and
-//!   sandbox; what it holds back is told as a number with the next one, which comes whether or not
+//! - What strangers and guests can bring about does not fill the disk: a bucket for each kind, account
+//!   and sandbox; what it holds back is told as a number with the next one, which comes whether or not
 //!   there is another (`what_is_held_back_is_told_as_a_number`).
 //! - After [`Recorder::close`] all that was said is recorded. A daemon that dies takes at most half
 //!   a second of events with it.

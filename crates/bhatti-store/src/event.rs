@@ -180,19 +180,39 @@ impl Store {
         Ok(u64::try_from(count).unwrap_or_default())
     }
 
-    /// Looks at the `at_once` oldest, so that nobody waits long for the writer, and forgets those from
-    /// before `oldest` and those of more than `most`. So many went.
+    /// Forgets `at_once` at most, so that nobody waits long for the writer: those from before
+    /// `oldest`, and when there are none, those of more than `most`. Of these whoever has most loses
+    /// his oldest, so that nobody's flood is the end of the others'. So many went; 0: it is done.
     pub fn forget_events(
         &mut self,
         oldest: Timestamp,
         most: u32,
         at_once: u32,
     ) -> Result<usize, StoreError> {
-        // Ids are given out in order and never again, so the rows of more than `most` are below.
         let sql = "DELETE FROM events WHERE id IN (
-                       SELECT id FROM (SELECT id, ts FROM events ORDER BY id LIMIT ?3)
-                       WHERE ts < ?1 OR id <= (SELECT max(id) FROM events) - ?2)";
-        let values = rusqlite::params![stamp(oldest), most, at_once];
+                       SELECT id FROM (SELECT id, ts FROM events ORDER BY id LIMIT ?2) WHERE ts < ?1)";
+        let gone = self.connection.execute(sql, rusqlite::params![stamp(oldest), at_once])?;
+        if gone > 0 {
+            return Ok(gone);
+        }
+        let count: u32 =
+            self.connection.query_row("SELECT count(*) FROM events", [], |row| row.get(0))?;
+        let excess = count.saturating_sub(most);
+        if excess == 0 {
+            return Ok(0);
+        }
+        let sql =
+            "SELECT user_id, count(*) AS n FROM events GROUP BY user_id ORDER BY n DESC LIMIT 2";
+        let mut statement = self.connection.prepare_cached(sql)?;
+        let of_user = |row: &Row<'_>| Ok::<(Option<String>, u32), _>((row.get(0)?, row.get(1)?));
+        let most_of = statement.query_map([], of_user)?.collect::<Result<Vec<_>, _>>()?;
+        let Some((user, first)) = most_of.first() else { return Ok(0) };
+        let second = most_of.get(1).map_or(0, |(_, second)| *second);
+        // Among those who have as many it goes round, in steps that are worth the look.
+        let beyond = (first - second).max(at_once / 16).max(1);
+        let sql = "DELETE FROM events WHERE id IN (
+                       SELECT id FROM events WHERE user_id IS ?1 ORDER BY id LIMIT ?2)";
+        let values = rusqlite::params![user, beyond.min(excess).min(at_once)];
         Ok(self.connection.execute(sql, values)?)
     }
 }

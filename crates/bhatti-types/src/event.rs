@@ -47,6 +47,9 @@ event_kinds! {
     PublishCreated = "publish.created",
     PublishDeleted = "publish.deleted",
     ProxyError = "proxy.error",
+    /// Of a domain of one's own. Not in the contract, nor is the next.
+    CertificateIssued = "certificate.issued",
+    CertificateFailed = "certificate.failed",
     SnapshotCreated = "snapshot.created",
     SnapshotResumed = "snapshot.resumed",
     SnapshotDeleted = "snapshot.deleted",
@@ -58,7 +61,10 @@ event_kinds! {
 impl EventKind {
     /// Whether who has no account here, or a program in a guest, can bring about any number of it.
     pub fn is_anybodys(self) -> bool {
-        matches!(self, Self::AuthFailed | Self::ProxyError | Self::EgressDenied)
+        matches!(
+            self,
+            Self::AuthFailed | Self::ProxyError | Self::EgressDenied | Self::CertificateFailed
+        )
     }
 }
 

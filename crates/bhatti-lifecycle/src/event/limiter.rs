@@ -1,13 +1,14 @@
 //! How much is recorded of what anybody can bring about any number of times.
 //!
-//! One bucket for each kind of event and sandbox. What finds it empty is counted, and the last of
-//! it is kept: it is told later, with the count. Pure; the time is handed in.
+//! One bucket for each kind of event, account and sandbox. What finds it empty is counted, and the
+//! last of it is kept: it is told later, with the count. An account with many sandboxes has a bounded
+//! number of buckets, so that the others have theirs. Pure; the time is handed in.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use bhatti_store::NewEvent;
-use bhatti_types::{EventKind, SandboxId};
+use bhatti_types::{EventKind, SandboxId, UserId};
 use tokio::time::Instant;
 
 /// So many at once.
@@ -16,10 +17,12 @@ const BURST: u32 = 20;
 /// And then one in so long: 260 000 in the time an event is kept.
 const REFILL: Duration = Duration::from_secs(30);
 
-/// For so many sandboxes. Those of more share a bucket.
+/// For so many sandboxes, in all and of one account. Those of more share a bucket: with the others of
+/// the same account, or with all if there are that many accounts.
 const MOST_BUCKETS: usize = 1024;
+const MOST_OF_USER: usize = 64;
 
-type Key = (EventKind, Option<SandboxId>);
+type Key = (EventKind, Option<UserId>, Option<SandboxId>);
 
 /// All buckets.
 #[derive(Default)]
@@ -89,17 +92,28 @@ impl Limiter {
     }
 
     fn key(&mut self, event: &NewEvent, now: Instant) -> Key {
-        let key = (event.kind, event.sandbox.clone());
-        if !self.buckets.contains_key(&key) && self.buckets.len() >= MOST_BUCKETS {
+        let (kind, user) = (event.kind, &event.user);
+        let key = (kind, user.clone(), event.sandbox.clone());
+        if self.buckets.contains_key(&key) {
+            return key;
+        }
+        if self.buckets.len() >= MOST_BUCKETS || self.of_user(user) >= MOST_OF_USER {
             self.buckets.retain(|_, bucket| {
                 bucket.refill(now);
                 bucket.left < BURST || bucket.held.is_some()
             });
-            if self.buckets.len() >= MOST_BUCKETS {
-                return (event.kind, None);
-            }
         }
-        key
+        // Each account may always have one a kind beyond its sandboxes'.
+        let few = self.buckets.len() < MOST_BUCKETS;
+        match self.of_user(user) {
+            of_user if few && of_user < MOST_OF_USER => key,
+            _ if self.buckets.len() < 2 * MOST_BUCKETS => (kind, user.clone(), None),
+            _ => (kind, None, None),
+        }
+    }
+
+    fn of_user(&self, user: &Option<UserId>) -> usize {
+        self.buckets.keys().filter(|(_, of, _)| of == user).count()
     }
 }
 
@@ -153,6 +167,27 @@ mod tests {
     }
 
     #[test]
+    fn one_account_does_not_use_up_anothers() {
+        let (mut limiter, start) = (Limiter::default(), Instant::now());
+        let (loud, quiet) = (UserId::random(), UserId::random());
+        let by = |user: &UserId, sandbox: Option<&SandboxId>| {
+            NewEvent::now(EventKind::ProxyError, Some(user), sandbox, json!({}))
+        };
+        let of_sandboxes = |limiter: &mut Limiter, user: &UserId, count: usize| {
+            let sandboxes = (0..count).map(|_| SandboxId::random());
+            sandboxes.filter(|id| limiter.pass(by(user, Some(id)), start).is_some()).count()
+        };
+        let passed = of_sandboxes(&mut limiter, &loud, 3 * MOST_BUCKETS);
+        assert_eq!(passed, MOST_OF_USER + BURST as usize, "one each, and what they share");
+        assert_eq!(of_sandboxes(&mut limiter, &quiet, 10), 10);
+        // Nor of what belongs to no sandbox.
+        for _ in 0..100 {
+            limiter.pass(by(&loud, None), start);
+        }
+        assert!(limiter.pass(by(&quiet, None), start).is_some());
+    }
+
+    #[test]
     fn one_sandbox_does_not_use_up_anothers_and_memory_is_bounded() {
         let (mut limiter, start) = (Limiter::default(), Instant::now());
         let (loud, quiet) = (SandboxId::random(), SandboxId::random());
@@ -160,9 +195,11 @@ mod tests {
         assert_eq!(passed, BURST as usize);
         assert!(limiter.pass(of(&quiet), start).is_some());
         for _ in 0..3 * MOST_BUCKETS {
-            limiter.pass(of(&SandboxId::random()), start);
+            let mut event = of(&SandboxId::random());
+            event.user = Some(UserId::random());
+            limiter.pass(event, start);
         }
-        assert!(limiter.buckets.len() <= MOST_BUCKETS + 1);
+        assert!(limiter.buckets.len() <= 2 * MOST_BUCKETS + 1);
         let rest = limiter.rest();
         assert!(rest.iter().any(|event| event.sandbox.as_ref() == Some(&loud)));
         assert!(limiter.buckets.is_empty());

@@ -100,6 +100,30 @@ fn what_is_noted_has_a_bounded_length() {
 }
 
 #[test]
+fn whoever_has_most_loses_his_oldest() {
+    let (_dir, mut store) = open();
+    let (quiet, loud, sandbox) = (UserId::random(), UserId::random(), SandboxId::random());
+    let kind = EventKind::SandboxUpdated;
+    for number in 0..10 {
+        add(&mut store, number, kind, &quiet, &sandbox, json!({ "n": number }));
+    }
+    for number in 10..100 {
+        add(&mut store, number, kind, &loud, &sandbox, json!({ "n": number }));
+    }
+    let left = |store: &Store, user: &UserId| {
+        let filter = EventFilter { user: Some(user.to_string()), ..EventFilter::default() };
+        let events = store.events(&filter, 1000).unwrap();
+        events.iter().rev().map(|event| event.meta["n"].as_i64().unwrap()).collect::<Vec<_>>()
+    };
+    while store.forget_events(at(0), 30, 8).unwrap() > 0 {}
+    assert_eq!(left(&store, &quiet), (0..10).collect::<Vec<_>>());
+    assert_eq!(left(&store, &loud), (80..100).collect::<Vec<_>>());
+    while store.forget_events(at(0), 10, 8).unwrap() > 0 {}
+    assert_eq!(left(&store, &quiet), (5..10).collect::<Vec<_>>(), "a share each");
+    assert_eq!(left(&store, &loud), (95..100).collect::<Vec<_>>());
+}
+
+#[test]
 fn the_old_and_the_too_many_are_forgotten() {
     let (_dir, mut store) = open();
     let (user, sandbox) = (UserId::random(), SandboxId::random());

@@ -90,6 +90,7 @@ fn details(kind: &str, meta: &Map<String, Value>) -> String {
         "shell.session" | "shell.web_session" => format!("duration={}", length("duration_s")),
         "publish.created" => format!("port={} alias={}", get("port"), get("alias")),
         "auth.failed" => format!("ip={}", get("ip")),
+        "certificate.failed" => format!("name={} error={}", get("name"), get("error")),
         "proxy.error" => format!("alias={} status={}", get("alias"), get("status")),
         "daemon.started" => format!("{} recovered={}", get("version"), get("recovered_vms")),
         "daemon.shutdown" => format!("signal={}", get("signal")),
