@@ -21,7 +21,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use nix::sys::socket::{setsockopt, sockopt};
-use patient::Patient;
+pub(super) use patient::Patient;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -120,7 +120,7 @@ pub(crate) enum Entry {
 pub(crate) struct Routers {
     api: Router,
     public: Router,
-    /// Whether a name below the zone is an alias.
+    /// Whose a name below the zone is.
     published: Published,
 }
 

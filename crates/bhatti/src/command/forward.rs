@@ -59,8 +59,8 @@ pub(crate) fn run(context: &Context, args: &ForwardArgs) -> Result<ExitCode, Fai
     let (client, sandbox) = (context.client()?, &args.sandbox);
     if args.stdio {
         let connected = context.call_about(sandbox, client.forward(sandbox, args.guest_port))?;
-        context.wait(join(connected, stdin::read()?, tokio::io::stdout()))??;
-        return Ok(ExitCode::SUCCESS);
+        let joined = context.wait(join(connected, stdin::read()?, tokio::io::stdout()))?;
+        return joined.map(|()| ExitCode::SUCCESS).map_err(|error| broken(args, &error));
     }
     // A wrong name is told now, not to whoever connects.
     context.call_about(sandbox, client.get(sandbox))?;
@@ -83,6 +83,14 @@ fn cannot_listen(args: &ForwardArgs, local: u16, error: &io::Error) -> Failure {
     Failure::text(format!(
         "cannot listen on port {local}: {error}; name another: \
          bhatti forward {sandbox} {guest_port} <local-port>"
+    ))
+}
+
+fn broken(args: &ForwardArgs, error: &io::Error) -> Failure {
+    let ForwardArgs { sandbox, guest_port, .. } = args;
+    Failure::text(format!(
+        "the connection to {sandbox}:{guest_port} broke: {error}; the program or its sandbox has \
+         ended it, or the server was restarted"
     ))
 }
 
@@ -112,9 +120,11 @@ async fn serve(mut stream: TcpStream, client: &Client, args: &ForwardArgs) {
     let ForwardArgs { sandbox, guest_port, .. } = args;
     match connect(client, sandbox, *guest_port).await {
         Ok(mut connected) => {
-            // How it ends, both ends see.
             drop(stream.set_nodelay(true));
-            drop(copy_bidirectional(&mut stream, &mut connected).await);
+            if copy_bidirectional(&mut stream, &mut connected).await.is_err() {
+                // Nobody must take what came until now for all there was to say.
+                drop(stream.set_zero_linger());
+            }
         }
         Err(error) => {
             say(&format!("Warning: {sandbox}:{guest_port}: {}\n", chain(&error)));

@@ -10,7 +10,7 @@ use tokio::time::{Sleep, sleep};
 
 /// Fails to write once its peer has taken nothing for too long. Reading may take for ever: who
 /// reads has deadlines of its own.
-pub(super) struct Patient<S> {
+pub(in crate::http) struct Patient<S> {
     inner: S,
     patience: Duration,
     /// Runs while a write waits.
@@ -20,6 +20,11 @@ pub(super) struct Patient<S> {
 impl<S> Patient<S> {
     pub(super) fn new(inner: S, patience: Duration) -> Self {
         Self { inner, patience, waiting: None }
+    }
+
+    /// What is behind it.
+    pub(in crate::http) fn into_inner(self) -> S {
+        self.inner
     }
 
     fn limited(

@@ -1,5 +1,10 @@
 //! `GET /sandboxes/:sandbox/forward/:port`: a connection to a port of the guest, as raw bytes.
+//!
+//! Promise: a client never takes for the end of what a program said that it broke off, that its
+//! machine went, or that this daemon stops: such a connection is reset, or, with TLS, ends without a
+//! good-bye.
 
+use std::io::Cursor;
 use std::sync::Arc;
 
 use axum::Extension;
@@ -9,15 +14,49 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use bhatti_api::route;
 use bhatti_lifecycle::chain;
-use hyper::upgrade::OnUpgrade;
+use hyper::upgrade::{OnUpgrade, Parts, Upgraded};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 
 use super::files::Use;
 use super::proxy::port;
 use crate::http::body::Named;
+use crate::http::connection::Patient;
 use crate::http::gate::Caller;
-use crate::http::proxy::relay;
+use crate::http::proxy::{Relay, relay};
 use crate::http::{Api, ApiError};
+
+/// Joins the two until one ends it or the daemon stops.
+async fn join(
+    client: Upgraded,
+    program: impl AsyncRead + AsyncWrite + Send,
+    stop: &CancellationToken,
+) -> Relay {
+    let Parts { io, read_buf, .. } = match client.downcast::<TokioIo<Patient<TcpStream>>>() {
+        Ok(plain) => plain,
+        // By TLS, where an end without a good-bye is seen to be one.
+        Err(client) => return until(stop, relay(TokioIo::new(client), program, None)).await,
+    };
+    let mut client = io.into_inner().into_inner();
+    let (from, to) = client.split();
+    let from = Cursor::new(read_buf).chain(from);
+    let end = until(stop, relay(tokio::io::join(from, to), program, None)).await;
+    if end != Relay::Closed
+        && let Err(error) = client.set_zero_linger()
+    {
+        tracing::debug!(%error, "a forwarded connection was not reset");
+    }
+    end
+}
+
+async fn until(stop: &CancellationToken, relayed: impl Future<Output = Relay>) -> Relay {
+    tokio::select! {
+        end = relayed => end,
+        () = stop.cancelled() => Relay::Broke,
+    }
+}
 
 /// Connects, and gives the connection over to the client's until one of the two ends it. As long
 /// as it is open the sandbox stays awake; a client that vanishes is noticed by the kernel.
@@ -46,18 +85,14 @@ pub(in crate::http) async fn forward(
     };
     let lease = used.lease.clone();
     api.proxy.spawn("forward", move |stop| async move {
-        let joined = async {
-            let client = TokioIo::new(client.await?);
-            Ok::<_, hyper::Error>(relay(client, program, None).await)
-        };
-        tokio::select! {
-            ended = joined => match ended {
-                Ok(end) => tracing::debug!(?end, port, "a forwarded connection ended"),
-                Err(error) => {
-                    tracing::debug!(error = chain(&error), "a forwarded connection did not begin");
-                }
-            },
-            () = stop.cancelled() => {}
+        match client.await {
+            Ok(client) => {
+                let end = join(client, program, &stop).await;
+                tracing::debug!(?end, port, "a forwarded connection ended");
+            }
+            Err(error) => {
+                tracing::debug!(error = chain(&error), "a forwarded connection did not begin");
+            }
         }
         drop((lease, place, tunnel));
     });
