@@ -28,7 +28,9 @@ use bhatti_lifecycle::{Events, Sandboxes};
 use bhatti_store::Db;
 
 pub(crate) use connection::{Entry, Guests, Routers, UnderWay, serve};
-pub(crate) use domain::{CertificateError, Secure, check as check_certificate, plain_router};
+pub(crate) use domain::{
+    CertificateError, Published, Secure, check as check_certificate, plain_router,
+};
 use error::ApiError;
 pub(crate) use limits::Limits;
 pub(crate) use proxy::Proxy;

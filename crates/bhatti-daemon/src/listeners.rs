@@ -67,9 +67,8 @@ impl Listeners {
                     http::serve(listener, entry, connections, stop.clone()).await;
                 }
                 Public::Domain { tls, http, secure } => {
-                    secure.keep(tasks, is_published(db.clone()));
-                    let published = is_published(db);
-                    let routers = Routers::new(router.clone(), public_router, published);
+                    secure.keep(tasks, api.events.clone(), published(db.clone()));
+                    let routers = Routers::new(router.clone(), public_router, published(db));
                     let entry = Entry::Tls(Arc::clone(&secure), Arc::new(routers));
                     let plain = async {
                         if let Some(http) = http {
@@ -86,9 +85,12 @@ impl Listeners {
     }
 }
 
-/// Whether an alias is anybody's. What cannot be looked up is nobody's.
-fn is_published(db: Db) -> Box<dyn Fn(&str) -> bool + Send + Sync> {
-    Box::new(move |alias| matches!(db.read(|store| store.published(alias)), Ok(Some(_))))
+/// Whose an alias is. What cannot be looked up is nobody's.
+fn published(db: Db) -> http::Published {
+    Box::new(move |alias| {
+        let found = db.read(|store| store.published(alias)).ok()?;
+        found.map(|(_, sandbox)| sandbox.owner)
+    })
 }
 
 async fn bind(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {

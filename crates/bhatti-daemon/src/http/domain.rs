@@ -13,6 +13,7 @@
 //!   published port is answered with 421, so that browsers make another.
 
 mod acme;
+mod pace;
 mod shelf;
 
 use std::sync::Arc;
@@ -24,7 +25,8 @@ use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bhatti_config::{Certificates, Domain};
-use bhatti_lifecycle::Tasks;
+use bhatti_lifecycle::{Events, Tasks};
+use bhatti_types::UserId;
 use camino::Utf8Path;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -37,6 +39,7 @@ use tokio_rustls::server::TlsStream;
 use super::connection::Guests;
 use super::public::host;
 use acme::Acme;
+pub(crate) use pace::Owner;
 use shelf::Shelf;
 pub(crate) use shelf::{CertificateError, check};
 
@@ -111,12 +114,12 @@ impl Secure {
         self.api_host.as_deref() == Some(name) || name.ends_with(&self.zone)
     }
 
-    /// The handshake; `None`: there is nobody to talk to. `wanted` says whether a name below the
-    /// zone is worth a certificate.
+    /// The handshake; `None`: there is nobody to talk to. `published` says whose a name below the
+    /// zone is: only somebody's is worth a certificate.
     pub(super) async fn accept(
         &self,
         stream: TcpStream,
-        wanted: impl Fn(&str) -> bool,
+        published: &Published,
     ) -> Option<Entrance> {
         let hello = LazyConfigAcceptor::new(Acceptor::default(), stream);
         let started = match timeout(HANDSHAKE, hello).await {
@@ -129,11 +132,10 @@ impl Secure {
         };
         let name = started.client_hello().server_name().map(str::to_ascii_lowercase);
         let api = name.is_some() && name == self.api_host;
-        if let (Some(acme), Some(name)) = (&self.acme, &name) {
-            let alias = name.strip_suffix(&self.zone);
-            if api || alias.is_some_and(wanted) {
-                acme.provide(name).await;
-            }
+        if let (Some(acme), Some(name)) = (&self.acme, &name)
+            && let Some(owner) = self.owner(name, published)
+        {
+            acme.provide(name, owner).await;
         }
         let config = if api { &self.http1 } else { &self.http2 };
         let stream = match timeout(HANDSHAKE, started.into_stream(Arc::clone(config))).await {
@@ -149,32 +151,37 @@ impl Secure {
         Some(Entrance { stream, guests, http2 })
     }
 
+    /// In whose name there is a certificate for `name`; `None`: there is none.
+    fn owner(&self, name: &str, published: &Published) -> Option<Owner> {
+        if self.api_host.as_deref() == Some(name) {
+            return Some(None);
+        }
+        published(name.strip_suffix(&self.zone)?).map(Some)
+    }
+
     /// Has a certificate made before anybody waits for it.
-    pub(super) fn prepare(&self, alias: &str) {
+    pub(super) fn prepare(&self, alias: &str, owner: &UserId) {
         if let Some(acme) = &self.acme {
-            acme.prepare(&format!("{alias}{}", self.zone));
+            acme.prepare(&format!("{alias}{}", self.zone), Some(owner.clone()));
         }
     }
 
-    /// Renews what `is_published`, until the daemon stops.
-    pub(crate) fn keep(self: &Arc<Self>, tasks: &Tasks, published: Published) {
+    /// Renews what is `published`, until the daemon stops.
+    pub(crate) fn keep(self: &Arc<Self>, tasks: &Tasks, events: Events, published: Published) {
         let Some(acme) = self.acme.clone() else { return };
         let secure = Arc::clone(self);
         tasks.spawn("renewals", move |stop| async move {
-            let wanted = |name: &str| {
-                let alias = name.strip_suffix(&secure.zone);
-                secure.api_host.as_deref() == Some(name) || alias.is_some_and(&published)
-            };
+            let wanted = |name: &str| secure.owner(name, &published);
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = acme.renew(wanted) => {}
+                () = acme.renew(events, wanted) => {}
             }
         });
     }
 }
 
-/// Whether a name below the zone is an alias of somebody's.
-pub(crate) type Published = Box<dyn Fn(&str) -> bool + Send + Sync>;
+/// Whose alias a name below the zone is, if it is one.
+pub(crate) type Published = Box<dyn Fn(&str) -> Option<UserId> + Send + Sync>;
 
 /// What answers without TLS: challenges, and where to go instead.
 pub(crate) fn plain_router(secure: Arc<Secure>) -> Router {

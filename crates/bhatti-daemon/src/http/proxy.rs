@@ -36,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 use pool::Pool;
 
 pub(super) use crowd::{Admitted, Crowd, Place};
-pub(super) use head::{Asker, Keys, target};
+pub(super) use head::{Asker, Keys, is_ambiguous, target};
 pub(super) use relay::{Relay, relay};
 pub(super) use upstream::{Failure, Limit, Visit, exchange, words};
 

@@ -29,7 +29,7 @@ use bhatti_api::ErrorBody;
 use bhatti_config::PublicLimits;
 use bhatti_lifecycle::{Lease, chain};
 use bhatti_store::{PublishRow, SandboxRow, StoreError};
-use bhatti_types::{Alias, EventKind, Phase, PublishId};
+use bhatti_types::{Alias, EventKind, Phase, PublishId, UserId};
 use serde_json::json;
 use tokio::time::{Instant, timeout};
 
@@ -38,7 +38,8 @@ use super::body::Written;
 use super::connection::Peer;
 use super::domain::Secure;
 use super::proxy::{
-    Admitted, Asker, Crowd, Failure, Keys, Limit, Place, Visit, exchange, target, words,
+    Admitted, Asker, Crowd, Failure, Keys, Limit, Place, Visit, exchange, is_ambiguous, target,
+    words,
 };
 use door::Admission;
 use limits::Limits;
@@ -96,10 +97,10 @@ impl Public {
         self.site.as_ref().is_some_and(|site| site.is_apis(alias))
     }
 
-    /// An alias was published just now.
-    pub(super) fn announce(&self, alias: &Alias) {
+    /// An alias of `owner` was published just now.
+    pub(super) fn announce(&self, alias: &Alias, owner: &UserId) {
         if let Some(secure) = &self.secure {
-            secure.prepare(alias.as_str());
+            secure.prepare(alias.as_str(), owner);
         }
     }
 
@@ -116,6 +117,8 @@ enum Refused {
     NotFound,
     #[error("unknown host")]
     UnknownHost,
+    #[error("bad request")]
+    Ambiguous,
     #[error("the API is not on this connection")]
     Misdirected,
     #[error("this URL asks for a token")]
@@ -138,6 +141,7 @@ impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let (status, retry) = match &self {
             Self::NotFound | Self::UnknownHost => (StatusCode::NOT_FOUND, None),
+            Self::Ambiguous => (StatusCode::BAD_REQUEST, None),
             Self::Misdirected => (StatusCode::MISDIRECTED_REQUEST, None),
             Self::NoToken => (StatusCode::UNAUTHORIZED, None),
             Self::TooOften => (StatusCode::TOO_MANY_REQUESTS, Some("1")),
@@ -171,6 +175,9 @@ pub(super) async fn answer(
 async fn serve(api: &Api, Peer(peer): Peer, mut request: Request) -> Result<Response, Refused> {
     let started = Instant::now();
     let site = api.public.site.as_ref().ok_or(Refused::NotFound)?;
+    if is_ambiguous(request.method(), request.headers()) {
+        return Err(Refused::Ambiguous);
+    }
     let (alias, ours) = match site.sought(&request) {
         Sought::Alias(alias, ours) => (alias, ours),
         Sought::Api => return Err(Refused::Misdirected),
@@ -182,17 +189,22 @@ async fn serve(api: &Api, Peer(peer): Peer, mut request: Request) -> Result<Resp
         return Err(Refused::TooOften);
     }
     let (place, rule, row) = find(api, &alias)?;
+    // Before anything is woken for it, and before it is one of those that an alias is asked.
+    let admission = door::admit(&mut request, &rule);
+    if let Admission::Refused { wrong } = admission {
+        if wrong {
+            let meta = json!({ "ip": peer, "alias": alias });
+            api.events.record(EventKind::AuthFailed, Some(&row.owner), Some(&row.id), meta);
+        }
+        let told = api.public.limits.allow_refusal(&rule.id);
+        return Err(if told { Refused::NoToken } else { Refused::TooOften });
+    }
     if !api.public.limits.allow(&rule.id) {
         return Err(Refused::TooOften);
     }
-    // Before anything is woken for it.
-    match door::admit(&mut request, &rule) {
-        Admission::In => {}
-        Admission::ByLink(token) => {
-            let below = if ours == 0 { "/".to_owned() } else { format!("/{alias}") };
-            return Ok(door::remember(&request, &token, &below, site.is_secure()));
-        }
-        Admission::Refused => return Err(Refused::NoToken),
+    if let Admission::ByLink(token) = admission {
+        let below = if ours == 0 { "/".to_owned() } else { format!("/{alias}") };
+        return Ok(door::remember(&request, &token, &below, site.is_secure()));
     }
     if length(request.headers()).is_some_and(|length| length > MAX_BODY) {
         return Err(Refused::TooLarge);

@@ -43,6 +43,10 @@ pub enum CertificateError {
     Name { path: Utf8PathBuf, name: String, zone: String },
     #[error("the certificate in {path} has expired: put a new one there")]
     Expired { path: Utf8PathBuf },
+    #[error(
+        "the certificate in {path} is not good yet: put another there, or set this host's clock"
+    )]
+    NotYet { path: Utf8PathBuf },
     #[error("failed to set up TLS")]
     Setup(#[source] rustls::Error),
     #[error("failed to prepare {path} for certificates")]
@@ -174,6 +178,9 @@ fn load(
         Some((_, end)) if end < SystemTime::now() => {
             Err(CertificateError::Expired { path: cert.to_owned() })
         }
+        Some((begin, _)) if begin > SystemTime::now() => {
+            Err(CertificateError::NotYet { path: cert.to_owned() })
+        }
         _ => Ok(certified),
     }
 }
@@ -213,4 +220,79 @@ fn read(path: &Utf8Path) -> Result<Vec<u8>, CertificateError> {
     std::io::Read::read_to_end(&mut std::io::Read::take(file, MAX_PEM), &mut bytes)
         .map_err(fail)?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+
+    /// A certificate for these names, from one year to another, and its key.
+    fn issue(names: &[&str], from: i32, to: i32) -> (String, String) {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let mut params = CertificateParams::new(names).expect("names");
+        params.not_before = date_time_ymd(from, 1, 1);
+        params.not_after = date_time_ymd(to, 1, 1);
+        let key = KeyPair::generate().expect("a key");
+        let cert = params.self_signed(&key).expect("a certificate");
+        (cert.pem(), key.serialize_pem())
+    }
+
+    /// What is said of two files with these texts.
+    fn said(cert: Option<&str>, key: &str) -> String {
+        let dir = tempfile::tempdir().expect("a directory");
+        let dir = Utf8Path::from_path(dir.path()).expect("a path of ours");
+        let (certs, keys) = (dir.join("cert.pem"), dir.join("key.pem"));
+        if let Some(cert) = cert {
+            std::fs::write(&certs, cert).expect("written");
+        }
+        std::fs::write(&keys, key).expect("written");
+        let domain = Domain {
+            proxy_zone: "box.test".to_owned(),
+            api_host: Some("api.box.test".to_owned()),
+            certificates: Certificates::Files { cert: certs, key: keys },
+            listen: ([127, 0, 0, 1], 443).into(),
+            http_listen: None,
+        };
+        let outcome = check(&domain);
+        let said = outcome.map_or_else(|error| error.to_string(), |()| "good".to_owned());
+        said.replace(dir.as_str(), "DIR")
+    }
+
+    #[test]
+    fn a_certificate_that_is_no_good_is_told_in_one_sentence() {
+        let good = issue(&["*.box.test"], 2020, 4000);
+        let other = issue(&["*.box.test"], 2020, 4000);
+        let zone_only = issue(&["box.test"], 2020, 4000);
+        let expired = issue(&["*.box.test"], 2020, 2021);
+        let early = issue(&["*.box.test"], 3999, 4000);
+        let whole = |(cert, key): &(String, String)| said(Some(cert), key);
+        assert_eq!(whole(&good), "good");
+        assert_eq!(
+            whole(&zone_only),
+            "the certificate in DIR/cert.pem is not for any-alias.box.test: it takes one for *.box.test"
+        );
+        assert_eq!(
+            whole(&expired),
+            "the certificate in DIR/cert.pem has expired: put a new one there"
+        );
+        assert_eq!(
+            whole(&early),
+            "the certificate in DIR/cert.pem is not good yet: put another there, or set this host's \
+             clock"
+        );
+        assert_eq!(
+            said(Some(&good.0), &other.1),
+            "the key in DIR/key.pem is not the one of the certificate in DIR/cert.pem, or of an \
+             unknown kind"
+        );
+        for (cert, key, what) in [
+            (Some("garbage"), good.1.as_str(), "DIR/cert.pem holds no certificate in PEM"),
+            (Some(good.1.as_str()), &good.1, "DIR/cert.pem holds no certificate in PEM"),
+            (Some(good.0.as_str()), "", "DIR/key.pem holds no private key in PEM"),
+            (None, &good.1, "failed to read DIR/cert.pem"),
+        ] {
+            assert_eq!(said(cert, key), format!("{what}: see domain in the configuration"));
+        }
+    }
 }

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use axum::http::uri::{PathAndQuery, Uri};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
 /// About one connection, whatever `Connection` says.
 const HOP_BY_HOP: [HeaderName; 7] = [
@@ -157,6 +157,19 @@ pub(super) fn asks_for_upgrade(headers: &HeaderMap) -> bool {
         && says(headers, &header::CONNECTION, "upgrade")
 }
 
+/// Whether a request can be understood in two ways, or not at all: two hosts, a coding of the body
+/// that is not undone here, or the wish for a connection to elsewhere. A program behind this, or
+/// what stands before it, may choose another way than we do.
+pub(in crate::http) fn is_ambiguous(method: &Method, headers: &HeaderMap) -> bool {
+    let coded =
+        |value: &HeaderValue| !value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+    let codings = headers.get_all(header::TRANSFER_ENCODING);
+    headers.get_all(header::HOST).iter().count() > 1
+        || codings.iter().count() > 1
+        || codings.iter().any(coded)
+        || *method == Method::CONNECT
+}
+
 fn says(headers: &HeaderMap, name: &HeaderName, word: &str) -> bool {
     let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).any(|item| item.trim().eq_ignore_ascii_case(word))
@@ -263,6 +276,21 @@ mod tests {
         assert!(!asks_for_upgrade(&headers(&[("connection", "upgrade")])));
         // In there it could be asked for anything in anybody's name.
         assert!(!asks_for_upgrade(&headers(&[("connection", "upgrade"), ("upgrade", "H2C")])));
+    }
+
+    #[test]
+    fn what_can_be_understood_in_two_ways_is_not_passed_on() {
+        let ambiguous = |list: &[(&str, &str)]| is_ambiguous(&Method::POST, &headers(list));
+        for list in [
+            &[("host", "a"), ("host", "a")][..],
+            &[("transfer-encoding", "gzip, chunked")],
+            &[("transfer-encoding", "identity")],
+            &[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")],
+        ] {
+            assert!(ambiguous(list), "{list:?}");
+        }
+        assert!(!ambiguous(&[("host", "a"), ("transfer-encoding", " Chunked ")]));
+        assert!(is_ambiguous(&Method::CONNECT, &HeaderMap::new()));
     }
 
     #[test]

@@ -24,6 +24,10 @@ const REMEMBERED: u32 = 30 * 24 * 3600;
 /// The most that is looked at of one request; each costs a hash.
 const MAX_OFFERED: usize = 8;
 
+/// What the cookie's name begins with where there is TLS: browsers take one of that name for nothing
+/// but this very host from nobody but itself, so that no program of a sibling can put another there.
+const HOST_ONLY: &str = "__Host-";
+
 /// What a token begins with.
 const PREFIX: &str = "bhp_";
 
@@ -33,12 +37,16 @@ pub(super) enum Admission {
     In,
     /// In, after the link has become a cookie; the token.
     ByLink(String),
-    Refused,
+    Refused {
+        /// What was offered for a token is not the one.
+        wrong: bool,
+    },
 }
 
 /// Takes what is ours out of a request, and says whether it is answered.
 pub(super) fn admit(request: &mut Request, rule: &PublishRow) -> Admission {
     let in_link = take_from_query(request);
+    let asked_by_link = in_link.is_some();
     let offered = take_from_headers(request.headers_mut());
     if !rule.is_protected() {
         return Admission::In;
@@ -47,7 +55,8 @@ pub(super) fn admit(request: &mut Request, rule: &PublishRow) -> Admission {
         return if is_navigation(request) { Admission::ByLink(token) } else { Admission::In };
     }
     let opens = offered.iter().take(MAX_OFFERED).any(|token| rule.opens(token));
-    if opens { Admission::In } else { Admission::Refused }
+    let wrong = asked_by_link || !offered.is_empty();
+    if opens { Admission::In } else { Admission::Refused { wrong } }
 }
 
 /// Sends a browser to the URL it asked for, now without the token, and has it remember that.
@@ -57,9 +66,9 @@ pub(super) fn remember(request: &Request, token: &str, below: &str, secure: bool
     // What begins with two slashes would be another host.
     let elsewhere = path.as_bytes().get(1).is_some_and(|second| matches!(second, b'/' | b'\\'));
     let to = format!("{}{path}", if elsewhere { "/." } else { "" });
-    let secure = if secure { "; Secure" } else { "" };
+    let (prefix, secure) = if secure { (HOST_ONLY, "; Secure") } else { ("", "") };
     let cookie = format!(
-        "{TOKEN_NAME}={token}; Path={below}; Max-Age={REMEMBERED}; HttpOnly; SameSite=Lax{secure}"
+        "{prefix}{TOKEN_NAME}={token}; Path={below}; Max-Age={REMEMBERED}; HttpOnly; SameSite=Lax{secure}"
     );
     let mut response = StatusCode::SEE_OTHER.into_response();
     let headers = response.headers_mut();
@@ -126,14 +135,18 @@ fn take_cookies(headers: &mut HeaderMap, found: &mut Vec<String>) {
     let pairs = |value: &HeaderValue| -> Vec<Vec<u8>> {
         value.as_bytes().split(|byte| *byte == b';').map(<[u8]>::to_vec).collect()
     };
+    // Whether no other host can have put it there, and what it says.
     let ours = |pair: &[u8]| {
-        let (name, token) = pair.trim_ascii().split_at_checked(TOKEN_NAME.len())?;
+        let pair = pair.trim_ascii();
+        let bare = pair.strip_prefix(HOST_ONLY.as_bytes());
+        let (name, token) = bare.unwrap_or(pair).split_at_checked(TOKEN_NAME.len())?;
         let is_ours = name == TOKEN_NAME.as_bytes();
-        match token.first() {
-            Some(b'=') if is_ours => Some(String::from_utf8_lossy(&token[1..]).trim().to_owned()),
-            None if is_ours => Some(String::new()),
-            _ => None,
-        }
+        let token = match token.first() {
+            Some(b'=') if is_ours => String::from_utf8_lossy(&token[1..]).trim().to_owned(),
+            None if is_ours => String::new(),
+            _ => return None,
+        };
+        Some((bare.is_some(), token))
     };
     if !headers.get_all(header::COOKIE).iter().flat_map(pairs).any(|pair| ours(&pair).is_some()) {
         return;
@@ -143,7 +156,9 @@ fn take_cookies(headers: &mut HeaderMap, found: &mut Vec<String>) {
         let mut rest = Vec::new();
         for pair in pairs(value) {
             match ours(&pair) {
-                Some(token) => found.push(token),
+                // First, whatever others there are.
+                Some((true, token)) => found.insert(0, token),
+                Some((false, token)) => found.push(token),
                 None => rest.push(pair),
             }
         }
@@ -206,6 +221,15 @@ mod tests {
                 "/",
                 &["cookie: a=1; b=2"],
             ),
+            (
+                "/",
+                // What a sibling below the same domain may have put there comes after.
+                &[("cookie", "bhatti_token=x; bhatti_token=y; __Host-bhatti_token=t; a=1")],
+                &["t", "x", "y"],
+                "/",
+                &["cookie: a=1"],
+            ),
+            ("/", &[("cookie", "__Host-a=1")], &[], "/", &["cookie: __Host-a=1"]),
         ] {
             let (found, uri, rest) = taken(path, headers);
             assert_eq!(found, offered, "{path} {headers:?}");
@@ -239,8 +263,12 @@ mod tests {
             assert_eq!(response.status(), StatusCode::SEE_OTHER);
             assert_eq!(response.headers()[header::LOCATION], wanted);
             let cookie = response.headers()[header::SET_COOKIE].to_str().expect("text");
-            assert!(cookie.starts_with("bhatti_token=t; Path=/; "), "{cookie}");
+            assert!(cookie.starts_with("__Host-bhatti_token=t; Path=/; "), "{cookie}");
             assert!(cookie.ends_with("HttpOnly; SameSite=Lax; Secure"), "{cookie}");
+            let response = remember(&request, "t", "/dev", false);
+            let cookie = response.headers()[header::SET_COOKIE].to_str().expect("text");
+            assert!(cookie.starts_with("bhatti_token=t; Path=/dev; "), "{cookie}");
+            assert!(cookie.ends_with("HttpOnly; SameSite=Lax"), "{cookie}");
         }
         let upgrade = [("accept", "text/html"), ("upgrade", "websocket")];
         assert!(!is_navigation(&request("/", &upgrade)) && !is_navigation(&request("/", &[])));

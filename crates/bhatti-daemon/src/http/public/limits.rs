@@ -1,4 +1,4 @@
-//! How often strangers may ask: all of them, one of them, and for one alias.
+//! How often strangers may ask: all of them, one of them, and for one alias; and how often in vain.
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
@@ -13,11 +13,16 @@ use crate::http::web_shell::household;
 /// has asked within the last seconds.
 const MANY: usize = 4096;
 
+/// How often a minute it is told that a token is needed; beyond that, that it was too often.
+const REFUSALS: u32 = 120;
+
 /// Bursts are in the contract's proportions: all of a minute, a third of it, two fifths of it.
 pub(super) struct Limits {
     all: DefaultDirectRateLimiter,
     peers: DefaultKeyedRateLimiter<IpAddr>,
     aliases: DefaultKeyedRateLimiter<PublishId>,
+    /// Those who have no token.
+    refusals: DefaultKeyedRateLimiter<PublishId>,
 }
 
 fn quota(burst: u32, per_minute: u32) -> Quota {
@@ -32,6 +37,7 @@ impl Limits {
             all: RateLimiter::direct(quota(all, all)),
             peers: RateLimiter::keyed(quota(client_per_min / 3, client_per_min)),
             aliases: RateLimiter::keyed(quota(alias_per_min / 5 * 2, alias_per_min)),
+            refusals: RateLimiter::keyed(quota(REFUSALS, REFUSALS)),
         }
     }
 
@@ -52,6 +58,15 @@ impl Limits {
             self.aliases.retain_recent();
         }
         self.aliases.check_key(rule).is_ok() && self.all.check().is_ok()
+    }
+
+    /// Whether one more is told that a token is needed. Those who have it are not counted here, nor
+    /// are these in [`Self::allow`]: who tries a lot keeps nobody out who need not.
+    pub(super) fn allow_refusal(&self, rule: &PublishId) -> bool {
+        if self.refusals.len() > MANY {
+            self.refusals.retain_recent();
+        }
+        self.refusals.check_key(rule).is_ok()
     }
 }
 
@@ -85,5 +100,8 @@ mod tests {
         }
         assert!(ask(other, &one), "of the same alias");
         assert!(ask(other, &two), "of another");
+        let refused = (0..5000).filter(|_| limits.allow_refusal(&one)).count();
+        assert!((120..180).contains(&refused), "{refused}");
+        assert!(limits.allow_refusal(&two) && limits.allow(&one), "who has the token");
     }
 }

@@ -12,7 +12,9 @@ use super::files::Use;
 use crate::http::body::Named;
 use crate::http::connection::{ByTls, Peer};
 use crate::http::gate::{Caller, Foreign};
-use crate::http::proxy::{Asker, Failure, Keys, Limit, Visit, exchange, target, words};
+use crate::http::proxy::{
+    Asker, Failure, Keys, Limit, Visit, exchange, is_ambiguous, target, words,
+};
 use crate::http::{Api, ApiError};
 
 /// As long as it takes, if only something moves now and then. A question that is answered when
@@ -33,6 +35,10 @@ pub(in crate::http) async fn proxy(
 ) -> Result<Response, ApiError> {
     // The contract has this before 404.
     let port = port(&params).ok_or(ApiError::BadRequest("invalid port".to_owned()))?;
+    if is_ambiguous(request.method(), request.headers()) {
+        let why = "a request for a program has one Host, no transfer coding but chunked, and is no CONNECT";
+        return Err(ApiError::BadRequest(why.to_owned()));
+    }
     let row = api.sandboxes.get(&caller, &sandbox).await?;
     let place = api.proxy.enter(&row.id).ok_or(ApiError::Busy)?;
     let used = Use::of(&api, &row).await?;

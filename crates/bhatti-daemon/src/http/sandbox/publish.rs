@@ -52,7 +52,7 @@ pub(in crate::http) async fn publish(
     };
     if status == StatusCode::CREATED {
         tracing::info!(sandbox = %row.id, port, alias = %rule.alias, "published a port");
-        api.public.announce(&rule.alias);
+        api.public.announce(&rule.alias, &row.owner);
         let url = api.public.url(&rule.alias);
         let meta = json!({ "sandbox": row.name, "port": port, "alias": rule.alias, "url": url });
         api.events.record(EventKind::PublishCreated, Some(&row.owner), Some(&row.id), meta);

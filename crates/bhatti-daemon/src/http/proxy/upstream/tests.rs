@@ -86,6 +86,34 @@ async fn a_program_that_says_nothing_is_given_up() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_head_that_never_ends_is_given_up() {
+    async fn begin(mut stream: Stream) {
+        let mut more = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Le").await;
+        while more.is_ok() {
+            sleep(Duration::from_secs(30)).await;
+            more = stream.write_all(b"x").await;
+        }
+    }
+    let (guest, started) = (guest(begin).await, Instant::now());
+    let failure = ask(guest, Body::empty(), &PUBLIC).await.expect_err("no answer");
+    assert!(matches!(failure, Failure::Late(_)), "{failure}");
+    assert_eq!(started.elapsed().as_secs(), 300);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_says_a_byte_a_minute_does_so_for_five() {
+    let bytes = futures_util::stream::unfold((), |()| async {
+        sleep(Duration::from_secs(60)).await;
+        Some((Ok::<_, std::io::Error>(Bytes::from_static(b"x")), ()))
+    });
+    let (guest, started) = (guest(|stream| says(stream, b"")).await, Instant::now());
+    let asked = ask(guest, Body::from_stream(bytes), &PUBLIC).await;
+    let failure = asked.expect_err("no answer");
+    assert!(matches!(failure, Failure::Late(Late::Whole(300))), "{failure}");
+    assert_eq!(started.elapsed().as_secs(), 300);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_body_that_trickles_ends_for_strangers_and_not_for_others() {
     async fn trickle(mut stream: Stream) {
         stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.expect("taken");
