@@ -1,11 +1,15 @@
 //! Every end-to-end test, in one binary. They need root and boot real machines.
 
+#[path = "all/bulk.rs"]
+mod bulk;
 #[path = "all/cp.rs"]
 mod cp;
 #[path = "all/create.rs"]
 mod create;
 #[path = "all/domain.rs"]
 mod domain;
+#[path = "all/domain_clients.rs"]
+mod domain_clients;
 #[path = "all/engines.rs"]
 mod engines;
 #[path = "all/events.rs"]
@@ -16,6 +20,8 @@ mod exec;
 mod exec_load;
 #[path = "all/files.rs"]
 mod files;
+#[path = "all/forward.rs"]
+mod forward;
 #[path = "all/golden.rs"]
 mod golden;
 #[path = "all/limits.rs"]
@@ -30,6 +36,8 @@ mod network_matrix;
 mod ports;
 #[path = "all/proxy.rs"]
 mod proxy;
+#[path = "all/proxy_hostile.rs"]
+mod proxy_hostile;
 #[path = "all/publish.rs"]
 mod publish;
 #[path = "all/reach.rs"]

@@ -13,6 +13,21 @@ import time
 
 GO = "/tmp/go"
 
+# What a browser does at once: a socket, events and a request, each shown where it belongs.
+PAGE = """<!doctype html><title>page</title><link rel=icon href=data:,>
+<p id=socket></p><p id=events></p><p id=asked></p>
+<script>
+const show = (id, text) => { document.getElementById(id).textContent += text; };
+const socket = new WebSocket(location.origin.replace("http", "ws") + "/ws");
+socket.onopen = () => socket.send("from the browser");
+socket.onmessage = (said) => show("socket", said.data);
+const events = new EventSource("/events");
+events.onmessage = (said) => { show("events", said.data); };
+events.onerror = () => events.close();
+fetch("/asked").then((answer) => answer.text()).then((text) => show("asked", text));
+</script>
+"""
+
 
 def read_head(peer):
     head = b""
@@ -128,6 +143,42 @@ def websocket(peer, head):
             return
 
 
+def endless(peer, begin, more):
+    peer.sendall(begin)
+    while True:
+        peer.sendall(more)
+
+
+def half(peer):
+    peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Le")
+    while peer.recv(65536):
+        pass
+    open("/tmp/half-hung-up", "w").close()
+
+
+def long(peer):
+    """More than it says, which looks like an answer, and the connection stays open."""
+    poison = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison"
+    peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok" + poison)
+    peer.recv(65536)
+
+
+# Programs that do not keep to what they say, or to HTTP.
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+LIES = {
+    "nothing": lambda peer: None,
+    "half": half,
+    "short": lambda peer: peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nshort"),
+    "long": long,
+    "cut": lambda peer: peer.sendall(CHUNKED + b"5\r\nbe"),
+    "lengths": lambda peer: peer.sendall(
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nabc"
+    ),
+    "endless-head": lambda peer: endless(peer, b"HTTP/1.1 200 OK\r\n", b"a: b\r\n" * 1000),
+    "endless-extension": lambda peer: endless(peer, CHUNKED + b"1;", b"x" * 65536),
+}
+
+
 def serve(peer):
     head, rest = read_head(peer)
     if head is None:
@@ -153,6 +204,13 @@ def serve(peer):
         chunks(peer, events(), more="Content-Type: text/event-stream\r\n")
     elif name == "trailers":
         chunks(peer, [b"body"], b"X-Sum: 42\r\n", "Trailer: X-Sum\r\n")
+    elif name == "hints":
+        peer.sendall(b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n")
+        answer(peer, "after the hints")
+    elif name == "page":
+        answer(peer, PAGE, more="Content-Type: text/html\r\n")
+    elif name in LIES:
+        LIES[name](peer)
     elif name == "garbage":
         peer.sendall(b"\x00\x01 what is this\r\n\r\n")
     elif name == "refused":

@@ -398,6 +398,13 @@ impl TestDaemon {
         kib >> 10
     }
 
+    /// How many files, sockets and pipes the daemon's process has open.
+    #[track_caller]
+    pub fn open_files(&self) -> usize {
+        let pid = self.child.as_ref().expect("running").id();
+        std::fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs").count()
+    }
+
     /// Pids of the machines' processes, from the control group of this daemon.
     pub fn machines(&self) -> Vec<i32> {
         self.processes_in("")

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bhatti_testkit::{TestDaemon, on_fresh_host, wait_for};
 use camino::{Utf8Path, Utf8PathBuf};
-use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
+use rcgen::{CertificateParams, CertifiedIssuer, KeyPair, PublicKeyData as _};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
@@ -20,13 +20,13 @@ use crate::files::noise;
 use crate::proxy::serve;
 
 /// Signs certificates, and is trusted by whoever asks below.
-struct Ca {
+pub(crate) struct Ca {
     issuer: CertifiedIssuer<'static, KeyPair>,
     dir: Utf8PathBuf,
 }
 
 impl Ca {
-    fn new(dir: &Utf8Path) -> Self {
+    pub(crate) fn new(dir: &Utf8Path) -> Self {
         let mut params = CertificateParams::new(Vec::new()).expect("no names");
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         params.distinguished_name.push(rcgen::DnType::CommonName, "a test's authority");
@@ -36,8 +36,8 @@ impl Ca {
         Self { issuer, dir: dir.to_owned() }
     }
 
-    /// Writes `cert.pem` and `key.pem` for these names.
-    fn issue(&self, names: &[&str]) {
+    /// Writes `cert.pem` and `key.pem` for these names; the public key.
+    pub(crate) fn issue(&self, names: &[&str]) -> Vec<u8> {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let key = KeyPair::generate().expect("a key");
         let params = CertificateParams::new(names).expect("names");
@@ -45,11 +45,12 @@ impl Ca {
         // Not at once, as whoever renews does it: what does not fit together is left alone.
         std::fs::write(self.dir.join("key.pem"), key.serialize_pem()).expect("a file");
         std::fs::write(self.dir.join("cert.pem"), cert.pem()).expect("a file");
+        key.subject_public_key_info()
     }
 }
 
 /// Asks with curl, in whatever way, for a name that leads here.
-fn curl(ca: &Utf8Path, url: &str, args: &[&str]) -> (bool, String) {
+pub(crate) fn curl(ca: &Utf8Path, url: &str, args: &[&str]) -> (bool, String) {
     let out = Command::new("curl")
         .args(["-sS", "--max-time", "90", "--cacert", ca.as_str()])
         .args(["--connect-to", "::127.0.0.1:", "-w", "\n%{http_code} %{http_version}"])
@@ -60,15 +61,20 @@ fn curl(ca: &Utf8Path, url: &str, args: &[&str]) -> (bool, String) {
     (out.status.success(), String::from_utf8_lossy(&out.stdout).into_owned())
 }
 
-/// A connection to `name`, and the certificate it was shown.
-fn connect(
-    ca: &Utf8Path,
-    name: &str,
-) -> (StreamOwned<ClientConnection, TcpStream>, CertificateDer<'static>) {
+/// What trusts `ca`.
+pub(crate) fn trusting(ca: &Utf8Path) -> ClientConfig {
     let mut roots = RootCertStore::empty();
     let root = CertificateDer::from_pem_file(ca.as_std_path()).expect("a certificate");
     roots.add(root).expect("a root");
-    let config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    ClientConfig::builder().with_root_certificates(roots).with_no_client_auth()
+}
+
+/// A connection to `name`, and the certificate it was shown.
+pub(crate) fn connect(
+    ca: &Utf8Path,
+    name: &str,
+) -> (StreamOwned<ClientConnection, TcpStream>, CertificateDer<'static>) {
+    let config = trusting(ca);
     let server = ServerName::try_from(name.to_owned()).expect("a name");
     let client = ClientConnection::new(Arc::new(config), server).expect("a client");
     let stream = TcpStream::connect("127.0.0.1:443").expect("it listens");
@@ -81,16 +87,21 @@ fn connect(
     (stream, shown)
 }
 
+/// A configuration with the files a [`Ca`] writes in `dir`.
+pub(crate) fn with_files(dir: &Utf8Path) -> String {
+    format!(
+        "domain:\n  proxy_zone: box.test\n  api_host: api.box.test\n  tls_cert: {dir}/cert.pem\n  \
+         tls_key: {dir}/key.pem\n"
+    )
+}
+
 #[test]
 fn a_domain_of_ones_own_is_answered_by_name_with_tls() {
     on_fresh_host(|| {
         let mut daemon = TestDaemon::prepared("");
         let dir = daemon.scratch_path().to_owned();
         let ca = Ca::new(&dir);
-        daemon.reconfigure(&format!(
-            "domain:\n  proxy_zone: box.test\n  api_host: api.box.test\n  tls_cert: {dir}/cert.pem\n  \
-             tls_key: {dir}/key.pem\n"
-        ));
+        daemon.reconfigure(&with_files(&dir));
         ca.issue(&["*.elsewhere.test"]);
         for args in [["serve", "--check"].as_slice(), &["serve"]] {
             let refused = daemon.prepare(None, args).output().expect("it runs");
@@ -196,6 +207,14 @@ fn certificates_are_taken_anew(daemon: &mut TestDaemon, ca: &Ca, ca_file: &Utf8P
     assert_eq!(shown(), second, "the former one stays");
 }
 
+/// A configuration with an [`authority`].
+fn with_authority(dir: &Utf8Path) -> String {
+    format!(
+        "domain:\n  proxy_zone: box.test\n  api_host: api.box.test\n  acme_email: me@box.test\n  \
+         acme_directory: https://localhost:14000/dir\n  acme_ca: {dir}/ca.pem\n"
+    )
+}
+
 /// Programs that a test has started; they end with it.
 struct Programs(Vec<Child>);
 
@@ -208,8 +227,9 @@ impl Drop for Programs {
     }
 }
 
-/// An authority that speaks ACME: Pebble, which Let's Encrypt tests with. All names lead here.
-fn authority(dir: &Utf8Path) -> Programs {
+/// An authority that speaks ACME: Pebble, which Let's Encrypt tests with. All names lead here. What it
+/// issues is good for `valid`.
+fn authority(dir: &Utf8Path, valid: Duration) -> Programs {
     Ca::new(dir).issue(&["localhost"]);
     let config = serde_json::json!({ "pebble": {
         "listenAddress": "127.0.0.1:14000",
@@ -220,8 +240,14 @@ fn authority(dir: &Utf8Path) -> Programs {
         "tlsPort": 443,
         "ocspResponderURL": "",
         "externalAccountBindingRequired": false,
+        "certificateValidityPeriod": valid.as_secs(),
     }});
     std::fs::write(dir.join("pebble.json"), config.to_string()).expect("a file");
+    start_authority(dir)
+}
+
+/// One that knows nobody, and signs with a key of its own.
+fn start_authority(dir: &Utf8Path) -> Programs {
     let start = |program: &str, args: &[&str]| {
         let log = std::fs::File::create(dir.join(program)).expect("a log");
         let mut command = Command::new(program);
@@ -252,11 +278,8 @@ fn certificates_are_issued_when_a_name_is_published_and_kept() {
     on_fresh_host(|| {
         let mut daemon = TestDaemon::prepared("");
         let dir = daemon.scratch_path().to_owned();
-        let authority = authority(&dir);
-        daemon.reconfigure(&format!(
-            "domain:\n  proxy_zone: box.test\n  api_host: api.box.test\n  acme_email: me@box.test\n  \
-             acme_directory: https://localhost:14000/dir\n  acme_ca: {dir}/ca.pem\n"
-        ));
+        let authority = authority(&dir, Duration::from_secs(90 * 86_400));
+        daemon.reconfigure(&with_authority(&dir));
         daemon.run();
         let roots = dir.join("roots.pem");
         daemon.cli(&["create", "--name", "dev", "--memory", "512"]).ok();
@@ -284,6 +307,48 @@ fn certificates_are_issued_when_a_name_is_published_and_kept() {
         let certs = daemon.data_dir().join("certs");
         let mode = std::fs::metadata(&certs).expect("it is there").permissions();
         assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777, 0o700);
+        assert_eq!(daemon.unannounced_errors(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn certificates_are_renewed_in_time_and_stay_while_they_cannot_be() {
+    on_fresh_host(|| {
+        let mut daemon = TestDaemon::prepared("");
+        let dir = daemon.scratch_path().to_owned();
+        // So long that a busy machine has time for all that is done in the last third of it.
+        let authority = authority(&dir, Duration::from_secs(75));
+        daemon.reconfigure(&with_authority(&dir));
+        daemon.run();
+        let roots = dir.join("roots.pem");
+        daemon.cli(&["create", "--name", "dev", "--memory", "512"]).ok();
+        serve(&daemon, "dev", 8000, "127.0.0.1");
+        daemon.cli(&["publish", "dev", "-p", "8000", "-a", "web"]).ok();
+        let (_, answer) = curl(&roots, "https://web.box.test/a", &[]);
+        assert!(answer.contains("GET /a HTTP/1.1"), "{answer}");
+        let request = "wss://web.box.test/ws".into_client_request().expect("a URL");
+        let (stream, first) = connect(&roots, "web.box.test");
+        let (mut socket, _) = client(request, stream).expect("an upgrade");
+        let shown = || connect(&roots, "web.box.test").1;
+        let second = wait_for("it is renewed", || Some(shown()).filter(|shown| *shown != first));
+        socket.send(Message::text("still here")).expect("a connection of before goes on");
+        assert_eq!(socket.read().expect("an echo"), Message::text("still here"));
+        drop(authority);
+        let failed = ["admin", "events", "--type", "certificate.failed"];
+        let event = wait_for("that it fails is told", || daemon.json(&failed).get(0).cloned());
+        assert_eq!(shown(), second, "the former one stays");
+        assert_eq!(event["meta"]["name"], "web.box.test");
+        assert_eq!(event["meta"]["renewal"], true);
+        assert!(event["meta"]["again_s"].as_u64().is_some_and(|s| (5..60).contains(&s)), "{event}");
+        assert!(event["user_id"].is_string(), "{event}");
+        // Another, which has never heard of our account.
+        let issued = daemon.count_logged("a certificate was issued");
+        let _authority = start_authority(&dir);
+        wait_for("it is renewed after all", || {
+            (daemon.count_logged("a certificate was issued") > issued).then_some(())
+        });
+        let third = connect(&roots, "web.box.test").1;
+        assert!(third != first && third != second);
         assert_eq!(daemon.unannounced_errors(), Vec::<String>::new());
     });
 }

@@ -1,11 +1,11 @@
-//! Published ports, asked by anybody; and connections forwarded to the caller's machine.
+//! Published ports, asked by anybody.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use bhatti_testkit::{TestDaemon, on_fresh_host, wait_for};
+use bhatti_testkit::{TestDaemon, on_fresh_host};
 use serde_json::{Value, json};
 
 use crate::files::{curl, noise};
@@ -14,7 +14,7 @@ use crate::web_shell_browser::{Browser, DESK};
 
 /// What anybody's curl is answered: the status and the body.
 #[track_caller]
-fn ask(url: &str, args: &[&str]) -> (u16, String) {
+pub(crate) fn ask(url: &str, args: &[&str]) -> (u16, String) {
     let out = Command::new("curl")
         .args(["-sS", "--max-time", "90", "-w", "\n%{http_code}"])
         .args(args)
@@ -28,13 +28,13 @@ fn ask(url: &str, args: &[&str]) -> (u16, String) {
 
 /// Publishes a port; the URL.
 #[track_caller]
-fn publish(daemon: &TestDaemon, args: &[&str]) -> String {
+pub(crate) fn publish(daemon: &TestDaemon, args: &[&str]) -> String {
     let printed = daemon.cli(&[&["publish"], args].concat()).ok();
     printed.strip_prefix("Published: ").expect("a URL").trim_end().to_owned()
 }
 
 /// `host:port` of a URL whose host is an alias, as an address.
-fn address(url: &str) -> String {
+pub(crate) fn address(url: &str) -> String {
     let port = url.trim_end_matches('/').rsplit_once(':').expect("a port").1;
     format!("127.0.0.1:{port}")
 }
@@ -311,96 +311,4 @@ fn a_browser_is_let_in_by_the_link(daemon: &TestDaemon, url: &str, link: &str) {
     browser.wait_for_text("body", "GET /again HTTP/1.1");
     let shown = browser.run("document.body.textContent");
     assert!(!shown.as_str().expect("text").contains("bhp_"), "{shown}");
-}
-
-/// A `bhatti forward` that runs; it is ended with this.
-struct Forwarding {
-    child: Child,
-    address: String,
-}
-
-impl Forwarding {
-    fn start(daemon: &TestDaemon, sandbox: &str, port: u16) -> Self {
-        let args = ["forward", sandbox, &port.to_string(), "0", "--json"];
-        let mut command = daemon.prepare(Some(daemon.admin()), &args);
-        let mut child =
-            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
-        let mut said = String::new();
-        let mut lines = BufReader::new(child.stdout.take().expect("piped"));
-        while !said.ends_with("}\n") {
-            assert_ne!(lines.read_line(&mut said).expect("text"), 0, "it ended: {said}");
-        }
-        let said: Value = serde_json::from_str(&said).expect("JSON");
-        let address = said["listen"].as_str().expect("an address").to_owned();
-        Self { child, address }
-    }
-
-    fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(&self.address).expect("it listens");
-        stream.set_read_timeout(Some(Duration::from_secs(90))).expect("a timeout");
-        stream
-    }
-}
-
-impl Drop for Forwarding {
-    fn drop(&mut self) {
-        self.child.kill().expect("ours to kill");
-        self.child.wait().expect("it ends");
-    }
-}
-
-/// Sends all of `bytes` and the end, and reads what comes back to its end.
-fn echoed(mut stream: TcpStream, bytes: &[u8]) -> Vec<u8> {
-    let mut sending = stream.try_clone().expect("another handle");
-    std::thread::scope(|scope| {
-        scope.spawn(move || {
-            sending.write_all(bytes).expect("it is taken");
-            sending.shutdown(Shutdown::Write).expect("half-closed");
-        });
-        let mut heard = Vec::new();
-        stream.read_to_end(&mut heard).expect("an end");
-        heard
-    })
-}
-
-#[test]
-fn a_port_of_the_guest_is_reached_from_here() {
-    on_fresh_host(|| {
-        let daemon = TestDaemon::start();
-        daemon.cli(&["create", "--name", "dev", "--memory", "512"]).ok();
-        serve(&daemon, "dev", 8000, "127.0.0.1");
-        let forwarding = Forwarding::start(&daemon, "dev", 8001);
-        let bytes = noise(1 << 20);
-        assert!(echoed(forwarding.connect(), &bytes) == bytes);
-        daemon.cli(&["stop", "dev"]).ok();
-        // All at once, of a sandbox that sleeps.
-        let many: Vec<_> = (0..30_u8).map(|n| (vec![n; 50_000], forwarding.connect())).collect();
-        std::thread::scope(|scope| {
-            for (bytes, stream) in many {
-                scope.spawn(move || assert!(echoed(stream, &bytes) == bytes));
-            }
-        });
-        let nobody = Forwarding::start(&daemon, "dev", 9);
-        let ended = nobody.connect().read(&mut [0]);
-        assert!(ended.is_err(), "a server that has nothing to say: {ended:?}");
-        let mut ssh = daemon
-            .prepare(Some(daemon.admin()), &["forward", "dev", "8001", "--stdio"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("it starts");
-        let mut input = ssh.stdin.take().expect("piped");
-        input.write_all(b"SSH-2.0\r\n").expect("it is taken");
-        let mut output = BufReader::new(ssh.stdout.take().expect("piped"));
-        let mut line = String::new();
-        output.read_line(&mut line).expect("a line");
-        assert_eq!(line, "SSH-2.0\r\n", "while its input is open");
-        drop(input);
-        let ended = wait_for("it ends", || ssh.try_wait().expect("it can be asked"));
-        assert!(ended.success(), "{ended}");
-        let refused = daemon.cli(&["forward", "dev", "9", "--stdio"]).fails(1);
-        assert!(refused.contains("tunnel failed: nothing listens on port 9"), "{refused}");
-        daemon.cli(&["forward", "nobody", "80"]).fails(1);
-        assert_eq!(daemon.unannounced_errors(), Vec::<String>::new());
-    });
 }

@@ -58,11 +58,17 @@ pub(crate) struct Browser {
 impl Browser {
     /// Starts one that keeps its files in `dir`.
     pub(crate) fn start(dir: &Path, device: Device) -> Self {
+        Self::start_with(dir, device, &[])
+    }
+
+    /// The same with more flags.
+    pub(crate) fn start_with(dir: &Path, device: Device, more: &[String]) -> Self {
         let profile = dir.join(format!("chromium-{}x{}", device.width, device.height));
         let log = std::fs::File::create(profile.with_extension("log")).expect("a log file");
         let mut child = Command::new("sh")
             .args(["-c", ON_PIPES, "chromium"])
             .args(FLAGS)
+            .args(more)
             .arg(format!("--user-data-dir={}", profile.display()))
             .env("HOME", dir)
             .stdin(Stdio::piped())
