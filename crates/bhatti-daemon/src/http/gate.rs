@@ -13,7 +13,6 @@ use bhatti_types::{ApiKey, EventKind, RequestId};
 use futures_util::FutureExt;
 use serde_json::json;
 use tokio::sync::OwnedSemaphorePermit;
-use tracing::Instrument;
 
 use super::body::{self, Written};
 use super::connection::Peer;
@@ -102,22 +101,15 @@ async fn handle(clean: &str, user: &str, request: Request, next: Next) -> Respon
     let response =
         if clean == path { next.run(request).await } else { moved(clean, request.uri().query()) };
     let response = expose_request_id(response, &request_id);
-    let (user, status) = (user.to_owned(), response.status().as_u16());
-    let duration_ms = started.elapsed().as_millis() as u64;
-    // In a task, which has its turn when the answer is on its way: a line wakes whoever reads the log,
-    // and the client comes first.
-    let told = async move {
-        tracing::info!(
-            request_id = %request_id,
-            method = %method,
-            path,
-            status,
-            duration_ms,
-            user,
-            "request"
-        );
-    };
-    tokio::spawn(told.in_current_span());
+    tracing::info!(
+        request_id = %request_id,
+        method = %method,
+        path,
+        status = response.status().as_u16(),
+        duration_ms = started.elapsed().as_millis() as u64,
+        user,
+        "request"
+    );
     response
 }
 

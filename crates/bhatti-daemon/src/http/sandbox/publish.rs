@@ -51,11 +51,8 @@ pub(in crate::http) async fn publish(
         Outcome::Existing(rule) => (StatusCode::OK, rule),
     };
     if status == StatusCode::CREATED {
-        tracing::info!(sandbox = %row.id, port, alias = %rule.alias, "published a port");
+        // Not there for who hangs up just now: then the first visitor's handshake does it.
         api.public.announce(&rule.alias, &row.owner);
-        let url = api.public.url(&rule.alias);
-        let meta = json!({ "sandbox": row.name, "port": port, "alias": rule.alias, "url": url });
-        api.events.record(EventKind::PublishCreated, Some(&row.owner), Some(&row.id), meta);
     }
     let mut response = Written(status, shown(&api, rule, token)).into_response();
     if status == StatusCode::OK {
@@ -67,17 +64,26 @@ pub(in crate::http) async fn publish(
 
 /// A rule, and its token if it is to ask for one. Who was inside before that is put out.
 async fn record(
-    api: &Api,
+    api: &Arc<Api>,
     row: &SandboxRow,
     port: u16,
     alias: Alias,
     auth: bool,
 ) -> Result<(Outcome, Option<PublishToken>), StoreError> {
-    let (id, public) = (row.id.clone(), Arc::clone(&api.public));
+    let (all, row) = (Arc::clone(api), row.clone());
+    // All of it on the store's thread: a client that hangs up in between takes nothing along.
     let recorded = api.db.call(move |store| {
-        let outcome = store.publish(&id, port, &alias, auth)?;
-        if let (Outcome::Existing(rule), Some(_)) = &outcome {
-            public.put_out(&rule.id);
+        let outcome = store.publish(&row.id, port, &alias, auth)?;
+        match &outcome {
+            (Outcome::Existing(rule), Some(_)) => all.public.put_out(&rule.id),
+            (Outcome::Existing(_), None) => {}
+            (Outcome::New(rule), _) => {
+                tracing::info!(sandbox = %row.id, port, alias = %rule.alias, "published a port");
+                let url = all.public.url(&rule.alias);
+                let meta =
+                    json!({ "sandbox": row.name, "port": port, "alias": rule.alias, "url": url });
+                all.events.record(EventKind::PublishCreated, Some(&row.owner), Some(&row.id), meta);
+            }
         }
         Ok(outcome)
     });
@@ -85,7 +91,7 @@ async fn record(
 }
 
 async fn record_random(
-    api: &Api,
+    api: &Arc<Api>,
     row: &SandboxRow,
     port: u16,
     auth: bool,
