@@ -231,8 +231,10 @@ async fn serve(api: &Api, Peer(peer): Peer, mut request: Request) -> Result<Resp
         failure => {
             let (error, millis) = (words(&failure), started.elapsed().as_millis() as u64);
             tracing::info!(alias, error, duration_ms = millis, "a published port did not answer");
-            let meta =
-                json!({ "alias": alias, "status": 502, "error": error, "duration_ms": millis });
+            let meta = json!({
+                "sandbox": row.name, "alias": alias,
+                "status": 502, "error": error, "duration_ms": millis,
+            });
             api.events.record(EventKind::ProxyError, Some(&row.owner), Some(&row.id), meta);
             Refused::BadGateway
         }
