@@ -3,14 +3,13 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bhatti_testkit::{TestDaemon, deadline, on_fresh_host, wait_for};
 
 use crate::proxy::{serve, until};
-use crate::publish::{address, ask, publish};
+use crate::publish::{address, ask, publish, visit};
 
 /// They fall asleep by themselves, unless something of them is still under way.
 const SLEEPY: &str = "thermal:\n  warm_after: 2s\n  cold_after: never\n";
@@ -74,19 +73,6 @@ impl Drop for Over<'_> {
     }
 }
 
-/// How curl ended, and what it was answered.
-fn curl(url: &str, args: &[&str]) -> (Option<i32>, u16, String) {
-    let out = Command::new("curl")
-        .args(["-sS", "-w", "\n%{http_code}", "--max-time", "90"])
-        .args(args)
-        .arg(url)
-        .output()
-        .expect("curl runs");
-    let text = String::from_utf8_lossy(&out.stdout).into_owned();
-    let (body, status) = text.rsplit_once('\n').expect("a status");
-    (out.status.code(), status.parse().expect("a number"), body.to_owned())
-}
-
 #[test]
 fn a_program_that_lies_harms_nobody_but_itself() {
     /// How curl ends when an answer broke off: in the body, or before its head was sent.
@@ -97,25 +83,25 @@ fn a_program_that_lies_harms_nobody_but_itself() {
         beside(&daemon, &good, || {
             for path in ["garbage", "nothing", "endless-head", "lengths"] {
                 let started = Instant::now();
-                assert_eq!(curl(&format!("{bad}{path}"), &[]), gateway, "{path}");
+                assert_eq!(visit(&format!("{bad}{path}"), &[]), gateway, "{path}");
                 let took = started.elapsed();
                 assert!(took < Duration::from_secs(30), "{path}: {took:?}");
             }
             // That it is not all is seen, whether or not something of it has arrived.
             for path in ["short", "endless-extension", "cut"] {
-                let (code, status, _) = curl(&format!("{bad}{path}"), &[]);
+                let (code, status, _) = visit(&format!("{bad}{path}"), &[]);
                 assert!(BROKEN.contains(&code), "{path}: {code:?}, {status}");
             }
             // What comes after an answer is nobody's answer.
             for _ in 0..10 {
-                assert_eq!(curl(&format!("{bad}long"), &[]), (Some(0), 200, "ok".to_owned()));
-                let (_, status, body) = curl(&format!("{bad}asked"), &[]);
+                assert_eq!(visit(&format!("{bad}long"), &[]), (Some(0), 200, "ok".to_owned()));
+                let (_, status, body) = visit(&format!("{bad}asked"), &[]);
                 assert!(status == 200 && body.starts_with("GET /asked "), "{status}: {body}");
             }
             // Whoever waits for these gives up by himself, and the program is told.
             for path in ["half", "hang"] {
                 assert_eq!(
-                    curl(&format!("{bad}{path}"), &["--max-time", "2"]).0,
+                    visit(&format!("{bad}{path}"), &["--max-time", "2"]).0,
                     Some(28),
                     "{path}"
                 );

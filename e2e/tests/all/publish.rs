@@ -15,6 +15,13 @@ use crate::web_shell_browser::{Browser, DESK};
 /// What anybody's curl is answered: the status and the body.
 #[track_caller]
 pub(crate) fn ask(url: &str, args: &[&str]) -> (u16, String) {
+    let (_, status, body) = visit(url, args);
+    (status, body)
+}
+
+/// How anybody's curl ends, and what it is answered.
+#[track_caller]
+pub(crate) fn visit(url: &str, args: &[&str]) -> (Option<i32>, u16, String) {
     let out = Command::new("curl")
         .args(["-sS", "--max-time", "90", "-w", "\n%{http_code}"])
         .args(args)
@@ -23,7 +30,7 @@ pub(crate) fn ask(url: &str, args: &[&str]) -> (u16, String) {
         .expect("curl runs");
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
     let (body, status) = text.rsplit_once('\n').expect("a status");
-    (status.parse().expect("a number"), body.to_owned())
+    (out.status.code(), status.parse().expect("a number"), body.to_owned())
 }
 
 /// Publishes a port; the URL.

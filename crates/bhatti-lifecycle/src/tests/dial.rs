@@ -64,12 +64,9 @@ async fn what_goes_by_the_network_ends_with_the_machine() {
     }
 }
 
-#[tokio::test]
-async fn what_the_network_does_not_reach_the_link_does_for_a_while() {
-    let house = House::new();
-    let (daemon, alice, listener) = with_dev(&house).await;
-    drop(listener);
-    let lease = daemon.sandboxes.lease(&alice, "dev").await.unwrap();
+/// Connections go by the link, and the network is tried for the first alone.
+async fn is_by_link_and_remembered(house: &House, daemon: &Daemon, alice: &UserRow) {
+    let lease = daemon.sandboxes.lease(alice, "dev").await.unwrap();
     for _ in 0..3 {
         let mut connection = dial(&lease).await;
         assert!(matches!(connection, Connection::Link(_)));
@@ -79,17 +76,19 @@ async fn what_the_network_does_not_reach_the_link_does_for_a_while() {
 }
 
 #[tokio::test]
+async fn what_the_network_does_not_reach_the_link_does_for_a_while() {
+    let house = House::new();
+    let (daemon, alice, listener) = with_dev(&house).await;
+    drop(listener);
+    is_by_link_and_remembered(&house, &daemon, &alice).await;
+}
+
+#[tokio::test]
 async fn a_guest_that_does_not_answer_is_reached_by_the_link() {
     let house = House::new();
     let (daemon, alice, _listener) = with_dev(&house).await;
     *house.network.leads.lock().unwrap() = Leads::Nowhere;
-    let lease = daemon.sandboxes.lease(&alice, "dev").await.unwrap();
-    for _ in 0..3 {
-        let mut connection = dial(&lease).await;
-        assert!(matches!(connection, Connection::Link(_)));
-        assert!(echoes(&mut connection).await);
-    }
-    assert_eq!(house.network.dialled.load(Ordering::Relaxed), 1, "it is remembered");
+    is_by_link_and_remembered(&house, &daemon, &alice).await;
 }
 
 #[tokio::test]
