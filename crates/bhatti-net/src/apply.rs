@@ -274,8 +274,20 @@ pub(crate) fn enable_forwarding() -> Result<bool, NetError> {
     Ok(was_off)
 }
 
+/// Every kind of ICMP error that the kernel limits by default (a mask of types) but "unreachable".
+/// These are what a guest is told no with, one for each packet of its own and to nobody else: once
+/// six had gone to it within seconds, the seventh would be silence, which is not what "denied at once"
+/// means; and a guest's refusals would use up the thousand a second that the host has for everything.
+const LIMITED_ICMP: u32 = 1 << 4 | 1 << 11 | 1 << 12;
+
 fn set_namespace_sysctls() -> Result<(), NetError> {
     enable_forwarding()?;
+    let path = PathBuf::from("/proc/sys/net/ipv4/icmp_ratemask");
+    std::fs::write(&path, LIMITED_ICMP.to_string()).map_err(|source| NetError::File {
+        action: "write",
+        path,
+        source,
+    })?;
     for scope in ["all", "default"] {
         let path = PathBuf::from(format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6"));
         match std::fs::write(&path, "1") {

@@ -62,6 +62,20 @@ fn private_networks_are_denied_unless_they_are_named() {
 }
 
 #[test]
+fn whoever_is_denied_often_is_told_every_time() {
+    on_fresh_host(async || {
+        let (lan, _) = make_lan();
+        let (nets, _) = networks().await;
+        let me = guest(&nets, 1, NetPolicy::default()).await;
+        // The kernel's own limit would be six at once and one a second then.
+        for port in 1..=30 {
+            me.send(lan, port, "again");
+            assert_eq!(me.refused_with(), Some((3, 13)), "port {port}");
+        }
+    });
+}
+
+#[test]
 fn a_changed_policy_holds_for_connections_there_are() {
     on_fresh_host(async || {
         let (nets, _) = networks().await;
