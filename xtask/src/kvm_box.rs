@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  this host ── QEMU, software emulation ──▶ the box: Debian, /dev/kvm, cgroup v2
-//!                                              ├─ the release build, test binaries   (a disk)
+//!                                              ├─ the program, test binaries         (a disk)
 //!                                              └─ VMMs with hardware virtualisation ──▶ guests
 //! ```
 //!
@@ -21,7 +21,7 @@ mod report;
 mod root;
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -39,10 +39,12 @@ pub(crate) struct Suite {
     environment: &'static [&'static str],
     /// Passed to the program.
     arguments: &'static [&'static str],
+    /// The tests that are run, each by its full name, and every one must pass; all if there are none.
+    tests: &'static [&'static str],
     /// Files of this host it needs in there, each named by a variable of the environment, which names
     /// its place in there. The first is what the suite cannot do without.
     brings: &'static [&'static str],
-    /// Longer than it takes on two busy cores.
+    /// Longer than it takes on two busy cores, boxes that break down included.
     minutes: u64,
 }
 
@@ -87,6 +89,7 @@ const WHOLE: [Suite; 2] = [
         program: Program::Tests,
         environment: &[],
         arguments: &[],
+        tests: &[],
         brings: &[],
         minutes: 120,
     },
@@ -96,6 +99,7 @@ const WHOLE: [Suite; 2] = [
         program: Program::Tests,
         environment: &[END_TO_END_THREADS],
         arguments: &[],
+        tests: &[],
         brings: &[],
         minutes: 240,
     },
@@ -110,6 +114,7 @@ const FIRECRACKER: [Suite; 2] = [
         program: Program::Tests,
         environment: &[],
         arguments: &["--include-ignored"],
+        tests: &[],
         brings: &["BHATTI_FIRECRACKER_BIN", "BHATTI_FIRECRACKER_SECCOMP"],
         minutes: 120,
     },
@@ -120,6 +125,7 @@ const FIRECRACKER: [Suite; 2] = [
         environment: &["BHATTI_TEST_ENGINE=firecracker", END_TO_END_THREADS],
         // What needs both engines, or this one.
         arguments: &["--include-ignored"],
+        tests: &[],
         brings: &["BHATTI_FIRECRACKER_BIN", "BHATTI_FIRECRACKER_SECCOMP"],
         minutes: 240,
     },
@@ -133,6 +139,7 @@ const BENCH: [Suite; 2] = [
         program: Program::Bench("bhatti-bench"),
         environment: &["BHATTI_TEST_ENGINE=qemu"],
         arguments: &MEASURED,
+        tests: &[],
         brings: &[],
         minutes: 60,
     },
@@ -142,6 +149,7 @@ const BENCH: [Suite; 2] = [
         program: Program::Bench("bhatti-bench"),
         environment: &["BHATTI_TEST_ENGINE=firecracker"],
         arguments: &MEASURED,
+        tests: &[],
         brings: &["BHATTI_FIRECRACKER_BIN", "BHATTI_FIRECRACKER_SECCOMP"],
         minutes: 60,
     },
@@ -150,16 +158,16 @@ const BENCH: [Suite; 2] = [
 /// As much as there is room and time for.
 const MEASURED: [&str; 3] = ["--short", "--runs", "6"];
 
-/// Small enough for every change: boot, exec, confinement, sleep and wake, clones, and a daemon that
-/// is killed.
+/// Small enough for `make test`: boot, exec, confinement, sleep and wake, snapshots and clones, and a
+/// daemon that is killed.
 const SMOKE: [Suite; 2] = [
     Suite {
         name: "qemu-smoke",
         package: "bhatti-engine-qemu",
         program: Program::Tests,
         environment: &[],
-        arguments: &[
-            "--exact",
+        arguments: &[],
+        tests: &[
             "conformance::boots_and_answers",
             "conformance::a_snapshot_brings_memory_back",
             "conformance::clones_share_a_past_and_no_present",
@@ -169,21 +177,24 @@ const SMOKE: [Suite; 2] = [
             "confinement::the_vmm_sees_its_own_files_only",
         ],
         brings: &[],
-        minutes: 30,
+        minutes: 20,
     },
     Suite {
         name: "e2e-smoke",
         package: "bhatti-e2e",
         program: Program::Tests,
-        environment: &[],
-        arguments: &[
-            "--exact",
+        environment: &[END_TO_END_THREADS],
+        arguments: &[],
+        tests: &[
+            "golden::a_second_create_boots_no_vm",
+            "recovery::a_killed_daemon_finds_its_vms_again",
             "session::a_newcomers_session_boots_a_vm",
             "sleep::a_stopped_vm_continues_where_it_was",
-            "recovery::a_killed_daemon_finds_its_vms_again",
+            "sleep::an_idle_vm_falls_asleep_and_any_use_wakes_it",
+            "snapshots::a_running_vm_is_copied_as_it_is_and_goes_on",
         ],
         brings: &[],
-        minutes: 30,
+        minutes: 20,
     },
 ];
 
@@ -193,7 +204,17 @@ pub(crate) struct Options {
     suites: Vec<&'static Suite>,
     /// For the test binaries: a part of a test's name, or an option such as `--nocapture`.
     filter: Vec<String>,
+    build: Build,
     shell: bool,
+}
+
+/// What is tested.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Build {
+    /// The release, built here if it is not there yet.
+    Release,
+    /// What `cargo test --workspace` has built.
+    Tests,
 }
 
 impl Options {
@@ -203,7 +224,8 @@ impl Options {
     }
 
     fn parse_where(words: &[&str], is_set: &dyn Fn(&str) -> bool) -> Result<Self> {
-        let mut options = Self { suites: Vec::new(), filter: Vec::new(), shell: false };
+        let mut options =
+            Self { suites: Vec::new(), filter: Vec::new(), build: Build::Release, shell: false };
         let mut words = words.iter().copied();
         while let Some(word) = words.next() {
             match word {
@@ -215,9 +237,12 @@ impl Options {
                         name => options.suites.push(suite(name)?),
                     }
                 }
+                "--built" => options.build = Build::Tests,
                 "--shell" => options.shell = true,
                 "--" => options.filter.extend(words.by_ref().map(str::to_owned)),
-                other => bail!("unknown option {other}; there are --suite, --shell and -- FILTER"),
+                other => bail!(
+                    "unknown option {other}; there are --suite, --built, --shell and -- FILTER"
+                ),
             }
         }
         if options.suites.is_empty() {
@@ -275,19 +300,21 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         return machine::shell(&run);
     }
 
+    let minutes = left.iter().map(|left| left.suite.minutes).sum::<u64>() + 5;
+    let deadline = Instant::now() + Duration::from_secs(60 * minutes);
     let mut failed = Vec::new();
     for attempt in 1..=ATTEMPTS {
         let (guest, root, emulator) = (guest.clone(), root.clone(), emulator.clone());
         let run = Run { scratch: guest::stamp::scratch(&dir)?, guest, root, emulator };
         payload::build(&run, &left, options)?;
-        let minutes = left.iter().map(|left| left.suite.minutes).sum::<u64>() + 5;
-        let ran = machine::run(&run, &results, Duration::from_secs(60 * minutes))?;
+        let ran = machine::run(&run, &results, deadline)?;
         failed.extend(report::judge(&mut left, &ran)?);
         if left.is_empty() {
             break;
         }
         eprintln!(
-            "kvm-box: THE BOX BROKE DOWN ({attempt} of {ATTEMPTS}); its console is in {}",
+            "kvm-box: THE BOX BROKE DOWN ({attempt} of {ATTEMPTS}): {}; its console is in {}",
+            ran.end,
             results.join(machine::CONSOLE_LOG).display()
         );
     }

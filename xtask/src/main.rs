@@ -21,9 +21,10 @@ usage: cargo xtask COMMAND
                                     build kernel, initramfs and image into target/guest, those of
                                     another architecture into target/guest-ARCH (--boot-only
                                     leaves the image out, --refresh ignores the cache)
-  kvm-box [--suite NAME]... [--shell] [-- FILTER...]
+  kvm-box [--suite NAME]... [--built] [--shell] [-- FILTER...]
                                     run test suites in a machine that has KVM, emulated: real
-                                    hardware virtualisation is not needed (--shell looks around)
+                                    hardware virtualisation is not needed (--built takes what
+                                    `cargo test --workspace` built, --shell looks around)
   tidy                              check what the compiler cannot: arrows between crates, licences,
                                     links, file headers, addresses, left-overs
   ci                                fmt --check, clippy -D warnings, tidy, advisories";

@@ -36,24 +36,20 @@ pub(super) struct Emulator {
     pub(super) firmware: PathBuf,
 }
 
-/// The host's if it is new enough, else Debian's backport; the host's after all, and a word about
-/// it, if that cannot be had.
+/// The host's if it is new enough, else Debian's backport. Where that cannot be had there is no box:
+/// what one that breaks down now and then says of the product is worth nothing.
 pub(super) fn find(dir: &Path) -> Result<Emulator> {
     let host = version(&mut Command::new(PROGRAM))?;
     if host >= SOUND {
         return Ok(host_emulator());
     }
-    match backport(dir) {
-        Ok(root) => Ok(unpacked_emulator(&root)),
-        Err(error) => {
-            let (major, minor) = host;
-            eprintln!(
-                "kvm-box: NO SOUND QEMU: {error:#}\nkvm-box: the box runs on this host's QEMU \
-                 {major}.{minor}, and may break down now and then"
-            );
-            Ok(host_emulator())
-        }
-    }
+    let root = backport(dir).with_context(|| {
+        let (major, minor) = host;
+        format!(
+            "this host's QEMU {major}.{minor} is too old for the box, and there is no newer one"
+        )
+    })?;
+    Ok(unpacked_emulator(&root))
 }
 
 fn host_emulator() -> Emulator {

@@ -46,10 +46,12 @@ pub(super) struct Ran {
     pub(super) output: String,
     /// What the box says of each suite.
     pub(super) results: String,
+    /// If it broke down, what its kernel said of that.
+    pub(super) end: String,
 }
 
 /// Boots the box, shows what it prints, and waits for its end.
-pub(super) fn run(run: &Run, results: &Path, patience: Duration) -> Result<Ran> {
+pub(super) fn run(run: &Run, results: &Path, deadline: Instant) -> Result<Ran> {
     let result_file = run.scratch.path().join("result");
     let mut command = command(run)?;
     // Files are always open. A terminal would be closed at once, for want of somebody who types.
@@ -60,7 +62,7 @@ pub(super) fn run(run: &Run, results: &Path, patience: Duration) -> Result<Ran> 
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = command.spawn().context("failed to start the box's QEMU")?;
     let files = Files { log: results.join("output.log"), pulse, disk: scratch_disk(run) };
-    let watched = watch(&mut child, &files, patience);
+    let watched = watch(&mut child, &files, deadline);
     // Killed if it still runs; either way it is collected.
     let ended = child.kill().and_then(|()| child.wait()).context("failed to end the box")?;
     let console = results.join(CONSOLE_LOG);
@@ -70,7 +72,14 @@ pub(super) fn run(run: &Run, results: &Path, patience: Duration) -> Result<Ran> 
         format!("the box did not get to its end ({ended}); its console is in {}", console.display())
     })?;
     let results = fs::read_to_string(&result_file).unwrap_or_default();
-    Ok(Ran { output, results })
+    let console = fs::read(&console).context("failed to read the console")?;
+    Ok(Ran { output, results, end: last_words(&String::from_utf8_lossy(&console)) })
+}
+
+/// Why the kernel panicked, or that it did not.
+fn last_words(console: &str) -> String {
+    let panic = console.lines().find_map(|line| line.find("Kernel panic").map(|at| &line[at..]));
+    panic.unwrap_or("no panic on its console").trim_end().to_owned()
 }
 
 /// Boots the box with its console on this terminal.
@@ -97,7 +106,7 @@ struct Files {
 }
 
 /// Passes on what the box prints until it has powered off or broken down.
-fn watch(child: &mut Child, files: &Files, patience: Duration) -> Result<String> {
+fn watch(child: &mut Child, files: &Files, deadline: Instant) -> Result<String> {
     let Files { log, pulse, disk } = files;
     let mut log =
         fs::File::create(log).with_context(|| format!("failed to open {}", log.display()))?;
@@ -129,11 +138,8 @@ fn watch(child: &mut Child, files: &Files, patience: Duration) -> Result<String>
             eprintln!("kvm-box: no pulse for {} s", PULSE_DEADLINE.as_secs());
             return Ok(output);
         }
-        ensure!(
-            started.elapsed() < patience,
-            "it was not done within {} minutes",
-            patience.as_secs() / 60
-        );
+        let minutes = started.elapsed().as_secs() / 60;
+        ensure!(Instant::now() < deadline, "it was not done after {minutes} minutes");
     }
 }
 
@@ -204,6 +210,13 @@ fn tsc_khz(cpuinfo: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_panic_is_told() {
+        let console = "[    1.0] x\r\n[   73.215] Kernel panic - not syncing: stack\r\n[   74] y";
+        assert_eq!(last_words(console), "Kernel panic - not syncing: stack");
+        assert!(last_words("[    1.0] reboot: Power down").contains("no panic"));
+    }
 
     #[test]
     fn the_counters_frequency_is_half_the_bogomips() {

@@ -1,4 +1,4 @@
-//! The disk with what is to be tested: the release build, test binaries, and the guest's files, in
+//! The disk with what is to be tested: the program, test binaries, and the guest's files, in
 //! the places where they would find each other in `target/`. The box copies it to an empty disk of
 //! its own, made here too, whose file system no tool of the host need know.
 
@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 
 use super::report::Left;
-use super::{Options, Program, Run, SKIPPED, Suite, root};
+use super::{Build, Options, Program, Run, SKIPPED, Suite, root};
 use crate::guest::cpio::{self, Entry, Tree};
 use crate::guest::kernel;
 use crate::{process, workspace};
@@ -37,15 +37,14 @@ pub(super) fn build(run: &Run, suites: &[Left], options: &Options) -> Result<()>
     for name in GUEST_FILES {
         place(&run.guest.join(name), &tree.join("target/guest").join(name))?;
     }
-    eprintln!("kvm-box: building bhatti");
-    let program = executable_of(&["build"], "bhatti", "bin", "bhatti")?;
+    let builder = Builder::new(options.build)?;
+    let program = builder.executable("bhatti", "bin", "bhatti")?;
     place(&program, &tree.join("target/release/bhatti"))?;
     for (number, left) in suites.iter().enumerate() {
         let suite = left.suite;
-        eprintln!("kvm-box: building {}", suite.name);
         let binary = match suite.program {
-            Program::Tests => executable_of(&["test", "--no-run"], suite.package, "test", "all")?,
-            Program::Bench(name) => executable_of(&["build"], suite.package, "bin", name)?,
+            Program::Tests => builder.executable(suite.package, "test", "all")?,
+            Program::Bench(name) => builder.executable(suite.package, "bin", name)?,
         };
         let place_in_box = format!("target/release/deps/{}", suite.name);
         place(&binary, &tree.join(&place_in_box))?;
@@ -106,26 +105,66 @@ fn command(left: &Left, brought: &[String], binary: &str, filter: &[String]) -> 
     let arguments = skipped.iter().chain(suite.arguments).copied();
     let passed = left.passed.iter().flat_map(|name| ["--skip", name.as_str()]);
     let words = environment.chain([binary]).chain(arguments).chain(passed);
+    let exact = suite.tests.first().map(|_| "--exact");
+    let words = words.chain(exact).chain(suite.tests.iter().copied());
     let words = words.chain(filter.iter().map(String::as_str));
     words.map(|word| format!("{word}\n")).collect()
 }
 
-/// Builds a package in release mode and says where the executable of one of its targets is.
-fn executable_of(verb: &[&str], package: &str, kind: &str, target: &str) -> Result<PathBuf> {
-    let mut command = workspace::cargo();
-    command.args(verb).args(["--release", "--locked", "--quiet", "--package", package]);
-    command.args([&format!("--{kind}"), target]);
-    command.args(["--message-format", "json-render-diagnostics"]);
-    let messages = process::output(&mut command)?;
-    executable(&messages, kind, target)
-        .with_context(|| format!("cargo names no executable for {package}'s {kind} {target}"))
+/// Says where executables are, and builds those that are missing.
+struct Builder {
+    /// What cargo knows of our packages.
+    metadata: serde_json::Value,
+    /// What it said of all tests, where those are taken as they are.
+    tests: Option<String>,
 }
 
-fn executable(messages: &str, kind: &str, target: &str) -> Option<PathBuf> {
+impl Builder {
+    fn new(build: Build) -> Result<Self> {
+        let tests = match build {
+            Build::Release => None,
+            // The very words of `make test`: a part of the workspace would be built with other features.
+            Build::Tests => {
+                eprintln!("kvm-box: looking for what the tests have built");
+                Some(messages(&["test", "--workspace", "--no-run"])?)
+            }
+        };
+        Ok(Self { metadata: workspace::metadata()?, tests })
+    }
+
+    /// The executable of one target of a package.
+    fn executable(&self, package: &str, kind: &str, target: &str) -> Result<PathBuf> {
+        let missing = || format!("cargo names no executable for {package}'s {kind} {target}");
+        let packages = self.metadata["packages"].as_array();
+        let id = packages.and_then(|all| all.iter().find(|one| one["name"] == package));
+        let id = id.and_then(|one| one["id"].as_str()).with_context(missing)?;
+        if let Some(tests) = &self.tests {
+            return executable(tests, id, kind, target).with_context(missing);
+        }
+        eprintln!("kvm-box: building {package}'s {target}");
+        let verb: &[&str] = if kind == "test" { &["test", "--no-run"] } else { &["build"] };
+        let which = format!("--{kind}");
+        let of = ["--release", "--package", package, &which, target];
+        executable(&messages(&[verb, &of].concat())?, id, kind, target).with_context(missing)
+    }
+}
+
+/// Lets cargo build, and returns what it says of it.
+fn messages(words: &[&str]) -> Result<String> {
+    let mut command = workspace::cargo();
+    command.args(words).args(["--locked", "--quiet"]);
+    process::output(command.args(["--message-format", "json-render-diagnostics"]))
+}
+
+fn executable(messages: &str, package: &str, kind: &str, target: &str) -> Option<PathBuf> {
     messages.lines().filter_map(|line| serde_json::from_str(line).ok()).find_map(
         |message: serde_json::Value| {
             let of = &message["target"];
-            let wanted = of["name"] == target && of["kind"][0] == kind;
+            // The unit tests of a program bear its name too.
+            let wanted = message["package_id"] == package
+                && of["name"] == target
+                && of["kind"][0] == kind
+                && message["profile"]["test"] == (kind == "test");
             let path = message["executable"].as_str().filter(|_| wanted)?;
             Some(PathBuf::from(path))
         },
@@ -172,14 +211,27 @@ mod tests {
 
     #[test]
     fn an_executable_is_found_among_what_cargo_says() {
-        let messages = "\
-            {\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"all\",\"kind\":[\"lib\"]},\"executable\":null}\n\
-            not JSON\n\
-            {\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"all\",\"kind\":[\"test\"]},\"executable\":\"/t/all-1\"}\n\
-            {\"reason\":\"build-finished\",\"success\":true}\n";
-        assert_eq!(executable(messages, "test", "all"), Some("/t/all-1".into()));
-        assert_eq!(executable(messages, "bin", "all"), None);
-        assert_eq!(executable(messages, "test", "other"), None);
+        let artefact = |package: &str, kind: &str, name: &str, test: bool, path: Option<&str>| {
+            let target = serde_json::json!({ "name": name, "kind": [kind] });
+            let profile = serde_json::json!({ "test": test });
+            let message = serde_json::json!({
+                "package_id": package, "target": target, "profile": profile, "executable": path,
+            });
+            format!("{message}\n")
+        };
+        let messages = [
+            artefact("p", "lib", "all", false, None),
+            "not JSON\n".to_owned(),
+            artefact("q", "test", "all", true, Some("/t/all-0")),
+            artefact("p", "test", "all", true, Some("/t/all-1")),
+            artefact("p", "bin", "b", true, Some("/t/deps/b-1")),
+            artefact("p", "bin", "b", false, Some("/t/b")),
+        ]
+        .concat();
+        assert_eq!(executable(&messages, "p", "test", "all"), Some("/t/all-1".into()));
+        assert_eq!(executable(&messages, "p", "bin", "b"), Some("/t/b".into()));
+        assert_eq!(executable(&messages, "p", "bin", "all"), None);
+        assert_eq!(executable(&messages, "p", "test", "other"), None);
     }
 
     #[test]

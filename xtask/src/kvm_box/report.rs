@@ -65,6 +65,8 @@ impl Left {
         ensure!(lost == 0, "{passed} passed, {lost} failed");
         ensure!(self.failed.is_empty(), "failed before the box broke down: {:?}", self.failed);
         ensure!(passed > 0, "no test was run");
+        let named = self.suite.tests.len() as u64;
+        ensure!(named == 0 || passed == named, "{passed} passed of {named} that were asked for");
         let ignored = match now.ignored {
             0 => String::new(),
             ignored => format!(" ({ignored} IGNORED)"),
@@ -160,11 +162,12 @@ mod tests {
     /// Of tests, or one that measures.
     static TESTS: Suite = suite("one", Program::Tests);
     static OTHERS: Suite = suite("two", Program::Tests);
+    static NAMED: Suite = Suite { tests: &["a", "b", "c"], ..suite("one", Program::Tests) };
     static MEASURES: Suite = suite("measures", Program::Bench("bench"));
 
     const fn suite(name: &'static str, program: Program) -> Suite {
-        let (environment, arguments, brings) = (&[], &[], &[]);
-        Suite { name, package: "p", program, environment, arguments, brings, minutes: 1 }
+        let (environment, arguments, tests, brings) = (&[], &[], &[], &[]);
+        Suite { name, package: "p", program, environment, arguments, tests, brings, minutes: 1 }
     }
 
     const OUTPUT: &str = "kvm-box: suite one\nrunning 2 tests\n\
@@ -194,6 +197,7 @@ mod tests {
         judged(&TESTS, 0, 0, OUTPUT).expect_err("no machine was booted");
         judged(&TESTS, 137, 1, OUTPUT).expect_err("it was killed at its end");
         judged(&TESTS, 0, 1, "").expect_err("no test was seen");
+        judged(&NAMED, 0, 1, OUTPUT).expect_err("two passed of three");
         judged(&MEASURES, 0, 1, "").expect("it has no tests");
         judged(&MEASURES, 1, 1, "").expect_err("something is missing");
         judged(&MEASURES, 0, 0, "").expect_err("no machine was booted");
@@ -203,7 +207,11 @@ mod tests {
     fn a_suite_is_off_the_list_once_it_has_ended() {
         const ENDED: &str = "suite two code 101 boots 1 seconds 9\n";
         let mut left = [&TESTS, &OTHERS].map(Left::new).to_vec();
-        let ran = |results: &str| Ran { output: OUTPUT.to_owned(), results: results.to_owned() };
+        let ran = |results: &str| Ran {
+            output: OUTPUT.to_owned(),
+            results: results.to_owned(),
+            end: String::new(),
+        };
         let failed = judge(&mut left, &ran(ENDED)).expect("it is a host");
         assert_eq!((failed.len(), left.len()), (1, 1));
         assert_eq!((failed[0].name, left[0].suite.name), ("two", "one"));
