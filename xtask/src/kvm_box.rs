@@ -190,7 +190,6 @@ const SMOKE: [Suite; 2] = [
             "recovery::a_killed_daemon_finds_its_vms_again",
             "session::a_newcomers_session_boots_a_vm",
             "sleep::a_stopped_vm_continues_where_it_was",
-            "sleep::an_idle_vm_falls_asleep_and_any_use_wakes_it",
             "snapshots::a_running_vm_is_copied_as_it_is_and_goes_on",
         ],
         brings: &[],

@@ -243,5 +243,8 @@ mod tests {
         assert!(words.contains(&"BHATTI_TEST_ACCEL=kvm") && words.contains(&"/box/x"));
         assert!(words.contains(&"A=/b"));
         assert_eq!(words[words.len() - 3..], ["--skip", "a::test", "boots and"]);
+        let words = command(&Left::new(&super::super::SMOKE[0]), &[], "/box/x", &[]);
+        let tests = words.split_once("--exact\n").expect("it names its tests").1;
+        assert!(tests.starts_with("conformance::boots_and_answers\n"), "{tests}");
     }
 }
