@@ -1,29 +1,29 @@
-//! The only module that touches the host: runs `ip` and `nft`, enters namespaces, writes sysctls.
+//! The only module that touches the host: runs `ip` and `nft`, speaks netlink, enters namespaces,
+//! writes sysctls.
 //!
-//! Promises:
-//! - A program gets a minute and may print a bounded amount; then it is killed.
-//! - A thread that has entered a namespace never runs anything else: it is made for one call and
-//!   ends with it ([`in_namespace`]).
+//! What a create waits for is said to the kernel directly, but for the rules of a new namespace; what is
+//! done now and then is left to programs.
+//!
+//! Promise: a program gets a minute and may print a bounded amount; then it is killed.
 
-use std::fs::File;
 use std::io;
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
-use nix::sched::{CloneFlags, setns};
-use nix::sys::statfs::{FsType, statfs};
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
 use crate::NetError;
-use crate::plan::{Carried, Link, Observed, Repair, Seen, UserPlan};
+use crate::plan::{Carried, Link, LinkStep, Observed, Repair, Seen, UserPlan};
 
 mod carried;
 mod elements;
 mod firewall;
+mod links;
+mod namespace;
 mod ruleset;
 mod tap;
 mod transit;
@@ -31,14 +31,13 @@ mod transit;
 pub(crate) use carried::{Attempt, attempts, carried};
 pub(crate) use elements::change_elements;
 pub(crate) use firewall::foreign_drops;
+pub(crate) use namespace::in_namespace;
 pub(crate) use ruleset::generation as rules_generation;
 pub(crate) use tap::{
     LINGER, LINGER_STEP, TUN, open_detached_tap, open_tap, remove_unheld, taps_in,
 };
 pub(crate) use transit::{choose_transit, release_transit};
 
-/// Where `ip netns` keeps named namespaces.
-const NETNS: &str = "/run/netns";
 /// How long `ip` or `nft` may take. Both take milliseconds; but `nft` takes a second for the sets of a
 /// namespace in which everything is full, and ten on a machine that has much else to do.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -47,8 +46,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const MAX_OUTPUT: u64 = 16 * 1024 * 1024;
 /// The most of a program's complaint that goes into an error.
 const MAX_MESSAGE: usize = 512;
-/// `f_type` of a namespace file, from `linux/magic.h`.
-const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
 
 /// A program this crate runs.
 #[derive(Clone, Copy, Debug)]
@@ -159,7 +156,7 @@ pub(crate) async fn load_host_rules(rules: &str) -> Result<(), NetError> {
 
 /// What exists of one user's network.
 pub(crate) async fn observe(plan: &UserPlan) -> Result<Observed, NetError> {
-    let namespace = see(&namespace_path(&plan.namespace))?;
+    let namespace = namespace::see(&plan.namespace)?;
     let host = match nix::net::if_::if_nametoindex(plan.veth.as_str()) {
         Ok(_) => links(&["-j", "address", "show", "dev", &plan.veth]).await?.pop(),
         Err(_) => None,
@@ -198,33 +195,34 @@ async fn nft_inside(
 pub(crate) async fn repair(plan: &UserPlan, seen: Seen, repair: &Repair) -> Result<(), NetError> {
     let namespace = plan.namespace.as_str();
     if seen == Seen::Stale {
-        remove_file(&namespace_path(namespace))?;
+        namespace::remove_stale(namespace)?;
     }
     if repair.create_namespace {
-        Program::Ip.run("make a network namespace", &["netns", "add", namespace], "").await?;
+        namespace::make(namespace).await?;
     }
-    let inside = ["-n", namespace];
     let rules = async {
         load_rules(namespace, repair.rules.clone()).await?;
         in_namespace(namespace, set_namespace_sysctls).await
     };
     // The namespace's end is not up before there are rules.
     let link = async {
-        batch("make room for a user's link", &inside, &repair.clear).await?;
-        batch("set up a user's link to the host", &[], &repair.host).await
+        links_inside(namespace, repair.clear.clone()).await?;
+        let steps = repair.host.clone();
+        tokio::task::spawn_blocking(move || links::carry_out(&steps))
+            .await
+            .map_err(|_| NetError::TaskDied)?
     };
     // Both to their end: rules that are still being loaded must not be in place of later ones.
     let (rules, link) = tokio::join!(rules, link);
     rules.and(link)?;
-    batch("set up a user's bridge", &inside, &repair.inside).await
+    links_inside(namespace, repair.inside.clone()).await
 }
 
-async fn batch(action: &'static str, options: &[&str], lines: &[String]) -> Result<(), NetError> {
-    if lines.is_empty() {
+async fn links_inside(namespace: &str, steps: Vec<LinkStep>) -> Result<(), NetError> {
+    if steps.is_empty() {
         return Ok(());
     }
-    let args = [options, &["-batch", "-"]].concat();
-    Program::Ip.run(action, &args, &(lines.join("\n") + "\n")).await.map(drop)
+    in_namespace(namespace, move || links::carry_out(&steps)).await
 }
 
 /// Removes a user's link and namespace, whichever exist.
@@ -235,9 +233,9 @@ pub(crate) async fn remove(namespace: &str, veth: &str) -> Result<(), NetError> 
         let args = ["link", "delete", "dev", veth];
         Program::Ip.run("remove a user's link", &args, "").await?;
     }
-    match see(&namespace_path(namespace))? {
+    match namespace::see(namespace)? {
         Seen::Absent => Ok(()),
-        Seen::Stale => remove_file(&namespace_path(namespace)),
+        Seen::Stale => namespace::remove_stale(namespace),
         Seen::Present => {
             let args = ["netns", "delete", namespace];
             Program::Ip.run("remove a network namespace", &args, "").await.map(drop)
@@ -247,14 +245,7 @@ pub(crate) async fn remove(namespace: &str, veth: &str) -> Result<(), NetError> 
 
 /// The names of all namespaces, and of all links of the host.
 pub(crate) fn names_in_use() -> Result<(Vec<String>, Vec<String>), NetError> {
-    let file = |source| NetError::File { action: "read", path: NETNS.into(), source };
-    let namespaces = match std::fs::read_dir(NETNS) {
-        Ok(entries) => entries
-            .map(|entry| Ok(entry.map_err(file)?.file_name().to_string_lossy().into_owned()))
-            .collect::<Result<_, NetError>>()?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-        Err(error) => return Err(file(error)),
-    };
+    let namespaces = namespace::names()?;
     let links = nix::net::if_::if_nameindex()
         .map_err(|errno| NetError::Run { program: "if_nameindex", source: errno.into() })?
         .iter()
@@ -298,55 +289,6 @@ fn set_namespace_sysctls() -> Result<(), NetError> {
         }
     }
     Ok(())
-}
-
-/// Runs `work` on a thread of its own inside `namespace`.
-pub(crate) async fn in_namespace<T: Send + 'static>(
-    namespace: &str,
-    work: impl FnOnce() -> Result<T, NetError> + Send + 'static,
-) -> Result<T, NetError> {
-    let (reply, answer) = tokio::sync::oneshot::channel();
-    let namespace = namespace.to_owned();
-    let run = move || {
-        let result = enter(namespace).and_then(|()| work());
-        // The asker may be gone; dropping the result undoes what needs undoing (a TAP).
-        drop(reply.send(result));
-    };
-    std::thread::Builder::new()
-        .name("bhatti-netns".to_owned())
-        .stack_size(128 * 1024)
-        .spawn(run)
-        .map_err(|source| NetError::Run { program: "a thread", source })?;
-    answer.await.map_err(|_| NetError::TaskDied)?
-}
-
-fn enter(namespace: String) -> Result<(), NetError> {
-    let entered = File::open(namespace_path(&namespace))
-        .and_then(|file| setns(file, CloneFlags::CLONE_NEWNET).map_err(io::Error::from));
-    entered.map_err(|source| NetError::Namespace { namespace, source })
-}
-
-fn namespace_path(namespace: &str) -> PathBuf {
-    Path::new(NETNS).join(namespace)
-}
-
-fn see(path: &Path) -> Result<Seen, NetError> {
-    match statfs(path) {
-        Ok(stat) if stat.filesystem_type() == NSFS_MAGIC => Ok(Seen::Present),
-        Ok(_) => Ok(Seen::Stale),
-        Err(nix::errno::Errno::ENOENT) => Ok(Seen::Absent),
-        Err(errno) => {
-            Err(NetError::File { action: "inspect", path: path.into(), source: errno.into() })
-        }
-    }
-}
-
-fn remove_file(path: &Path) -> Result<(), NetError> {
-    std::fs::remove_file(path).map_err(|source| NetError::File {
-        action: "remove",
-        path: path.into(),
-        source,
-    })
 }
 
 /// One element of what `ip -j address` prints.

@@ -55,6 +55,13 @@ pub enum NetError {
         #[source]
         source: io::Error,
     },
+    /// The kernel does not change a link, an address or a route; `step` is how `ip` would be told to.
+    #[error("failed to do what \"ip {step}\" does")]
+    Link {
+        step: String,
+        #[source]
+        source: io::Error,
+    },
     /// The kernel does not change the rules of a user's namespace.
     #[error("failed to change the rules of network namespace {namespace}")]
     Rules {
@@ -128,6 +135,7 @@ mod tests {
             NetError::Output { program: "ip", source: source() },
             NetError::File { action: "open", path: "/x".into(), source: source() },
             NetError::Namespace { namespace: "n".into(), source: source() },
+            NetError::Link { step: "link delete dev v".into(), source: source() },
             NetError::Rules { namespace: "n".into(), source: source() },
             NetError::Tap { step: "make", tap, source: source() },
         ] {

@@ -367,7 +367,9 @@ async fn build(plan: &UserPlan) -> Result<plan::Observed, NetError> {
             Ok(observed)
         };
         match attempt.await {
-            Err(error @ NetError::Refused { .. }) if !attempts.is_empty() => {
+            Err(error @ (NetError::Refused { .. } | NetError::Link { .. }))
+                if !attempts.is_empty() =>
+            {
                 tracing::debug!(%error, namespace = plan.namespace, "looking again");
             }
             other => return other,

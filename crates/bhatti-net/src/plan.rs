@@ -1,4 +1,4 @@
-//! What must be true of the network, as text for `ip -batch` and `nft -f`. Pure.
+//! What must be true of the network, as steps for the kernel and text for `nft -f`. Pure.
 //!
 //! The wanted state (who has a network, what its guests may do) and what was observed come in;
 //! commands come out. Nothing here runs anything.
@@ -20,16 +20,18 @@ use crate::names::{BRIDGE, UPLINK};
 use crate::{Ipv4Net, NetError, guest_subnet, pool};
 
 mod elements;
+mod link;
 mod rules;
 
 pub use crate::names::Names;
 pub use elements::{Element, Set, Step, bind, change, unbound};
+pub use link::LinkStep;
 pub(crate) use rules::BOUND;
 pub use rules::{Carried, Guest, namespace_rules};
 
 /// The gateway's MAC: the same in every namespace, so that a guest that wakes behind a rebuilt
 /// bridge still has the right neighbour entry. Guests' begin with `02:`.
-const GATEWAY_MAC: &str = "06:00:00:00:00:01";
+pub(crate) const GATEWAY_MAC: [u8; 6] = [6, 0, 0, 0, 0, 1];
 
 /// The most connections of a user, all guests together, that the host tracks at a time.
 const MAX_FLOWS: u32 = 8192;
@@ -87,12 +89,12 @@ pub struct Repair {
     pub create_namespace: bool,
     /// `nft` rules for the namespace, loaded before any link in it is up.
     pub rules: String,
-    /// `ip -batch` lines in the namespace that make room: an uplink that leads elsewhere.
-    pub clear: Vec<String>,
-    /// `ip -batch` lines on the host.
-    pub host: Vec<String>,
-    /// `ip -batch` lines in the namespace.
-    pub inside: Vec<String>,
+    /// In the namespace, to make room: an uplink that leads elsewhere.
+    pub clear: Vec<LinkStep>,
+    /// On the host.
+    pub host: Vec<LinkStep>,
+    /// In the namespace.
+    pub inside: Vec<LinkStep>,
 }
 
 /// Everything about one user's network that follows from the wanted state.
@@ -157,53 +159,44 @@ impl UserPlan {
         let host = &mut repair.host;
         if !paired {
             if uplink.is_some() {
-                repair.clear.push(format!("link delete dev {UPLINK}"));
+                repair.clear.push(LinkStep::Delete { dev: UPLINK.to_owned() });
             }
             if observed.host.is_some() {
-                host.push(format!("link delete dev {veth}"));
+                host.push(LinkStep::Delete { dev: veth.clone() });
             }
-            host.push(format!(
-                "link add name {veth} type veth peer name {UPLINK} netns {namespace}"
-            ));
+            host.push(LinkStep::AddPair { dev: veth.clone(), namespace: namespace.clone() });
         }
-        host.extend(address(
-            veth,
-            observed.host.as_ref().filter(|_| paired),
-            (pair.host, TransitPair::LEN),
-        ));
-        host.push(format!("link set dev {veth} addrgenmode none up"));
+        let kept = observed.host.as_ref().filter(|_| paired);
+        host.extend(address(veth, kept, (pair.host, TransitPair::LEN)));
+        host.push(LinkStep::UpWithoutIpv6 { dev: veth.clone() });
 
-        let lines = &mut repair.inside;
-        lines.push("link set dev lo up".to_owned());
+        let up = |dev: &str| LinkStep::Up { dev: dev.to_owned() };
+        let steps = &mut repair.inside;
+        steps.push(up("lo"));
         if inside(BRIDGE).is_none() {
-            lines.push(format!(
-                "link add name {BRIDGE} address {GATEWAY_MAC} type bridge stp_state 0 forward_delay 0"
-            ));
+            steps.push(LinkStep::AddBridge);
         }
-        // What is addressed to the bridge as such (LLDP) passes no rule, and it would learn from the
-        // source of it whose frames go to that device.
-        lines.push(format!("link set dev {BRIDGE} type bridge no_linklocal_learn 1"));
-        lines.extend(address(BRIDGE, inside(BRIDGE), (*gateway, subnet.prefix_len())));
-        lines.push(format!("link set dev {BRIDGE} up"));
-        lines.extend(address(UPLINK, uplink.filter(|_| paired), (pair.inside, TransitPair::LEN)));
-        lines.push(format!("link set dev {UPLINK} up"));
-        lines.push(format!("route replace default via {} dev {UPLINK}", pair.host));
+        steps.push(LinkStep::DeafBridge);
+        steps.extend(address(BRIDGE, inside(BRIDGE), (*gateway, subnet.prefix_len())));
+        steps.push(up(BRIDGE));
+        let kept = uplink.filter(|_| paired);
+        steps.extend(address(UPLINK, kept, (pair.inside, TransitPair::LEN)));
+        steps.push(up(UPLINK));
+        steps.push(LinkStep::Default { via: pair.host });
         Ok(repair)
     }
 }
 
-/// Lines that leave `wanted` as the only IPv4 address of `dev`.
-fn address(dev: &str, link: Option<&Link>, wanted: (Ipv4Addr, u8)) -> Vec<String> {
+/// Steps that leave `wanted` as the only IPv4 address of `dev`.
+fn address(dev: &str, link: Option<&Link>, wanted: (Ipv4Addr, u8)) -> Vec<LinkStep> {
     let seen = link.map(|link| link.addresses.as_slice()).unwrap_or_default();
     if seen == [wanted] {
         return Vec::new();
     }
-    let mut lines = Vec::new();
-    if !seen.is_empty() {
-        lines.push(format!("address flush dev {dev}"));
-    }
-    lines.push(format!("address add {}/{} dev {dev}", wanted.0, wanted.1));
-    lines
+    let forget = |&address| LinkStep::Forget { dev: dev.to_owned(), address };
+    let mut steps: Vec<_> = seen.iter().map(forget).collect();
+    steps.push(LinkStep::Address { dev: dev.to_owned(), address: wanted });
+    steps
 }
 
 /// The `nft` input that makes `body` the whole of `table`; one file of it is one transaction. Naming

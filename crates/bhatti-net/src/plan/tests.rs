@@ -103,8 +103,9 @@ fn building_from_nothing_is_golden() {
     let repair = plan(256).repair(&nothing()).unwrap();
     assert!(repair.create_namespace);
     assert!(repair.clear.is_empty());
-    let text =
-        format!("host:\n{}\ninside:\n{}\n", repair.host.join("\n"), repair.inside.join("\n"));
+    let lines =
+        |steps: &[LinkStep]| steps.iter().map(|step| format!("{step}\n")).collect::<String>();
+    let text = format!("host:\n{}inside:\n{}", lines(&repair.host), lines(&repair.inside));
     assert_eq!(text, include_str!("golden/build.txt"));
 }
 
@@ -130,8 +131,8 @@ impl Model {
             self.observed.namespace = Seen::Present;
             self.add("lo", None);
         }
-        for line in repair.clear.iter().chain(&repair.host).chain(&repair.inside) {
-            self.line(line);
+        for step in repair.clear.iter().chain(&repair.host).chain(&repair.inside) {
+            self.line(&step.to_string());
         }
     }
 
@@ -170,13 +171,15 @@ impl Model {
                 self.link(name).peer = Some(inside);
             }
             ["link", "add", "name", name, ..] => drop(self.add(name, None)),
-            ["address", "flush", "dev", dev] => self.link(dev).addresses.clear(),
-            ["address", "add", address, "dev", dev] => {
+            ["address", verb, address, "dev", dev] => {
                 let (ip, len) = address.split_once('/').unwrap();
                 let address = (ip.parse().unwrap(), len.parse().unwrap());
-                let link = self.link(dev);
-                assert!(!link.addresses.contains(&address), "{line}");
-                link.addresses.push(address);
+                let addresses = &mut self.link(dev).addresses;
+                assert_eq!(addresses.contains(&address), *verb == "delete", "{line}");
+                match *verb {
+                    "delete" => addresses.retain(|there| *there != address),
+                    _ => addresses.push(address),
+                }
             }
             ["link", "set", "dev", dev, ..] | ["route", .., dev] => {
                 drop(self.link(dev).name.clone())
