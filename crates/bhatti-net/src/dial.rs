@@ -5,11 +5,15 @@
 //!   mark, and the rules let a mark speak with the address that is its machine's at that moment
 //!   (set `dialled`): neither the first packet nor any repeated one reaches who has the address next,
 //!   and nothing of theirs comes in (`a_connection_is_with_one_machine`).
+//! - Who dials waits for nobody who changes the network or looks at it
+//!   (`who_dials_does_not_wait_for_a_change`).
 //! - Nothing is opened for guests: what they may begin is as before.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use bhatti_types::EngineId;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, sockopt};
@@ -21,27 +25,39 @@ use crate::apply::in_namespace;
 /// How many sockets are made at a time: each visit to a namespace costs a thread.
 const BATCH: usize = 16;
 
-/// Sockets in one user's namespace that nobody has connected yet.
+/// What dialling needs of one user's network, as it was when it was last changed. What has changed since
+/// does no harm: the rules decide whom a mark may speak with.
+pub(crate) struct Reach {
+    pub(crate) guests: BTreeMap<Ipv4Addr, EngineId>,
+    pub(crate) spare: Arc<Spare>,
+}
+
+impl Reach {
+    pub(crate) fn has(&self, id: &EngineId, address: Ipv4Addr) -> bool {
+        self.guests.get(&address) == Some(id)
+    }
+}
+
+/// Sockets in one user's namespace that nobody has connected yet. They go with that namespace.
 #[derive(Debug, Default)]
 pub(crate) struct Spare {
-    sockets: Vec<OwnedFd>,
+    /// Held only while more are made, in one visit for all who wait.
+    sockets: tokio::sync::Mutex<Vec<OwnedFd>>,
 }
 
 impl Spare {
     /// One that speaks with machine `id` alone.
-    pub(crate) async fn take(
-        &mut self,
-        namespace: &str,
-        id: &EngineId,
-    ) -> Result<TcpSocket, NetError> {
-        if self.sockets.is_empty() {
-            self.sockets = in_namespace(namespace, || {
+    pub(crate) async fn take(&self, namespace: &str, id: &EngineId) -> Result<TcpSocket, NetError> {
+        let mut sockets = self.sockets.lock().await;
+        if sockets.is_empty() {
+            *sockets = in_namespace(namespace, || {
                 let made: nix::Result<_> = (0..BATCH).map(|_| unconnected()).collect();
                 made.map_err(|errno| NetError::Socket(errno.into()))
             })
             .await?;
         }
-        let socket = self.sockets.pop().ok_or(NetError::TaskDied)?;
+        let socket = sockets.pop().ok_or(NetError::TaskDied)?;
+        drop(sockets);
         marked(socket, id).map_err(NetError::Socket)
     }
 }

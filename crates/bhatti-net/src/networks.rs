@@ -24,7 +24,7 @@ use tokio::time::Instant;
 
 use crate::apply::{self, Program};
 use crate::bindings::Bindings;
-use crate::dial::{self, Spare};
+use crate::dial::{self, Reach, Spare};
 use crate::directory::Directory;
 use crate::dns::{Server, Upstreams};
 use crate::plan::{self, Guest, Names, UserPlan, Wanted};
@@ -88,6 +88,8 @@ pub(crate) struct Inner {
     pub(crate) upstreams: Upstreams,
     pub(crate) directory: Arc<dyn Directory>,
     users: Mutex<HashMap<u32, Arc<tokio::sync::Mutex<Slot>>>>,
+    /// The networks that are ready, for who dials; whoever holds the slot keeps it in step.
+    reach: Mutex<HashMap<u32, Arc<Reach>>>,
     /// The generation of the host's rules in which ours were last seen.
     rules_seen: Mutex<Option<u32>>,
 }
@@ -110,7 +112,14 @@ struct Ready {
     guests: BTreeMap<Ipv4Addr, Guest>,
     bindings: Bindings,
     server: Server,
-    spare: Spare,
+    spare: Arc<Spare>,
+}
+
+impl Ready {
+    fn reach(&self) -> Arc<Reach> {
+        let guests = self.guests.iter().map(|(address, guest)| (*address, guest.id.clone()));
+        Arc::new(Reach { guests: guests.collect(), spare: self.spare.clone() })
+    }
 }
 
 impl Networks {
@@ -129,9 +138,9 @@ impl Networks {
         if transit != config.transit {
             tracing::warn!(wanted = %config.transit, %transit, "took another transit range");
         }
-        let (users, rules_seen) = (Mutex::default(), Mutex::default());
+        let (users, reach, rules_seen) = Default::default();
         let upstreams = config.upstreams;
-        let inner = Inner { names, transit, upstreams, directory, users, rules_seen };
+        let inner = Inner { names, transit, upstreams, directory, users, reach, rules_seen };
         let networks = Self { inner: Arc::new(inner) };
         // Rules before forwarding: no packet is forwarded that they have not seen.
         networks.inner.load_host_rules().await?;
@@ -171,7 +180,7 @@ impl Networks {
                 // Somebody removed it behind our back. Once: a second time is no accident.
                 Err(NetError::Namespace { source, .. }) => {
                     tracing::warn!(index, %source, "a user's namespace has vanished; rebuilding");
-                    slot.forget().await;
+                    inner.forget(index, &mut slot).await;
                     inner.ensure(index, &mut slot).await?;
                     apply::open_tap(&namespace, &id).await
                 }
@@ -216,16 +225,11 @@ impl Networks {
         address: Ipv4Addr,
         port: u16,
     ) -> Result<TcpStream, NetError> {
-        let socket = {
-            let (inner, mut slot) = self.lock(index).await;
-            let there = |ready: &Ready| ready.guests.get(&address).is_some_and(|at| at.id == *id);
-            match &mut *slot {
-                Slot::Ready(ready) if there(ready) => {
-                    ready.spare.take(&inner.names.namespace(index), id).await?
-                }
-                _ => return Err(NetError::NotThere { id: id.to_string(), address }),
-            }
+        let reach = self.inner.reach().get(&index).cloned();
+        let Some(reach) = reach.filter(|reach| reach.has(id, address)) else {
+            return Err(NetError::NotThere { id: id.to_string(), address });
         };
+        let socket = reach.spare.take(&self.inner.names.namespace(index), id).await?;
         dial::connect(socket, address, port).await
     }
 
@@ -377,20 +381,24 @@ async fn build(plan: &UserPlan) -> Result<plan::Observed, NetError> {
     }
 }
 
-impl Slot {
-    /// Nothing is known any more; a name server that was there has let go of its port, and nobody is
-    /// mending.
-    async fn forget(&mut self) {
-        if let Self::Ready(ready) = std::mem::take(self) {
-            ready.server.stop().await;
-        }
-    }
-}
-
 impl Inner {
     fn slot(&self, index: u32) -> Arc<tokio::sync::Mutex<Slot>> {
         let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(users.entry(index).or_default())
+    }
+
+    fn reach(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Arc<Reach>>> {
+        // Nothing panics while it is held.
+        self.reach.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nothing is known any more of a user's network; a name server that was there has let go of its
+    /// port, and nobody is mending or dialling.
+    async fn forget(&self, index: u32, slot: &mut Slot) {
+        self.reach().remove(&index);
+        if let Slot::Ready(ready) = std::mem::take(slot) {
+            ready.server.stop().await;
+        }
     }
 
     async fn load_host_rules(&self) -> Result<(), NetError> {
@@ -424,11 +432,14 @@ impl Inner {
             && let Err(error) = self.bring_up_to_date(index, ready, &guests).await
         {
             tracing::warn!(index, %error, "a user's rules could not be changed; rebuilding");
-            slot.forget().await;
+            self.forget(index, slot).await;
         }
         if !matches!(slot, Slot::Ready(_)) {
             match self.make(index, guests).await {
-                Ok(ready) => *slot = Slot::Ready(Box::new(ready)),
+                Ok(ready) => {
+                    self.reach().insert(index, ready.reach());
+                    *slot = Slot::Ready(Box::new(ready));
+                }
                 Err(error) => {
                     if matches!(slot, Slot::Unknown) {
                         let mut mender = JoinSet::new();
@@ -455,7 +466,7 @@ impl Inner {
         let (namespace, gateway) = (&plan.namespace, plan.gateway);
         let server = Server::start(Arc::downgrade(self), index, namespace, gateway).await?;
         tracing::debug!(index, namespace, "user's network is ready");
-        Ok(Ready { guests, bindings, server, spare: Spare::default() })
+        Ok(Ready { guests, bindings, server, spare: Arc::default() })
     }
 
     /// Changes rules that were for other guests, or the same with other policies.
@@ -484,6 +495,7 @@ impl Inner {
             apply::change_elements(&namespace, self.names.table(), &change).await?;
         }
         ready.guests.clone_from(guests);
+        self.reach().insert(index, ready.reach());
         Ok(())
     }
 
@@ -552,7 +564,7 @@ impl Inner {
     }
 
     async fn remove(&self, index: u32, slot: &mut Slot) -> Result<(), NetError> {
-        slot.forget().await;
+        self.forget(index, slot).await;
         apply::remove(&self.names.namespace(index), &self.names.veth(index)).await
     }
 

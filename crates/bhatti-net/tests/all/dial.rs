@@ -1,5 +1,7 @@
 //! Connections of the host to guests: with the machine they are for, or with nobody.
 
+use std::sync::{Arc, Barrier};
+
 use bhatti_net::{NetError, guest_mac};
 use bhatti_types::NetPolicy;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -52,6 +54,31 @@ fn a_connection_is_with_one_machine() {
         assert_eq!(&heard, b"from somebody else");
         // The kernel repeats what nobody has said to have.
         wait_for("what is repeated to arrive", || second.saw("for the first"));
+    });
+}
+
+#[test]
+fn who_dials_does_not_wait_for_a_change() {
+    on_fresh_host(async || {
+        let (nets, _) = networks().await;
+        let (guest, id) = guest(&nets).await;
+        // Somebody else may be the one who asks and waits: then there was nothing to be seen.
+        let mut seen = false;
+        while !seen {
+            let gate = Arc::new(Barrier::new(2));
+            *nets.people.gate.lock().expect("no test has panicked") = Some(gate.clone());
+            let change = tokio::spawn({
+                let nets = nets.clone();
+                async move { nets.apply(1).await }
+            });
+            gate.wait();
+            let dial = nets.dial(1, &id, guest.address(), 80);
+            let dialled = tokio::time::timeout(DEADLINE, dial).await;
+            seen = !change.is_finished();
+            gate.wait();
+            let _stream = dialled.expect("in time").expect("a connection");
+            change.await.expect("it ends").expect("it is done");
+        }
     });
 }
 

@@ -13,7 +13,7 @@ use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
 use bhatti_net::plan::Guest as Entry;
@@ -164,6 +164,8 @@ impl Nets {
 #[derive(Default)]
 pub(crate) struct People {
     guests: Mutex<BTreeMap<u32, BTreeMap<Ipv4Addr, Entry>>>,
+    /// The next who asks waits here twice.
+    pub(crate) gate: Mutex<Option<Arc<Barrier>>>,
     /// Who was denied what.
     pub(crate) denied: Mutex<Vec<(String, Denied)>>,
 }
@@ -173,6 +175,12 @@ impl Directory for People {
         &self,
         index: u32,
     ) -> Result<BTreeMap<Ipv4Addr, Entry>, Box<dyn std::error::Error + Send + Sync>> {
+        let gate = self.gate.lock().unwrap().take();
+        if let Some(gate) = gate {
+            // Somebody asks; and goes on when they are let.
+            gate.wait();
+            gate.wait();
+        }
         Ok(self.guests.lock().unwrap().get(&index).cloned().unwrap_or_default())
     }
 
