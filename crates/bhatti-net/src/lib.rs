@@ -45,6 +45,7 @@ mod dns;
 mod error;
 mod names;
 mod networks;
+mod next;
 pub mod plan;
 mod pool;
 mod resolv;

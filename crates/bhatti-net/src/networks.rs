@@ -27,6 +27,7 @@ use crate::bindings::Bindings;
 use crate::dial::{self, Reach, Spare};
 use crate::directory::Directory;
 use crate::dns::{Server, Upstreams};
+use crate::next::Next;
 use crate::plan::{self, Guest, Names, UserPlan, Wanted};
 use crate::{Ipv4Net, NetError};
 
@@ -90,6 +91,8 @@ pub(crate) struct Inner {
     users: Mutex<HashMap<u32, Arc<tokio::sync::Mutex<Slot>>>>,
     /// The networks that are ready, for who dials; whoever holds the slot keeps it in step.
     reach: Mutex<HashMap<u32, Arc<Reach>>>,
+    /// A namespace with nobody's rules, for the next user who has none.
+    next: Next,
     /// The generation of the host's rules in which ours were last seen.
     rules_seen: Mutex<Option<u32>>,
 }
@@ -138,9 +141,9 @@ impl Networks {
         if transit != config.transit {
             tracing::warn!(wanted = %config.transit, %transit, "took another transit range");
         }
-        let (users, reach, rules_seen) = Default::default();
+        let (users, reach, rules_seen, next) = Default::default();
         let upstreams = config.upstreams;
-        let inner = Inner { names, transit, upstreams, directory, users, reach, rules_seen };
+        let inner = Inner { names, transit, upstreams, directory, users, reach, next, rules_seen };
         let networks = Self { inner: Arc::new(inner) };
         // Rules before forwarding: no packet is forwarded that they have not seen.
         networks.inner.load_host_rules().await?;
@@ -148,6 +151,7 @@ impl Networks {
             tracing::info!("turned on net.ipv4.ip_forward");
         }
         networks.warn_of_other_firewalls().await;
+        networks.inner.prepare_next();
         Ok(networks)
     }
 
@@ -304,6 +308,7 @@ impl Networks {
         if !left.is_empty() {
             return Ok(Closed::InUse(left.into_iter().collect()));
         }
+        self.inner.next.discard().await;
         apply::load_host_rules(&plan::no_rules(&self.inner.names)).await?;
         apply::release_transit(&self.inner.names).await?;
         Ok(Closed::Everything)
@@ -361,13 +366,15 @@ fn mend(networks: Weak<Inner>, index: u32) -> Pin<Box<dyn Future<Output = ()> + 
 
 /// Looks and repairs. What was seen can be gone when it is acted on (the kernel is still taking a
 /// removed namespace's links away), so a refusal means to look again.
-async fn build(plan: &UserPlan) -> Result<plan::Observed, NetError> {
+async fn build(plan: &UserPlan, next: &Next) -> Result<plan::Observed, NetError> {
     let mut attempts = 1..=3;
     loop {
         attempts.next();
         let attempt = async {
             let observed = apply::observe(plan).await?;
-            apply::repair(plan, observed.namespace, &plan.repair(&observed)?).await?;
+            let repair = plan.repair(&observed);
+            let prepared = if repair.create_namespace { next.take() } else { None };
+            apply::repair(plan, observed.namespace, &repair, prepared).await?;
             Ok(observed)
         };
         match attempt.await {
@@ -385,6 +392,10 @@ impl Inner {
     fn slot(&self, index: u32) -> Arc<tokio::sync::Mutex<Slot>> {
         let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(users.entry(index).or_default())
+    }
+
+    fn prepare_next(&self) {
+        self.next.prepare(plan::nobodys_rules(&self.names));
     }
 
     fn reach(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Arc<Reach>>> {
@@ -461,7 +472,8 @@ impl Inner {
     ) -> Result<Ready, NetError> {
         let wanted = Wanted { index, guests: guests.clone() };
         let plan = UserPlan::new(&self.names, self.transit, wanted)?;
-        let observed = build(&plan).await?;
+        let observed = build(&plan, &self.next).await?;
+        self.prepare_next();
         let bindings = Bindings::found(&observed.carried.bindings, std::time::Instant::now());
         let (namespace, gateway) = (&plan.namespace, plan.gateway);
         let server = Server::start(Arc::downgrade(self), index, namespace, gateway).await?;
@@ -487,8 +499,7 @@ impl Inner {
                     != ready.guests.get(guest).map(|guest| &guest.id)
             };
             carried.denials.retain(|guest, _| !reset(guest));
-            let wanted = Wanted { index, guests: guests.clone() };
-            let rules = plan::namespace_rules(&self.names, &wanted, &carried)?;
+            let rules = plan::namespace_rules(&self.names, guests, &carried);
             apply::load_rules(&namespace, rules).await?;
         } else {
             let change = plan::change(&ready.guests, guests);

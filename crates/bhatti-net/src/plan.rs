@@ -89,6 +89,9 @@ pub struct Repair {
     pub create_namespace: bool,
     /// `nft` rules for the namespace, loaded before any link in it is up.
     pub rules: String,
+    /// What such rules lack that were loaded for nobody; instead of `rules`, where a namespace with them
+    /// ([`nobodys_rules`]) takes the place of the one to be made.
+    pub elements: Vec<Step>,
     /// In the namespace, to make room: an uplink that leads elsewhere.
     pub clear: Vec<LinkStep>,
     /// On the host.
@@ -136,13 +139,14 @@ impl UserPlan {
 
     /// The commands that lead from `observed` to this plan. Links that are right are kept, and
     /// with them the TAPs of running machines.
-    pub fn repair(&self, observed: &Observed) -> Result<Repair, NetError> {
+    pub fn repair(&self, observed: &Observed) -> Repair {
         let Self { namespace, veth, gateway, subnet, pair, .. } = self;
         let inside = |name: &str| observed.inside.iter().find(|link| link.name == name);
         let uplink = inside(UPLINK);
         let mut repair = Repair {
             create_namespace: observed.namespace != Seen::Present,
-            rules: namespace_rules(&self.names, &self.wanted, &observed.carried)?,
+            rules: namespace_rules(&self.names, &self.wanted.guests, &observed.carried),
+            elements: change(&BTreeMap::new(), &self.wanted.guests),
             clear: Vec::new(),
             host: Vec::new(),
             inside: Vec::new(),
@@ -183,7 +187,7 @@ impl UserPlan {
         steps.extend(address(UPLINK, kept, (pair.inside, TransitPair::LEN)));
         steps.push(up(UPLINK));
         steps.push(LinkStep::Default { via: pair.host });
-        Ok(repair)
+        repair
     }
 }
 
@@ -210,6 +214,11 @@ fn transaction(family: &str, table: &str, body: &str) -> String {
 pub fn no_rules(names: &Names) -> String {
     let table = names.table();
     format!("table inet {table}\ndelete table inet {table}\n")
+}
+
+/// The rules of a namespace that nobody has yet: they let nothing through.
+pub fn nobodys_rules(names: &Names) -> String {
+    namespace_rules(names, &BTreeMap::new(), &Carried::default())
 }
 
 /// The host's rules. A user's namespace cannot be trusted to have kept its own, so the host

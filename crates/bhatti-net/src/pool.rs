@@ -18,12 +18,6 @@ pub(crate) fn gateway(index: u32) -> Result<Ipv4Addr, NetError> {
     Ok(guest_subnet(index)?.at(1))
 }
 
-/// The first and the last address guests of user `index` may have.
-pub(crate) fn guest_range(index: u32) -> Result<(Ipv4Addr, Ipv4Addr), NetError> {
-    let subnet = guest_subnet(index)?;
-    Ok((subnet.at(*GUESTS.start()), subnet.at(*GUESTS.end())))
-}
-
 /// The lowest address of user `index` that is not in `used`. Addresses of other users in `used`
 /// have no effect.
 pub fn lowest_free(index: u32, used: &[Ipv4Addr]) -> Result<Ipv4Addr, NetError> {

@@ -8,6 +8,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -21,16 +22,41 @@ use crate::plan::Seen;
 
 /// Where `ip netns` keeps named namespaces.
 const NETNS: &str = "/run/netns";
+/// The namespace of the thread that looks.
+const THIS: &str = "/proc/thread-self/ns/net";
 /// `f_type` of a namespace file, from `linux/magic.h`.
 const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
 
-/// Makes `namespace`, which is not there.
-pub(super) async fn make(namespace: &str) -> Result<(), NetError> {
+/// A namespace without a name. It goes with this.
+pub(crate) struct Prepared(File);
+
+/// Makes a namespace without a name, for later, and does `work` inside it.
+pub(super) async fn prepare(
+    work: impl FnOnce() -> Result<(), NetError> + Send + 'static,
+) -> Result<Prepared, NetError> {
+    on_a_thread(move || {
+        let failed = |source| NetError::File { action: "prepare", path: THIS.into(), source };
+        let file = isolate().and_then(|()| File::open(THIS)).map_err(failed)?;
+        work()?;
+        Ok(Prepared(file))
+    })
+    .await
+}
+
+/// Makes `namespace`, which is not there, or gives that name to what is prepared.
+pub(super) async fn make(namespace: &str, prepared: Option<Prepared>) -> Result<(), NetError> {
     let path = path(namespace);
     on_a_thread(move || {
         let failed = |action| {
             let path = path.clone();
             move |source| NetError::File { action, path, source }
+        };
+        let this = match &prepared {
+            Some(Prepared(file)) => format!("/proc/thread-self/fd/{}", file.as_raw_fd()),
+            None => {
+                isolate().map_err(failed("make a namespace for"))?;
+                THIS.to_owned()
+            }
         };
         share_directory().map_err(|source| NetError::File {
             action: "share",
@@ -40,17 +66,19 @@ pub(super) async fn make(namespace: &str) -> Result<(), NetError> {
         // Something to mount it on; nobody reads it.
         let file = OpenOptions::new().write(true).create_new(true).mode(0o0).open(&path);
         drop(file.map_err(failed("create"))?);
-        let made = unshare(CloneFlags::CLONE_NEWNET).and_then(|()| {
-            let this = Path::new("/proc/thread-self/ns/net");
-            mount(Some(this), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-        });
-        if let Err(errno) = made {
+        let none = None::<&str>;
+        if let Err(errno) = mount(Some(this.as_str()), &path, none, MsFlags::MS_BIND, none) {
             std::fs::remove_file(&path).map_err(failed("remove"))?;
-            return Err(failed("mount a network namespace on")(errno.into()));
+            return Err(failed("mount a namespace on")(errno.into()));
         }
         Ok(())
     })
     .await
+}
+
+/// Puts the thread into a namespace of its own.
+fn isolate() -> io::Result<()> {
+    Ok(unshare(CloneFlags::CLONE_NEWNET)?)
 }
 
 /// Sees to it that what is mounted on the directory of namespaces, and taken away again, is so in other

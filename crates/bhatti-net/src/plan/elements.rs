@@ -20,6 +20,7 @@ use crate::names::tap_name;
 pub enum Set {
     /// Who may speak as whom, in the bridge.
     Guests,
+    Addresses,
     Cidrs,
     Closed,
     Denials,
@@ -32,6 +33,7 @@ impl Set {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Guests => "guests",
+            Self::Addresses => "addresses",
             Self::Cidrs => "cidrs",
             Self::Closed => "closed",
             Self::Denials => "denials",
@@ -119,8 +121,8 @@ pub struct Step {
 pub(crate) fn of_guest(address: Ipv4Addr, guest: &Guest) -> Vec<(Set, Element)> {
     let identity = Element::Identity { tap: tap_name(&guest.id), mac: mac(&guest.id), address };
     let mark = Element::Mark { guest: address, mark: mark(&guest.id) };
-    let denials = (Set::Denials, Element::Guest(address));
-    let mut all = vec![(Set::Guests, identity), denials, (Set::Dialled, mark)];
+    let [there, denials] = [Set::Addresses, Set::Denials].map(|set| (set, Element::Guest(address)));
+    let mut all = vec![(Set::Guests, identity), there, denials, (Set::Dialled, mark)];
     let ranges = guest.policy.allow_cidrs().iter();
     all.extend(ranges.map(|&range| (Set::Cidrs, Element::Range { guest: address, range })));
     if guest.policy.default_egress() == Egress::Deny {

@@ -1,10 +1,12 @@
 //! The rules of one user's namespace, as text for `nft -f`. Pure.
 //!
 //! The chains are the same for everybody; what differs is in sets, so that a policy changes by
-//! elements that come and go, in one transaction, and no packet ever meets half a policy.
+//! elements that come and go, in one transaction, and no packet ever meets half a policy. And rules that
+//! are loaded before anybody knows whose they will be need nothing but elements.
 //!
 //! - `guests` (in the bridge): which device may speak with which hardware and which IPv4 address.
 //!   Whatever else comes out of a guest, be it IPv6, a false source or a lie in ARP, ends there.
+//! - `addresses`: the guests there are.
 //! - `closed`: guests whose policy denies what no rule allows.
 //! - `cidrs`: guest and range that its policy allows.
 //! - `names`: guest and address that an allowed name was resolved to for it; each element goes when
@@ -31,8 +33,7 @@ use bhatti_types::{EngineId, Ipv4Net, NEVER, NetPolicy, PRIVATE};
 
 use super::elements::{Set, of_guest};
 use crate::names::{BRIDGE, UPLINK};
-use crate::plan::{Names, Wanted};
-use crate::{NetError, guest_subnet, pool};
+use crate::plan::Names;
 
 /// How many seconds an address stays bound to a name's permission without a packet.
 pub(crate) const BOUND: u32 = 600;
@@ -68,16 +69,15 @@ pub struct Carried {
     pub denials: BTreeMap<Ipv4Addr, u64>,
 }
 
-/// The rules of one user's namespace, in place of all it had.
+/// The rules of a namespace with these guests, in place of all it had.
 pub fn namespace_rules(
     names: &Names,
-    wanted: &Wanted,
+    guests: &BTreeMap<Ipv4Addr, Guest>,
     carried: &Carried,
-) -> Result<String, NetError> {
+) -> String {
     let table = names.table();
-    let filter = filter_body(wanted, carried)?;
-    let bridge = bridge_body(&wanted.guests);
-    Ok(super::transaction("inet", table, &filter) + &super::transaction("bridge", table, &bridge))
+    let (filter, bridge) = (filter_body(guests, carried), bridge_body(guests));
+    super::transaction("inet", table, &filter) + &super::transaction("bridge", table, &bridge)
 }
 
 fn bridge_body(guests: &BTreeMap<Ipv4Addr, Guest>) -> String {
@@ -98,11 +98,7 @@ fn bridge_body(guests: &BTreeMap<Ipv4Addr, Guest>) -> String {
     )
 }
 
-fn filter_body(wanted: &Wanted, carried: &Carried) -> Result<String, NetError> {
-    let (first, last) = pool::guest_range(wanted.index)?;
-    let gateway = pool::gateway(wanted.index)?;
-    let subnet = guest_subnet(wanted.index)?;
-    let guests = &wanted.guests;
+fn filter_body(guests: &BTreeMap<Ipv4Addr, Guest>, carried: &Carried) -> String {
     let bindings = carried.bindings.iter().filter(|(guest, ..)| guests.contains_key(guest));
     let bindings = bindings.map(|(guest, address, seconds)| {
         format!("{guest} . {address} timeout {BOUND}s expires {seconds}s")
@@ -111,6 +107,7 @@ fn filter_body(wanted: &Wanted, carried: &Carried) -> Result<String, NetError> {
         let packets = carried.denials.get(address).copied().unwrap_or(0);
         format!("{address} counter packets {packets} bytes 0")
     });
+    let addresses = elements(members(guests, Set::Addresses));
     let dialled = elements(members(guests, Set::Dialled));
     let never = elements(NEVER.iter().map(Ipv4Net::to_string));
     let private = elements(PRIVATE.iter().map(Ipv4Net::to_string));
@@ -121,7 +118,7 @@ fn filter_body(wanted: &Wanted, carried: &Carried) -> Result<String, NetError> {
     // What belongs to no connection any more is one that only the guest still knows of: no denial.
     // Bridged frames between siblings pass `forward` too where br_netfilter is loaded. A router
     // that reports an error on the way is rarely whom the guest spoke to.
-    Ok(format!(
+    format!(
         "\
 \tset never {{
 \t\ttype ipv4_addr; flags interval
@@ -129,6 +126,9 @@ fn filter_body(wanted: &Wanted, carried: &Carried) -> Result<String, NetError> {
 \tset private {{
 \t\ttype ipv4_addr; flags interval
 {private}\t}}
+\tset addresses {{
+\t\ttype ipv4_addr
+{addresses}\t}}
 \tset cidrs {{
 \t\ttype ipv4_addr . ipv4_addr; flags interval
 {cidrs}\t}}
@@ -156,7 +156,7 @@ fn filter_body(wanted: &Wanted, carried: &Carried) -> Result<String, NetError> {
 \t\tiifname \"{BRIDGE}\" ct status & confirmed == 0 jump room
 \t\tiifname \"{BRIDGE}\" oifname \"{BRIDGE}\" accept
 \t\tct state invalid drop
-\t\tiifname \"{BRIDGE}\" oifname \"{UPLINK}\" ip saddr {first}-{last} goto egress
+\t\tiifname \"{BRIDGE}\" oifname \"{UPLINK}\" ip saddr @addresses goto egress
 \t\tiifname \"{UPLINK}\" oifname \"{BRIDGE}\" ct state established,related goto replies
 \t}}
 \tchain egress {{
@@ -177,7 +177,7 @@ fn filter_body(wanted: &Wanted, carried: &Carried) -> Result<String, NetError> {
 \t\taccept
 \t}}
 \tchain room {{
-\t\tip saddr {first}-{last} add @flows {{ ip saddr ct count over {MAX_FLOWS} }} goto refused
+\t\tip saddr @addresses add @flows {{ ip saddr ct count over {MAX_FLOWS} }} goto refused
 \t}}
 \tchain denied {{
 \t\tmeta l4proto {{ tcp, udp }} update @attempts {{ ip saddr . ip daddr . meta l4proto . th dport }}
@@ -194,8 +194,8 @@ fn filter_body(wanted: &Wanted, carried: &Carried) -> Result<String, NetError> {
 \t\tct mark != 0 ip saddr . ct mark != @dialled drop
 \t\tct state established,related accept
 \t\tiifname \"{BRIDGE}\" ct status & confirmed == 0 jump room
-\t\tiifname \"{BRIDGE}\" ip saddr {first}-{last} ip daddr {gateway} jump at_gateway
-\t\tiifname \"{BRIDGE}\" ip saddr {first}-{last} goto denied
+\t\tiifname \"{BRIDGE}\" ip saddr @addresses fib daddr . iif type local jump at_gateway
+\t\tiifname \"{BRIDGE}\" ip saddr @addresses goto denied
 \t}}
 \tchain at_gateway {{
 \t\tmeta l4proto {{ tcp, udp }} th dport 53 accept
@@ -210,20 +210,21 @@ fn filter_body(wanted: &Wanted, carried: &Carried) -> Result<String, NetError> {
 \t}}
 \tchain prerouting {{
 \t\ttype nat hook prerouting priority dstnat; policy accept;
-\t\tiifname \"{BRIDGE}\" ip saddr {first}-{last} meta l4proto {{ tcp, udp }} th dport 53 goto questions
+\t\tiifname \"{BRIDGE}\" ip saddr @addresses meta l4proto {{ tcp, udp }} th dport 53 goto questions
 \t}}
 \tchain questions {{
-\t\tip daddr {subnet} accept
-\t\tip daddr {LINK_LOCAL} dnat ip to {gateway}
+\t\tfib daddr . iif type local accept
+\t\tip daddr @addresses accept
+\t\tip daddr {LINK_LOCAL} redirect
 \t\tip saddr . ip daddr @cidrs accept
-\t\tip daddr @private dnat ip to {gateway}
+\t\tip daddr @private redirect
 \t}}
 \tchain postrouting {{
 \t\ttype nat hook postrouting priority srcnat; policy accept;
 \t\toifname \"{UPLINK}\" masquerade
 \t}}
 "
-    ))
+    )
 }
 
 /// What of `guests` is in one of the sets.

@@ -1,14 +1,17 @@
 //! Making, repairing, adopting and removing.
 
+use std::collections::BTreeSet;
 use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use bhatti_net::{Closed, NetError, Released};
 use bhatti_types::EngineId;
 
 use crate::host::{
-    DEADLINE, Nets, WORLD, guests, inside, ip, networks, on_fresh_host, run, socket, touch,
-    wait_for,
+    DEADLINE, Nets, WORLD, gateway, guests, inside, ip, networks, on_fresh_host, run, socket,
+    touch, wait_for,
 };
 
 /// Everything on the host that a network could change, except forwarding and what the kernel counts.
@@ -38,6 +41,55 @@ fn nothing_is_left() {
         assert_eq!(networks.release_user(2).await.unwrap(), Released::Removed);
         assert_eq!(networks.close().await.unwrap(), Closed::Everything);
         assert_eq!(picture(), before);
+    });
+}
+
+/// The network namespaces that this process holds.
+fn held() -> BTreeSet<u64> {
+    let files = std::fs::read_dir("/proc/self/fd").expect("our own");
+    let inode = |file: PathBuf| {
+        let target = std::fs::read_link(file).ok()?.into_os_string().into_string().ok()?;
+        target.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok()
+    };
+    files.filter_map(|file| inode(file.ok()?.path())).collect()
+}
+
+#[test]
+fn what_was_prepared_is_like_what_is_made() {
+    on_fresh_host(async || {
+        let (former, prefix) = networks().await;
+        let end = Instant::now() + DEADLINE;
+        // Who comes too soon makes their own.
+        let mut index = 0;
+        let machine = loop {
+            assert!(Instant::now() < end, "nothing that was prepared is ever used");
+            index += 1;
+            let held = held();
+            let machine = guests(&former, index, 1).await;
+            let made = std::fs::metadata(format!("/run/netns/{prefix}{index}")).unwrap().ino();
+            if held.contains(&made) {
+                break machine;
+            }
+        };
+        let namespace = format!("{prefix}{index}");
+        let bridge = ip(&format!("-n {namespace} -d link show br0"));
+        assert!(bridge.contains("no_linklocal_learn 1"), "{bridge}");
+        // Before it has said anything: what the rules learn from that they forget.
+        let picture = || {
+            let rules = || {
+                let switches = "net.ipv4.ip_forward net.ipv6.conf.default.disable_ipv6";
+                run("nft", "-s list ruleset") + &run("sysctl", switches)
+            };
+            ip(&format!("-n {namespace} -o -4 address")) + &inside(&namespace, rules)
+        };
+        let prepared = picture();
+        let people = former.people.clone();
+        drop(former);
+        // The next daemon loads the rules of what there is.
+        let nets = Nets::again(&prefix, people).await;
+        nets.sweep(&[index]).await.unwrap();
+        assert_eq!(prepared, picture());
+        assert!(machine[0].pings(WORLD) && machine[0].pings(gateway(index)));
     });
 }
 
