@@ -77,8 +77,11 @@ fn what_was_prepared_is_like_what_is_made() {
         // Before it has said anything: what the rules learn from that they forget.
         let picture = || {
             let rules = || {
-                let switches = "net.ipv4.ip_forward net.ipv6.conf.default.disable_ipv6";
-                run("nft", "-s list ruleset") + &run("sysctl", switches)
+                let switches =
+                    ["ipv4/ip_forward", "ipv4/icmp_ratemask", "ipv6/conf/default/disable_ipv6"];
+                let read =
+                    |switch| std::fs::read_to_string(format!("/proc/sys/net/{switch}")).unwrap();
+                run("nft", "-s list ruleset") + &switches.map(read).concat()
             };
             ip(&format!("-n {namespace} -o -4 address")) + &inside(&namespace, rules)
         };
