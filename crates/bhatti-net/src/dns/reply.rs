@@ -123,12 +123,18 @@ fn sibling(
             None => Known::NoName,
         });
     }
-    // Somebody's sandbox may be called "x.sb" too, so both are looked for.
-    let short = name.strip_suffix(".sb");
-    let (address, _) = guests.iter().find(|(_, guest)| {
-        guest.name.eq_ignore_ascii_case(name)
-            || short.is_some_and(|short| guest.name.eq_ignore_ascii_case(short))
-    })?;
+    // Somebody's sandbox may be called "x.sb" too, so both are looked for; and "Dev" beside "dev",
+    // where it counts how the name was written.
+    let named = |name: &str, same: fn(&str, &str) -> bool| {
+        let short = name.strip_suffix(".sb");
+        let is = |guest: &Guest| {
+            same(&guest.name, name) || short.is_some_and(|short| same(&guest.name, short))
+        };
+        guests.iter().find(|(_, guest)| is(guest))
+    };
+    let written = query.name().to_ascii();
+    let written = named(written.trim_end_matches('.'), |one, other| one == other);
+    let (address, _) = written.or_else(|| named(name, str::eq_ignore_ascii_case))?;
     Some(match query.query_type() {
         RecordType::A => Known::Data(RData::A(A(*address))),
         _ => Known::NoData,

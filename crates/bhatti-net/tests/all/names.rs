@@ -125,6 +125,11 @@ fn siblings_have_names() {
         for nobody in ["theirs.", "theirs.sb.", "g99.sb.", "2.2.0.10.in-addr.arpa."] {
             assert_eq!(ask(me, nobody, RecordType::A), (NXDomain, vec![]), "{nobody}");
         }
+        // Two that differ in case only: whoever is asked for as written, else one of them.
+        nets.people.change(1, me.address(), |guest| guest.name = "G3".to_owned());
+        assert_eq!(ask(me, "g3.", RecordType::A), (NoError, a(sibling.address())));
+        assert_eq!(ask(me, "G3.sb.", RecordType::A), (NoError, a(me.address())));
+        nets.people.change(1, me.address(), |guest| guest.name = "g2".to_owned());
         // Renamed: at once.
         nets.people.change(1, sibling.address(), |guest| guest.name = "new".to_owned());
         assert_eq!(ask(me, "new.sb.", RecordType::A), (NoError, a(sibling.address())));
