@@ -121,7 +121,7 @@ enum Refused {
     Ambiguous,
     #[error("the API is not on this connection")]
     Misdirected,
-    #[error("this URL asks for a token")]
+    #[error("this URL asks for a token, and none came that is valid")]
     NoToken,
     #[error("rate limit exceeded")]
     TooOften,
