@@ -141,7 +141,7 @@ impl Builder {
         if let Some(tests) = &self.tests {
             return executable(tests, id, kind, target).with_context(missing);
         }
-        eprintln!("kvm-box: building {package}'s {target}");
+        eprintln!("kvm-box: building {package}");
         let verb: &[&str] = if kind == "test" { &["test", "--no-run"] } else { &["build"] };
         let which = format!("--{kind}");
         let of = ["--release", "--package", package, &which, target];
