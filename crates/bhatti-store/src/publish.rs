@@ -165,14 +165,16 @@ impl Store {
     /// What an alias stands for. What is no alias stands for nothing.
     pub fn published(&self, alias: &str) -> Result<Option<(PublishRow, SandboxRow)>, StoreError> {
         let sql = "SELECT * FROM publish_rules WHERE alias = ?1";
-        let found = self
-            .connection
+        let both = |rule: PublishRow| {
+            let sandbox = self.sandbox(&rule.sandbox)?;
+            Ok((rule, sandbox))
+        };
+        // The second query inside the first: they see one state of the store, and lock it once.
+        self.connection
             .prepare_cached(sql)?
-            .query_row([alias], |row| Ok(read(row)))
-            .optional()?;
-        let Some(rule) = found.transpose()? else { return Ok(None) };
-        let sandbox = self.sandbox(&rule.sandbox)?;
-        Ok(Some((rule, sandbox)))
+            .query_row([alias], |row| Ok(read(row).and_then(both)))
+            .optional()?
+            .transpose()
     }
 }
 
