@@ -12,6 +12,7 @@
 //! Then what waking adds: the first answer of a sandbox that sleeps, warm and cold.
 
 mod host;
+mod watch;
 
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,7 @@ use bhatti_testkit::TestDaemon;
 use crate::report::{Budget, Part, Table};
 use crate::stats::Series;
 use host::{Address, Proxy, Served};
+use watch::{Used, Watch};
 
 /// Warm comes soon, cold on demand, and strangers may ask as often as they can.
 const CONFIG: &str = "thermal:
@@ -37,8 +39,10 @@ const CROWDS: [(&str, u32); 3] = [("1", 1), ("8", 8), ("32", 32)];
 const SECONDS: u32 = 4;
 /// Asked of a kilobyte, so that moving bytes is not what is measured.
 const SMALL: &str = "/small";
-/// What bulk is: 32 MiB either way, below what a stranger may send.
+/// What bulk is: so often 32 MiB either way, which is below what a stranger may send. One alone takes
+/// a fifth of a second, in which one proxy differs from itself twofold.
 const BULK: &str = "/bulk";
+const BULKS: u32 = 8;
 /// How much of nginx's rate is promised.
 const PROMISED: f64 = 0.8;
 
@@ -47,11 +51,13 @@ struct Rates {
     name: String,
     ours: Vec<f64>,
     nginx: Vec<f64>,
+    /// Milliseconds a proxy worked for each request or MiB, if that was measured: nginx, then we.
+    work: [Vec<f64>; 2],
 }
 
 impl Rates {
     fn new(name: String) -> Self {
-        Self { name, ours: Vec::new(), nginx: Vec::new() }
+        Self { name, ours: Vec::new(), nginx: Vec::new(), work: Default::default() }
     }
 
     fn push(&mut self, proxy: Proxy, rate: f64) {
@@ -61,18 +67,36 @@ impl Rates {
         }
     }
 
-    /// The median of ours over nginx's, round by round.
+    /// What it took to pass on `count` of them.
+    fn push_work(&mut self, proxy: Proxy, used: Used, count: f64) {
+        self.work[usize::from(proxy == Proxy::Ours)].push(used.work.as_secs_f64() * 1e3 / count);
+    }
+
+    /// Ours over nginx's, round by round, the lowest first.
+    fn ratios(&self) -> Vec<f64> {
+        let mut ratios: Vec<f64> =
+            self.ours.iter().zip(&self.nginx).map(|(ours, nginx)| ours / nginx).collect();
+        ratios.sort_by(f64::total_cmp);
+        ratios
+    }
+
     fn ratio(&self) -> f64 {
-        median(self.ours.iter().zip(&self.nginx).map(|(ours, nginx)| ours / nginx).collect())
+        median(self.ratios())
     }
 
     fn row(&self) -> Vec<String> {
+        let ratios = self.ratios();
+        let end = |ratio: Option<&f64>| ratio.copied().unwrap_or(f64::NAN);
+        let [nginx, ours] = self.work.clone().map(median);
+        let work = if ours.is_nan() { String::new() } else { format!("{nginx:.3} / {ours:.3}") };
         vec![
             self.name.clone(),
             self.ours.len().to_string(),
             format!("{:.1}", median(self.nginx.clone())),
             format!("{:.1}", median(self.ours.clone())),
             format!("{:.2}x", self.ratio()),
+            format!("{:.2} to {:.2}x", end(ratios.first()), end(ratios.last())),
+            work,
         ]
     }
 }
@@ -89,7 +113,8 @@ pub(crate) fn measure(rounds: usize, parts: &mut Vec<Part>) -> Result<()> {
     daemon.allow_error("");
     daemon.cli(&["create", "--name", "web", "--memory", "512", "--keep-hot"]).ok();
     let served = Served::start(&daemon)?;
-    parts.push(throughput(&served, rounds)?);
+    let watch = Watch::new(&daemon, served.nginx_pid())?;
+    parts.push(throughput(&served, &watch, rounds)?);
     parts.push(wakes(&daemon, &served, rounds)?);
     drop(served);
     daemon.cli(&["destroy", "web", "--yes"]).ok();
@@ -97,7 +122,7 @@ pub(crate) fn measure(rounds: usize, parts: &mut Vec<Part>) -> Result<()> {
     Ok(())
 }
 
-fn throughput(served: &Served, rounds: usize) -> Result<Part> {
+fn throughput(served: &Served, watch: &Watch, rounds: usize) -> Result<Part> {
     let mut requests: Vec<Rates> = Vec::new();
     let mut latency: Vec<(Rates, Rates)> = Vec::new();
     for (name, _) in CROWDS {
@@ -108,24 +133,43 @@ fn throughput(served: &Served, rounds: usize) -> Result<Part> {
     }
     let mut down = Rates::new("MiB/s to the client".to_owned());
     let mut up = Rates::new("MiB/s to the program".to_owned());
+    let mut quota = Quota::default();
     for round in 0..rounds {
         let order =
             if round % 2 == 0 { [Proxy::Nginx, Proxy::Ours] } else { [Proxy::Ours, Proxy::Nginx] };
         for (at, (_, connections)) in CROWDS.iter().enumerate() {
             for proxy in order {
-                let seen = served.wrk(proxy, SMALL, *connections, SECONDS)?;
+                let asked = || served.wrk(proxy, SMALL, *connections, SECONDS);
+                let (seen, used) = quota.watched(watch, proxy, asked)?;
                 requests[at].push(proxy, seen.rate);
+                requests[at].push_work(proxy, used, seen.rate * f64::from(SECONDS));
                 latency[at].0.push(proxy, seen.p50_ms);
                 latency[at].1.push(proxy, seen.p99_ms);
             }
         }
+        let moved = f64::from(BULKS * host::BULK_MIB);
         for proxy in order {
-            down.push(proxy, served.download(proxy, BULK)?);
-            up.push(proxy, served.upload(proxy)?);
+            let fetched = || served.download(proxy, BULK, BULKS);
+            let (rate, used) = quota.watched(watch, proxy, fetched)?;
+            down.push(proxy, rate);
+            down.push_work(proxy, used, moved);
+        }
+        for proxy in order {
+            let (rate, used) = quota.watched(watch, proxy, || served.upload(proxy, BULKS))?;
+            up.push(proxy, rate);
+            up.push_work(proxy, used, moved);
         }
         eprintln!("published: round {} of {rounds}", round + 1);
     }
-    let columns = ["published port", "rounds", "nginx p50", "bhatti p50", "bhatti over nginx"];
+    let columns = [
+        "published port",
+        "rounds",
+        "nginx p50",
+        "bhatti p50",
+        "bhatti over nginx",
+        "by round",
+        "ms of CPU for each, nginx / bhatti",
+    ];
     let mut table = Table::new(&columns);
     let tails = latency.iter().flat_map(|(half, tail)| [half, tail]);
     for rates in requests.iter().chain(tails).chain([&down, &up]) {
@@ -137,7 +181,41 @@ fn throughput(served: &Served, rounds: usize) -> Result<Part> {
         least("published: MiB/s to the client over nginx's", down.ratio()),
         least("published: MiB/s to the program over nginx's", up.ratio()),
     ];
-    Ok(Part { tables: vec![table], budgets, ..Part::default() })
+    Ok(Part { tables: vec![table], notes: vec![quota.words()], budgets })
+}
+
+/// How often the guest's CPU quota held it back: it is the guest then that sets the rate.
+#[derive(Default)]
+struct Quota {
+    /// Of nginx, then ours: all periods, and those in which it did.
+    counted: [(u64, u64); 2],
+}
+
+impl Quota {
+    /// Runs `run`, and says what that proxy used for it.
+    fn watched<T>(
+        &mut self,
+        watch: &Watch,
+        proxy: Proxy,
+        run: impl FnOnce() -> Result<T>,
+    ) -> Result<(T, Used)> {
+        let before = watch.used(proxy)?;
+        let found = run()?;
+        let used = watch.used(proxy)?.since(before);
+        let (periods, held_back) = &mut self.counted[usize::from(proxy == Proxy::Ours)];
+        *periods += used.periods;
+        *held_back += used.held_back;
+        Ok((found, used))
+    }
+
+    fn words(&self) -> String {
+        let [nginx, ours] = self.counted;
+        format!(
+            "The guest was held back by its CPU quota in {} of {} periods behind nginx, and in {} of {} \
+             behind bhatti.",
+            nginx.1, nginx.0, ours.1, ours.0
+        )
+    }
 }
 
 /// The first answer, hot and after sleep.

@@ -16,7 +16,8 @@ const NGINX_PORT: u16 = 8001;
 const GUEST_PORT: u16 = 8000;
 /// Where it reads to the end what is sent to it.
 const BEHIND_PORT: u16 = 8180;
-const BULK_BYTES: u64 = 32 << 20;
+/// How large what is moved in bulk is.
+pub(super) const BULK_MIB: u32 = 32;
 
 /// Which way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +71,7 @@ impl Served {
         fs::create_dir_all(server.join("html"))?;
         portable_nginx(&server)?;
         fs::write(server.join("html/small"), [b'x'; 1024])?;
-        fs::File::create(server.join("html/bulk"))?.set_len(BULK_BYTES)?;
+        fs::File::create(server.join("html/bulk"))?.set_len(u64::from(BULK_MIB) << 20)?;
         fs::write(server.join("nginx.conf"), guest_config())?;
         daemon.cli(&["cp", server.as_str(), "web:/tmp/"]).ok();
         let run = "cd /tmp/server && exec ./ld.so --library-path . ./nginx -p . -c nginx.conf";
@@ -91,7 +92,7 @@ impl Served {
             proxy,
         };
         for proxy in [Proxy::Ours, Proxy::Nginx] {
-            wait_for("the server answers", || served.download(proxy, "/small").ok());
+            wait_for("the server answers", || served.download(proxy, "/small", 1).ok());
         }
         Ok(served)
     }
@@ -141,24 +142,41 @@ impl Served {
         })
     }
 
-    /// MiB a second of one file.
-    pub(super) fn download(&self, proxy: Proxy, path: &str) -> Result<f64> {
-        self.curl(proxy, path, "%{speed_download}", &[])
+    /// The process whose workers pass requests on.
+    pub(super) fn nginx_pid(&self) -> u32 {
+        self.proxy.id()
     }
 
-    /// MiB a second of one body.
-    pub(super) fn upload(&self, proxy: Proxy) -> Result<f64> {
+    /// MiB a second of one file, fetched `times` times on one connection.
+    pub(super) fn download(&self, proxy: Proxy, path: &str, times: u32) -> Result<f64> {
+        self.curl(proxy, path, times, "%{size_download} %{time_total}\n", &[])
+    }
+
+    /// MiB a second of one body, sent `times` times on one connection.
+    pub(super) fn upload(&self, proxy: Proxy, times: u32) -> Result<f64> {
         let file = self.scratch.join("server/html/bulk");
-        self.curl(proxy, "/up", "%{speed_upload}", &["-T", file.as_str(), "-X", "POST"])
+        let args = ["-T", file.as_str(), "-X", "POST"];
+        self.curl(proxy, "/up", times, "%{size_upload} %{time_total}\n", &args)
     }
 
-    fn curl(&self, proxy: Proxy, path: &str, speed: &str, args: &[&str]) -> Result<f64> {
+    /// `told` is bytes and seconds of one transfer, on a line.
+    fn curl(&self, proxy: Proxy, path: &str, times: u32, told: &str, args: &[&str]) -> Result<f64> {
         let Address { host, address } = self.address(proxy);
         let mut curl = self.command(proxy, "curl");
-        curl.args(["-fsS", "-o", "/dev/null", "--max-time", "120", "-w", speed]).args(args);
-        curl.arg("-H").arg(format!("Host: {host}")).arg(format!("http://{address}{path}"));
-        let bytes: f64 = output(&mut curl)?.trim().parse()?;
-        Ok(bytes / f64::from(1 << 20))
+        for time in 0..times {
+            if time > 0 {
+                curl.arg("--next");
+            }
+            curl.args(["-fsS", "-o", "/dev/null", "--max-time", "120", "-w", told]).args(args);
+            curl.arg("-H").arg(format!("Host: {host}")).arg(format!("http://{address}{path}"));
+        }
+        let (mut bytes, mut seconds) = (0.0, 0.0);
+        for line in output(&mut curl)?.lines() {
+            let (size, time) = line.split_once(' ').context("two numbers")?;
+            bytes += size.parse::<f64>()?;
+            seconds += time.parse::<f64>()?;
+        }
+        Ok(bytes / f64::from(1 << 20) / seconds)
     }
 }
 
