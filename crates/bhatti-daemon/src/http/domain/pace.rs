@@ -31,7 +31,7 @@ pub(super) struct Pace {
     each: DefaultKeyedRateLimiter<Owner>,
     all: DefaultDirectRateLimiter,
     places: Arc<Semaphore>,
-    /// At most one entry an account.
+    /// Those with an order under way, or who wait for one.
     turns: Mutex<HashMap<Owner, Arc<Semaphore>>>,
 }
 
@@ -62,8 +62,12 @@ impl Pace {
     /// Waits for a place, after what `owner` has asked for before. `None` cannot be: no semaphore in
     /// here is ever closed.
     pub(super) async fn turn(&self, owner: &Owner) -> Option<Turn> {
+        self.own.retain_recent();
+        self.each.retain_recent();
         let own = {
             let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            // Whoever waits or is at it holds one too.
+            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
             Arc::clone(turns.entry(owner.clone()).or_insert_with(|| Arc::new(Semaphore::new(1))))
         };
         let own = own.acquire_owned().await.ok()?;
@@ -102,5 +106,7 @@ mod tests {
         assert!(timeout(soon, pace.turn(&three)).await.is_ok());
         drop(first);
         assert!(timeout(soon, pace.turn(&one)).await.is_ok());
+        let waiting = pace.turns.lock().unwrap_or_else(PoisonError::into_inner).len();
+        assert_eq!(waiting, 1, "nobody is remembered who has ordered");
     }
 }
