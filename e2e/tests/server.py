@@ -12,6 +12,8 @@ import threading
 import time
 
 GO = "/tmp/go"
+HINTED = "/tmp/hinted"
+HINT = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n"
 
 # What a browser does at once: a socket, events and a request, each shown where it belongs.
 PAGE = """<!doctype html><title>page</title><link rel=icon href=data:,>
@@ -175,6 +177,7 @@ LIES = {
         b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nabc"
     ),
     "endless-head": lambda peer: endless(peer, b"HTTP/1.1 200 OK\r\n", b"a: b\r\n" * 1000),
+    "endless-hints": lambda peer: endless(peer, b"", HINT * 1000),
     "endless-extension": lambda peer: endless(peer, CHUNKED + b"1;", b"x" * 65536),
 }
 
@@ -205,8 +208,12 @@ def serve(peer):
     elif name == "trailers":
         chunks(peer, [b"body"], b"X-Sum: 42\r\n", "Trailer: X-Sum\r\n")
     elif name == "hints":
-        peer.sendall(b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n")
+        peer.sendall(HINT * int((path.split("?") + ["1"])[1]))
         answer(peer, "after the hints")
+    elif name == "hinted":
+        peer.sendall(HINT)
+        wait_for(HINTED)
+        answer(peer, "after the hint")
     elif name == "page":
         answer(peer, PAGE, more="Content-Type: text/html\r\n")
     elif name in LIES:

@@ -88,6 +88,7 @@ fn everything_passes(daemon: &TestDaemon) {
     what_a_program_sees(daemon);
     bodies_of_every_kind(daemon);
     bytes_come_as_they_are_sent(daemon);
+    hints_come_before_the_answer(daemon);
     a_client_that_leaves_is_seen_to_leave(daemon);
     sockets_work(daemon);
 }
@@ -164,6 +165,33 @@ fn bytes_come_as_they_are_sent(daemon: &TestDaemon) {
     let mut stream = raw(daemon, api(daemon), path, "TE: trailers\r\nConnection: TE\r\n");
     let end = until(&mut stream, "0\r\nx-sum: 42\r\n\r\n");
     assert!(end.to_lowercase().contains("trailer: x-sum"), "{end}");
+}
+
+/// While the program is at work on it; and the connection is as good as before.
+fn hints_come_before_the_answer(daemon: &TestDaemon) {
+    const HINT: &str = "HTTP/1.1 103 Early Hints\r\nlink: </a.css>; rel=preload\r\n\r\n";
+    let path = "/sandboxes/dev/proxy/8000/hinted";
+    let mut stream = raw(daemon, api(daemon), path, "");
+    assert_eq!(until(&mut stream, "\r\n\r\n"), HINT);
+    daemon.sh("dev", "touch /tmp/hinted");
+    let answer = until(&mut stream, "after the hint");
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    // The next ones on it, all asked at once; the last knows no hints.
+    let request = |version: u8, hints: u32| {
+        let key = &daemon.admin().key;
+        let path = format!("/sandboxes/dev/proxy/8000/hints?{hints}");
+        format!("GET {path} HTTP/1.{version}\r\nHost: x\r\nAuthorization: Bearer {key}\r\n\r\n")
+    };
+    let asked = [request(1, 2), request(1, 0), request(1, 10_000), request(0, 3)].concat();
+    stream.write_all(asked.as_bytes()).expect("it is taken");
+    for (most, version) in [(2, 1), (0, 1), (8, 1), (0, 0)] {
+        let answer = until(&mut stream, "after the hints");
+        let hints = answer.matches(HINT).count();
+        assert_eq!(hints, most, "{answer}");
+        let rest = answer.replace(HINT, "");
+        assert!(rest.starts_with(&format!("HTTP/1.{version} 200 ")), "{answer}");
+        assert_eq!(rest.matches("HTTP/").count(), 1, "{answer}");
+    }
 }
 
 fn a_client_that_leaves_is_seen_to_leave(daemon: &TestDaemon) {

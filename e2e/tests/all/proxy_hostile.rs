@@ -98,8 +98,11 @@ fn a_program_that_lies_harms_nobody_but_itself() {
                 let (_, status, body) = visit(&format!("{bad}asked"), &[]);
                 assert!(status == 200 && body.starts_with("GET /asked "), "{status}: {body}");
             }
+            // As many hints as it likes are no answer.
+            let hinted = visit(&format!("{bad}hints?10000"), &[]);
+            assert_eq!(hinted, (Some(0), 200, "after the hints".to_owned()));
             // Whoever waits for these gives up by himself, and the program is told.
-            for path in ["half", "hang"] {
+            for path in ["half", "hang", "endless-hints"] {
                 assert_eq!(
                     visit(&format!("{bad}{path}"), &["--max-time", "2"]).0,
                     Some(28),

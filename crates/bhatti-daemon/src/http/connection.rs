@@ -4,6 +4,7 @@
 //! A client that is gone without a word is noticed, and one that reads nothing is not waited for
 //! for ever: behind a request there may be a command that runs, or a sandbox kept awake.
 
+mod early;
 mod patient;
 
 use std::net::IpAddr;
@@ -16,6 +17,7 @@ use axum::response::Response;
 use axum::{Extension, Router};
 use bhatti_lifecycle::Tasks;
 use bhatti_types::UserId;
+pub(super) use early::{Early, Outspoken, Turn};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -205,11 +207,13 @@ async fn converse(
         Guests::Known => STALL,
         Guests::Strangers => STRANGERS_STALL,
     };
-    let stream = Patient::new(stream, stall);
+    let early = Early::default();
+    let stream = Outspoken::new(Patient::new(stream, stall), early.clone());
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
     let service = router.map_request(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer);
+        request.extensions_mut().insert(early.clone());
         request
     });
     let connection =

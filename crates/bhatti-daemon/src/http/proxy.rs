@@ -21,6 +21,7 @@
 mod conversation;
 mod crowd;
 mod head;
+mod hints;
 mod meter;
 mod pool;
 mod relay;

@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::conversation::Conversation;
 use super::head::{self, Asker};
+use super::hints::Hints;
 use super::meter::Meter;
 use super::pool::Pool;
 use super::{Proxy, Relay, relay};
@@ -125,8 +126,16 @@ pub(in crate::http) async fn exchange(
     };
     let traffic = Arc::new(Traffic::default());
     let mut ending = ending(proxy, &traffic, visit.out.clone(), limit);
-    let request = outgoing(request, uri, asker, visit.port, client.is_some(), &traffic, limit)?;
+    let (early, version) = (request.extensions_mut().remove(), request.version());
+    let mut request = outgoing(request, uri, asker, visit.port, client.is_some(), &traffic, limit)?;
+    let hints = Hints::catch(early, version, &mut request);
     let begun = begin(proxy, &visit, request, client.is_some());
+    let begun = async {
+        match hints {
+            Some(hints) => hints.until(begun).await,
+            None => begun.await,
+        }
+    };
     let (mut answer, conversation) = tokio::select! {
         begun = begun => begun.map_err(|failure| {
             let too_large = traffic.too_large.load(Ordering::Relaxed);
@@ -266,6 +275,7 @@ fn repeated(request: &hyper::Request<Asked>) -> Option<hyper::Request<Asked>> {
     *again.method_mut() = request.method().clone();
     *again.uri_mut() = request.uri().clone();
     *again.headers_mut() = request.headers().clone();
+    *again.extensions_mut() = request.extensions().clone();
     Some(again)
 }
 

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::files::Use;
 use super::proxy::port;
 use crate::http::body::Named;
-use crate::http::connection::Patient;
+use crate::http::connection::{Outspoken, Patient};
 use crate::http::gate::Caller;
 use crate::http::proxy::{Relay, relay};
 use crate::http::{Api, ApiError};
@@ -34,12 +34,13 @@ async fn join(
     program: impl AsyncRead + AsyncWrite + Send,
     stop: &CancellationToken,
 ) -> Relay {
-    let Parts { io, read_buf, .. } = match client.downcast::<TokioIo<Patient<TcpStream>>>() {
+    let plain = client.downcast::<TokioIo<Outspoken<Patient<TcpStream>>>>();
+    let Parts { io, read_buf, .. } = match plain {
         Ok(plain) => plain,
         // By TLS, where an end without a good-bye is seen to be one.
         Err(client) => return until(stop, relay(TokioIo::new(client), program, None)).await,
     };
-    let mut client = io.into_inner().into_inner();
+    let mut client = io.into_inner().into_inner().into_inner();
     let (from, to) = client.split();
     let from = Cursor::new(read_buf).chain(from);
     let end = until(stop, relay(tokio::io::join(from, to), program, None)).await;
