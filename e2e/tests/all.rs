@@ -62,6 +62,8 @@ mod shell_screen;
 mod sleep;
 #[path = "all/snapshots.rs"]
 mod snapshots;
+#[path = "all/ssh.rs"]
+mod ssh;
 #[path = "all/start.rs"]
 mod start;
 #[path = "all/users.rs"]

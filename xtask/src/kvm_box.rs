@@ -65,9 +65,9 @@ impl Suite {
 }
 
 /// Tests of what is not in the box, and the same without KVM: one looks into the source tree, one has
-/// certificates from an authority that runs beside it, the others let a browser of half a gigabyte
-/// look at a page.
-const SKIPPED: [&str; 8] = [
+/// certificates from an authority that runs beside it, one an ssh server, the others let a browser of
+/// half a gigabyte look at a page.
+const SKIPPED: [&str; 10] = [
     "--skip",
     "every_file_is_listed",
     "--skip",
@@ -76,6 +76,8 @@ const SKIPPED: [&str; 8] = [
     "publish::a_protected_port",
     "--skip",
     "domain::certificates_are_issued",
+    "--skip",
+    "ssh::",
 ];
 
 /// These wait for something most of the time, and a second in there is long.
