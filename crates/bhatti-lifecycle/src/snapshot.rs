@@ -126,19 +126,21 @@ impl Sandboxes {
         found.ok_or_else(|| ServiceError::NoSnapshot(name.to_owned()))
     }
 
-    /// Deletes a snapshot. Sandboxes that continued from it keep what they need.
+    /// Deletes a snapshot, also one whose record cannot be read. Sandboxes that continued from it keep
+    /// what they need.
     ///
     /// Safe to drop: it is deleted whether or not anybody waits.
     pub async fn delete_snapshot(&self, caller: &UserRow, name: &str) -> Result<(), ServiceError> {
-        let row = self.snapshot(caller, name).await?;
+        let found = self.inner.world.db.read(|store| store.find_snapshot_id(&caller.id, name))?;
+        let id = found.ok_or_else(|| ServiceError::NoSnapshot(name.to_owned()))?;
+        let (owner, meta) = (caller.id.clone(), json!({ "name": name }));
         let (reply, answer) = oneshot::channel();
         let this = self.clone();
         self.inner.world.tasks.spawn("delete snapshot", |_| async move {
-            let removed = this.remove(&row.id).await;
+            let removed = this.remove(&id).await;
             if removed.is_ok() {
-                let meta = json!({ "name": row.name.as_str() });
                 let kind = EventKind::SnapshotDeleted;
-                this.inner.world.events.record(kind, Some(&row.owner), None, meta);
+                this.inner.world.events.record(kind, Some(&owner), None, meta);
             }
             let failed = |cause| ServiceError::Failed { doing: "delete snapshot", cause };
             drop(reply.send(removed.map_err(failed)));

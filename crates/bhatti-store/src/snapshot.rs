@@ -220,6 +220,24 @@ impl Store {
         rows.next()?.map(read).transpose()
     }
 
+    /// Which snapshot `owner` calls `name`, if it can be used; also one that cannot be read, which can
+    /// still be removed.
+    pub fn find_snapshot_id(
+        &self,
+        owner: &UserId,
+        name: &str,
+    ) -> Result<Option<SnapshotId>, StoreError> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT id FROM snapshots WHERE owner = ?1 AND name = ?2 AND state = 'ready'",
+        )?;
+        let mut rows = statement.query([owner.as_str(), name])?;
+        let Some(row) = rows.next()? else { return Ok(None) };
+        let id: String = row.get(0)?;
+        let parsed = id.parse();
+        let corrupt = |_| StoreError::Corrupt { table: "snapshots", key: id, column: "id" };
+        parsed.map(Some).map_err(corrupt)
+    }
+
     /// Every snapshot that can be read, in whatever state, oldest first; for recovery.
     pub fn all_snapshots(&self) -> Result<Vec<SnapshotRow>, StoreError> {
         let sql = "SELECT * FROM snapshots ORDER BY created_at, id";

@@ -107,6 +107,12 @@ fn an_unreadable_snapshot_keeps_its_files_and_hides_no_other() {
     assert_eq!(store.all_snapshots().unwrap(), std::slice::from_ref(&fine));
     assert_eq!(store.snapshots_of(&alice).unwrap(), [fine]);
     assert!(store.snapshot_ids().unwrap().contains(&odd.id));
+    // Its owner can have it removed all the same.
+    assert!(matches!(store.find_snapshot(&alice, "odd"), Err(StoreError::Corrupt { .. })));
+    let found = store.find_snapshot_id(&alice, "odd").unwrap().expect("it has a name");
+    assert_eq!(found, odd.id);
+    store.remove_snapshot(&found).unwrap();
+    assert_eq!(store.find_snapshot_id(&alice, "odd").unwrap(), None);
 }
 
 #[test]
