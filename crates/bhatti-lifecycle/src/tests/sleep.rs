@@ -381,14 +381,21 @@ async fn a_machine_that_dies_awake_has_nothing_to_wake_from() {
     daemon.sandboxes.stop(&alice, "dev").await.unwrap();
     daemon.sandboxes.start(&alice, "dev", false).await.unwrap();
     daemon.write(&alice, "dev", "later").await;
+    let looked_up = daemon.row(&alice, "dev").await;
+    let loss = |row: &SandboxRow| daemon.sandboxes.loss_since(row);
+    assert_eq!(loss(&looked_up), None);
     house.host.crash(&house.machine(), "oom");
     let row = daemon.comes_to(&alice, "dev", Phase::Stopped).await;
+    assert_eq!(loss(&looked_up).as_ref(), Some(&row.reason), "who came before is told");
+    assert_eq!(loss(&row), None, "and who has seen it is not");
     assert_eq!((row.generations.len(), row.golden.as_ref()), (0, None));
     assert_eq!(row.reason, "the VMM died: oom; memory is lost, the disk is kept");
     assert!(bhatti_types::tells_of_loss(&row.reason));
     daemon.sandboxes.lease(&alice, "dev").await.unwrap();
     let row = daemon.row(&alice, "dev").await;
     assert!(bhatti_types::tells_of_loss(&row.reason), "still, after it has booted: {}", row.reason);
+    assert_eq!(loss(&looked_up), Some(row.reason.clone()), "by whoever had it booted");
+    assert_eq!(loss(&row), None);
     assert!(Daemon::disk(&daemon.row(&alice, "dev").await).contains("later"));
     assert_eq!(house.host.memory(&house.machine()).as_deref(), Some(&b""[..]));
 }
