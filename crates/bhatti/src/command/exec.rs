@@ -113,7 +113,9 @@ fn run_without_stdin(
     let result = context.call_about(sandbox, client.exec_buffered(sandbox, &request))?;
     context.write(result.stdout.as_bytes())?;
     context.write_error(result.stderr.as_bytes())?;
-    Ok(forward(result.exit_code))
+    let code = result.exit_code;
+    let ended = if result.timed_out { Ended::TimedOut(code) } else { Ended::Exit(code) };
+    ended.report(context, request.timeout_sec)
 }
 
 fn request(cmd: Vec<String>, timeout: Option<i64>) -> Result<ExecRequest, Failure> {

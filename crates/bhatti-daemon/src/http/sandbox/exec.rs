@@ -136,7 +136,8 @@ fn not_run(error: GuestError) -> Result<ExecResult, ApiError> {
         GuestError::NotExecutable(text) => (126, text),
         other => return Err(launch_error(other)),
     };
-    Ok(ExecResult { exit_code, stdout: String::new(), stderr: format!("{text}\n") })
+    let stderr = format!("{text}\n");
+    Ok(ExecResult { exit_code, stdout: String::new(), stderr, timed_out: false })
 }
 
 #[cfg(test)]

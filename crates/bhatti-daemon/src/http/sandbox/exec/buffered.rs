@@ -75,6 +75,8 @@ pub(super) struct Output {
     pub(super) exit_code: i32,
     pub(super) stdout: Vec<Bytes>,
     pub(super) stderr: Vec<Bytes>,
+    /// It was killed because its time was up.
+    timed_out: bool,
     large: Option<Large>,
 }
 
@@ -94,8 +96,8 @@ pub(super) async fn collect(
         let (kept, bytes) = match event {
             Some(ExecEvent::Stdout(bytes)) => (&mut output.stdout, bytes),
             Some(ExecEvent::Stderr(bytes)) => (&mut output.stderr, bytes),
-            Some(ExecEvent::Exit { code, .. }) => {
-                output.exit_code = code;
+            Some(ExecEvent::Exit { code, timed_out }) => {
+                (output.exit_code, output.timed_out) = (code, timed_out);
                 break;
             }
             None => return Err(ServiceError::Guest(GuestError::LinkLost(None))),
@@ -150,7 +152,8 @@ impl IntoResponse for Output {
         let head = format!("{{\"exit_code\":{},\"stdout\":\"", self.exit_code);
         let parts = [head].into_iter().chain(escaped(self.stdout));
         let parts = parts.chain(["\",\"stderr\":\"".to_owned()]).chain(escaped(self.stderr));
-        let parts = parts.chain(["\"}\n".to_owned()]);
+        let end = if self.timed_out { "\",\"timed_out\":true}\n" } else { "\"}\n" };
+        let parts = parts.chain([end.to_owned()]);
         let body = if small {
             Body::from(parts.collect::<String>())
         } else {
@@ -187,16 +190,20 @@ mod tests {
     #[tokio::test]
     async fn the_body_is_the_same_as_written_at_once() {
         let stdout = "a\"\\\n<&>\u{1}é€😀\u{2028}".repeat(9000);
-        let mut output = Output { exit_code: 7, ..Output::default() };
-        for piece in stdout.as_bytes().chunks(7) {
-            append(&mut output.stdout, piece);
+        for timed_out in [false, true] {
+            let mut output = Output { exit_code: 7, timed_out, ..Output::default() };
+            for piece in stdout.as_bytes().chunks(7) {
+                append(&mut output.stdout, piece);
+            }
+            assert!(output.stdout.len() < 10, "{} pieces", output.stdout.len());
+            append(&mut output.stderr, &[b'x', 0xff, 0xe2]);
+            let body =
+                output.into_response().into_body().collect().await.expect("a body").to_bytes();
+            let stderr = "x\u{fffd}\u{fffd}".to_owned();
+            let stdout = stdout.clone();
+            let whole = to_json(&ExecResult { exit_code: 7, stdout, stderr, timed_out });
+            assert_eq!(body, whole.as_bytes());
         }
-        assert!(output.stdout.len() < 10, "{} pieces", output.stdout.len());
-        append(&mut output.stderr, &[b'x', 0xff, 0xe2]);
-        let body = output.into_response().into_body().collect().await.expect("a body").to_bytes();
-        let stderr = "x\u{fffd}\u{fffd}".to_owned();
-        let whole = to_json(&ExecResult { exit_code: 7, stdout, stderr });
-        assert_eq!(body, whole.as_bytes());
     }
 
     #[tokio::test(start_paused = true)]
@@ -237,6 +244,7 @@ mod tests {
                     exit_code: 0,
                     stdout: "hello\n".to_owned(),
                     stderr: String::new(),
+                    timed_out: false,
                 })
                 .len() as u64
             )
