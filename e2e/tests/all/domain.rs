@@ -273,21 +273,27 @@ fn start_authority(dir: &Utf8Path) -> Programs {
     programs
 }
 
+/// A daemon whose names an [`authority`] certifies, with `web` published and answered, and whom to trust.
+fn published(valid: Duration) -> (TestDaemon, Programs, Utf8PathBuf) {
+    let mut daemon = TestDaemon::prepared("");
+    let dir = daemon.scratch_path().to_owned();
+    let authority = authority(&dir, valid);
+    daemon.reconfigure(&with_authority(&dir));
+    daemon.run();
+    let roots = dir.join("roots.pem");
+    daemon.cli(&["create", "--name", "dev", "--memory", "512"]).ok();
+    serve(&daemon, "dev", 8000, "127.0.0.1");
+    daemon.cli(&["publish", "dev", "-p", "8000", "-a", "web"]).ok();
+    // At once, while the certificate is being made.
+    let (_, answer) = curl(&roots, "https://web.box.test/a", &[]);
+    assert!(answer.contains("GET /a HTTP/1.1"), "{answer}");
+    (daemon, authority, roots)
+}
+
 #[test]
 fn certificates_are_issued_when_a_name_is_published_and_kept() {
     on_fresh_host(|| {
-        let mut daemon = TestDaemon::prepared("");
-        let dir = daemon.scratch_path().to_owned();
-        let authority = authority(&dir, Duration::from_secs(90 * 86_400));
-        daemon.reconfigure(&with_authority(&dir));
-        daemon.run();
-        let roots = dir.join("roots.pem");
-        daemon.cli(&["create", "--name", "dev", "--memory", "512"]).ok();
-        serve(&daemon, "dev", 8000, "127.0.0.1");
-        daemon.cli(&["publish", "dev", "-p", "8000", "-a", "web"]).ok();
-        // At once, while the certificate is being made.
-        let (_, answer) = curl(&roots, "https://web.box.test/a", &[]);
-        assert!(answer.contains("GET /a HTTP/1.1"), "{answer}");
+        let (mut daemon, authority, roots) = published(Duration::from_secs(90 * 86_400));
         let (_, api) = curl(&roots, "https://api.box.test/health", &[]);
         assert!(api.contains("ok"), "{api}");
         let (reached, nothing) = curl(&roots, "https://nobody.box.test/", &[]);
@@ -314,18 +320,8 @@ fn certificates_are_issued_when_a_name_is_published_and_kept() {
 #[test]
 fn certificates_are_renewed_in_time_and_stay_while_they_cannot_be() {
     on_fresh_host(|| {
-        let mut daemon = TestDaemon::prepared("");
-        let dir = daemon.scratch_path().to_owned();
         // So long that a busy machine has time for all that is done in the last third of it.
-        let authority = authority(&dir, Duration::from_secs(75));
-        daemon.reconfigure(&with_authority(&dir));
-        daemon.run();
-        let roots = dir.join("roots.pem");
-        daemon.cli(&["create", "--name", "dev", "--memory", "512"]).ok();
-        serve(&daemon, "dev", 8000, "127.0.0.1");
-        daemon.cli(&["publish", "dev", "-p", "8000", "-a", "web"]).ok();
-        let (_, answer) = curl(&roots, "https://web.box.test/a", &[]);
-        assert!(answer.contains("GET /a HTTP/1.1"), "{answer}");
+        let (daemon, authority, roots) = published(Duration::from_secs(75));
         let request = "wss://web.box.test/ws".into_client_request().expect("a URL");
         let (stream, first) = connect(&roots, "web.box.test");
         let (mut socket, _) = client(request, stream).expect("an upgrade");
@@ -343,7 +339,7 @@ fn certificates_are_renewed_in_time_and_stay_while_they_cannot_be() {
         assert!(event["user_id"].is_string(), "{event}");
         // Another, which has never heard of our account.
         let issued = daemon.count_logged("a certificate was issued");
-        let _authority = start_authority(&dir);
+        let _authority = start_authority(daemon.scratch_path());
         wait_for("it is renewed after all", || {
             (daemon.count_logged("a certificate was issued") > issued).then_some(())
         });
