@@ -191,6 +191,7 @@ mod tests {
         let mut text = String::new();
         let writing = async {
             ours.write_all(b"answer").await.expect("it is taken");
+            ours.flush().await.expect("it is taken");
             ours.shutdown().await.expect("an end");
         };
         let (_, read) = tokio::join!(writing, theirs.read_to_string(&mut text));
@@ -207,8 +208,11 @@ mod tests {
         assert_eq!(withdrawn(HINT.len() + 9).await, format!("x{HINT}{HINT}answer"));
     }
 
+    /// What an answer is that has no room anywhere.
+    const LONG: usize = 3000;
+
     /// Says as many hints as the path begins with, waits a while, and answers with the path and what
-    /// was sent, in two pieces.
+    /// was sent, in two pieces; or, if it ends so, with much before it has read anything.
     async fn hinting(Extension(early): Extension<Early>, request: Request) -> Response {
         let path = request.uri().path().to_owned();
         let hints = path.as_bytes()[1] - b'0';
@@ -220,7 +224,11 @@ mod tests {
             }
             yield_now().await;
         }
-        let body = request.into_body().collect().await.expect("a body").to_bytes();
+        let body = if path.ends_with("-long") {
+            Bytes::from("x".repeat(LONG))
+        } else {
+            request.into_body().collect().await.expect("a body").to_bytes()
+        };
         if half {
             yield_now().await;
         }
@@ -278,12 +286,30 @@ mod tests {
         answers
     }
 
+    fn plain(path: &str) -> String {
+        format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n")
+    }
+
+    fn sent(path: &str, more: &str) -> String {
+        format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n{more}\r\nhello")
+    }
+
+    /// hyper handles the next request before it has sent all of an answer that came before its
+    /// request was read to the end.
+    #[tokio::test]
+    async fn hints_wait_for_the_answer_before_them() {
+        let last = sent("/8", "connection: close\r\n");
+        let asked = [sent("/1-long", ""), plain("/3"), sent("/2-long", ""), last].concat();
+        let first = format!("/1-long{}", "x".repeat(LONG));
+        for room in (asked.len()..LONG + 1000).step_by(37) {
+            let answers = understood(&answered(&asked, room).await);
+            assert_eq!((answers.len(), &answers[0].1), (4, &first), "room for {room}");
+            assert_eq!((answers[1].1.as_str(), answers[3].1.as_str()), ("/3", "/8hello"));
+        }
+    }
+
     #[tokio::test]
     async fn hints_stand_between_answers_whatever_the_client_takes_at_a_time() {
-        let plain = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
-        let sent = |path: &str, more: &str| {
-            format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n{more}\r\nhello")
-        };
         // Pipelined: all of them are there before the first is answered.
         let asked = [
             plain("/3a"),
