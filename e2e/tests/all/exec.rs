@@ -183,8 +183,8 @@ fn a_timeout_is_not_held_up_by_stdin(daemon: &TestDaemon) {
     assert_gone(daemon, "sleep 63");
     let ran = daemon.cli(&["exec", "dev", "--timeout", "1", "--json", "--", "sleep", "63"]);
     let said: serde_json::Value = serde_json::from_str(&ran.stdout).expect("JSON");
-    let wanted = [("exit_code", 137.into()), ("timed_out", true.into())];
-    assert!(wanted.iter().all(|(key, value)| said[key] == *value), "{said}");
+    let wanted = (&serde_json::json!(137), &serde_json::json!(true));
+    assert_eq!((&said["exit_code"], &said["timed_out"]), wanted);
     assert_eq!(ran.code, 137);
 }
 
