@@ -294,8 +294,7 @@ mod tests {
         format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n{more}\r\nhello")
     }
 
-    /// hyper handles the next request before it has sent all of an answer that came before its
-    /// request was read to the end.
+    /// Also after an answer that was there before its request was read, and is sent in many parts.
     #[tokio::test]
     async fn hints_wait_for_the_answer_before_them() {
         let last = sent("/8", "connection: close\r\n");
