@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::{HeaderValue, StatusCode, Uri, header};
+use axum::http::{HeaderValue, StatusCode, Uri, Version, header};
 use axum::response::Response;
 use bhatti_guest_client::GuestError;
 use bhatti_lifecycle::{Dialer, chain};
@@ -146,6 +146,8 @@ pub(in crate::http) async fn exchange(
     let upgraded = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
     let said = head::keep_alive(answer.headers());
     head::answer(answer.headers_mut(), upgraded);
+    // The program's was between it and us: a client's connection goes on after an answer to HTTP/1.0.
+    *answer.version_mut() = Version::HTTP_11;
     if !upgraded {
         let held: Held = Arc::new(Mutex::new(Some((conversation, visit))));
         let late = watch(proxy, Arc::clone(&held), ending);

@@ -85,6 +85,15 @@ async fn a_program_that_says_nothing_is_given_up() {
     }
 }
 
+#[tokio::test]
+async fn how_old_a_program_is_is_not_the_clients_business() {
+    let old = b"HTTP/1.0 200 OK\r\nContent-Length: 3\r\n\r\nold";
+    let guest = guest(|stream| says(stream, old)).await;
+    let answer = ask(guest, Body::empty(), &KNOWN).await.expect("an answer");
+    assert_eq!(answer.version(), Version::HTTP_11);
+    assert_eq!(to_bytes(answer.into_body(), 9).await.expect("a body"), "old");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_head_that_never_ends_is_given_up() {
     async fn begin(mut stream: Stream) {
