@@ -84,7 +84,7 @@ fn request(args: &CreateArgs) -> Result<CreateSandbox, Failure> {
         hugepages: args.hugepages.then_some(true),
         files: files(&args.file)?,
         labels: pairs::labels(&args.label)?,
-        net_policy: args.policy.policy(),
+        net_policy: args.policy.policy()?,
         ..CreateSandbox::default()
     })
 }

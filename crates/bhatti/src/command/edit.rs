@@ -12,7 +12,8 @@ use crate::output;
 
 /// Update sandbox settings
 ///
-/// What it may reach is replaced as a whole, and holds at once: what is denied from now on is cut.
+/// What it may reach is replaced as a whole, so --allow-host and --allow-cidr go with --egress. It
+/// holds at once: what is denied from now on is cut.
 #[derive(clap::Args, Debug)]
 pub(crate) struct EditArgs {
     /// Name or id of the sandbox
@@ -65,7 +66,7 @@ fn request(args: &EditArgs) -> Result<PatchSandbox, Failure> {
         name: args.name.clone().filter(|name| !name.is_empty()),
         labels_add: pairs::labels(&args.label)?,
         labels_remove: pairs::split(&args.label_delete),
-        net_policy: args.policy.policy(),
+        net_policy: args.policy.replacing()?,
     };
     if change == PatchSandbox::default() {
         return Err(Failure::text(

@@ -3,6 +3,7 @@
 use bhatti_api::NetPolicy;
 
 use super::pairs;
+use crate::failure::Failure;
 
 /// The flags of every command that says what a sandbox may reach.
 #[derive(clap::Args, Debug)]
@@ -20,13 +21,32 @@ pub(crate) struct PolicyArgs {
 }
 
 impl PolicyArgs {
-    /// The whole policy, if anything was said about it. What is wrong with it, the server says.
-    pub(super) fn policy(&self) -> Option<NetPolicy> {
+    /// The whole policy of a new sandbox, if anything was said about it. What is wrong with it in
+    /// words of the API, the server says.
+    pub(super) fn policy(&self) -> Result<Option<NetPolicy>, Failure> {
+        if !self.allow_host.is_empty() && self.egress.as_deref().is_none_or(|word| word == "public")
+        {
+            return Err(Failure::text(
+                "--allow-host needs --egress deny: without it every host on the internet is allowed",
+            ));
+        }
         let policy = NetPolicy {
             default: self.egress.clone().unwrap_or_default(),
             allow_hosts: pairs::split(&self.allow_host),
             allow_cidrs: pairs::split(&self.allow_cidr),
         };
-        (self.egress.is_some() || policy != NetPolicy::default()).then_some(policy)
+        Ok((self.egress.is_some() || policy != NetPolicy::default()).then_some(policy))
+    }
+
+    /// The same for a sandbox that has one already, which is replaced as a whole: who only adds a
+    /// range to a sandbox that may reach nothing must not open the internet to it.
+    pub(super) fn replacing(&self) -> Result<Option<NetPolicy>, Failure> {
+        if self.egress.is_none() && !(self.allow_host.is_empty() && self.allow_cidr.is_empty()) {
+            return Err(Failure::text(
+                "--allow-host and --allow-cidr replace the whole policy: say --egress deny or \
+                 --egress public too, and all that is to be allowed",
+            ));
+        }
+        self.policy()
     }
 }

@@ -2,6 +2,11 @@
 
 use super::world::{World, ran};
 
+const POLICY_IS_WHOLE: &str = "--allow-host and --allow-cidr replace the whole policy: say --egress \
+                               deny or --egress public too, and all that is to be allowed";
+const HOSTS_NEED_DENY: &str =
+    "--allow-host needs --egress deny: without it every host on the internet is allowed";
+
 #[test]
 fn unknown_commands_are_named_and_guessed() {
     let world = World::new();
@@ -52,6 +57,12 @@ fn flags_that_are_none_and_values_that_fit_none() {
             &["edit", "dev", "--keep-hot", "--allow-cold"],
             "cannot use --keep-hot and --allow-cold together",
         ),
+        (&["edit", "dev", "--allow-cidr", "192.168.8.0/24"], POLICY_IS_WHOLE),
+        (&["edit", "dev", "--allow-host", "a.example"], POLICY_IS_WHOLE),
+        (&["snapshot", "resume", "s", "--allow-cidr", "192.168.8.0/24"], POLICY_IS_WHOLE),
+        (&["create", "--allow-host", "a.example"], HOSTS_NEED_DENY),
+        (&["create", "--egress=public", "--allow-host", "a.example"], HOSTS_NEED_DENY),
+        (&["edit", "dev", "--egress=public", "--allow-host", "a.example"], HOSTS_NEED_DENY),
         (&["user", "create"], "--name is required"),
         (&["snapshot", "create", "dev"], "--name is required"),
         (

@@ -13,7 +13,7 @@ use crate::output::{self, ResumedSnapshot};
 /// Resume a sandbox from a snapshot
 ///
 /// A new sandbox that goes on from there, programs and all. It may reach what the sandbox could that
-/// the snapshot was taken of, unless something else is said. What is printed is, if it does not go to
+/// the snapshot was taken of, unless --egress says something else. What is printed is, if it does not go to
 /// a terminal, its id, name and address with tabs between them.
 #[derive(clap::Args, Debug)]
 pub(crate) struct SnapshotResumeArgs {
@@ -29,7 +29,7 @@ pub(crate) struct SnapshotResumeArgs {
 pub(crate) fn run(context: &Context, args: &SnapshotResumeArgs) -> Result<ExitCode, Failure> {
     let snapshot = &args.snapshot;
     let name = args.name.clone().unwrap_or_default();
-    let wanted = ResumeSnapshot { name, net_policy: args.policy.policy() };
+    let wanted = ResumeSnapshot { name, net_policy: args.policy.replacing()? };
     let client = context.client()?;
     let work = client.resume_snapshot(snapshot, &wanted);
     let what = format!("resuming from {snapshot}");
