@@ -10,7 +10,7 @@ use bhatti_api::{CreateSandbox, FileSpec, route};
 
 use super::policy::PolicyArgs;
 use super::size::megabytes;
-use super::{pairs, spinner};
+use super::{interrupt, pairs, spinner};
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::output;
@@ -62,6 +62,7 @@ pub(crate) struct CreateArgs {
 pub(crate) fn run(context: &Context, args: &CreateArgs) -> Result<ExitCode, Failure> {
     let wanted = request(args)?;
     let client = context.client()?;
+    interrupt::new_sandbox_goes_on(context, &wanted.name)?;
     let what = format!("creating {}", args.name.as_deref().unwrap_or("a sandbox"));
     let created = context.call(spinner::while_waiting(context, &what, client.create(&wanted)))?;
     context.cache.add(&created.sandbox.name);

@@ -1,8 +1,9 @@
 //! Commands about sandboxes, from flags to request to output.
 
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
-use super::world::{World, read};
+use super::world::{Ending, World, read};
 
 const DEV: &str = r#"{"id":"0123456789abcdef","name":"dev","status":"stopped","ip":"10.0.1.2",
     "created_at":"2026-04-01T10:00:00Z","cpus":2,"memory_mb":2048,"image":"minimal"}"#;
@@ -183,6 +184,38 @@ fn a_full_disk_is_an_error() {
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let ran = super::world::ran(world.command(&["ls"]).stdout(full));
     ran.check(1, "", "Error: write output: No space left on device (os error 28)\n");
+}
+
+/// The API takes the request and never answers.
+#[test]
+fn ctrl_c_says_what_goes_on() {
+    for (args, shows, undoes) in [
+        (&["create", "--name", "dev"][..], "bhatti inspect dev", "bhatti destroy dev"),
+        (&["create"], "bhatti ls", "bhatti destroy <sandbox>"),
+        (&["snapshot", "resume", "s", "--name", "b"], "bhatti inspect b", "bhatti destroy b"),
+        (
+            &["snapshot", "create", "dev", "--name", "s"],
+            "bhatti snapshot list",
+            "bhatti snapshot delete s",
+        ),
+    ] {
+        let world = World::with_bytes([Vec::new()].into(), Ending::Hold);
+        let mut command = world.command(args);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while world.requests().is_empty() {
+            assert!(Instant::now() < deadline, "{args:?} asks nothing");
+            std::thread::yield_now();
+        }
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        let wanted = format!(
+            "Interrupted. What the server has begun goes on: {shows} shows it, {undoes} undoes it.\n"
+        );
+        assert_eq!((output.status.code(), said), (Some(130), wanted), "{args:?}");
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use crate::command::spinner;
+use crate::command::{interrupt, spinner};
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::output::{self, CreatedSnapshot};
@@ -27,6 +27,8 @@ pub(crate) fn run(context: &Context, args: SnapshotCreateArgs) -> Result<ExitCod
         return Err(Failure::text("--name is required"));
     };
     let work = context.client()?.checkpoint(sandbox, &name);
+    let (shows, undoes) = ("bhatti snapshot list", format!("bhatti snapshot delete {name}"));
+    interrupt::goes_on(context, shows, &undoes)?;
     let what = format!("checkpointing {sandbox}");
     let snapshot = context.call_about(sandbox, spinner::while_waiting(context, &what, work))?;
     let text = output::snapshot_created(&snapshot);

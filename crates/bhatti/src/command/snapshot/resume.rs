@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use bhatti_api::ResumeSnapshot;
 
 use crate::command::policy::PolicyArgs;
-use crate::command::spinner;
+use crate::command::{interrupt, spinner};
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::output::{self, ResumedSnapshot};
@@ -32,6 +32,7 @@ pub(crate) fn run(context: &Context, args: &SnapshotResumeArgs) -> Result<ExitCo
     let wanted = ResumeSnapshot { name, net_policy: args.policy.replacing()? };
     let client = context.client()?;
     let work = client.resume_snapshot(snapshot, &wanted);
+    interrupt::new_sandbox_goes_on(context, &wanted.name)?;
     let what = format!("resuming from {snapshot}");
     let sandbox = context.call(spinner::while_waiting(context, &what, work))?;
     context.cache.add(&sandbox.name);
