@@ -30,7 +30,15 @@ pub(crate) fn run(context: &Context, args: &ListArgs) -> Result<ExitCode, Failur
     }
     let text = match args.output.as_deref() {
         Some("wide") => output::list_wide(&sandboxes),
-        _ => output::list(&sandboxes),
+        other => {
+            // The contract has it that any other word changes nothing.
+            if let Some(other) = other.filter(|_| !context.globals.json) {
+                context.say(&format!(
+                    "Warning: -o {other:?} is ignored: it takes wide; for JSON use --json\n"
+                ));
+            }
+            output::list(&sandboxes, context.stdout_is_terminal())
+        }
     };
     let rows: Vec<ListRow> = sandboxes.iter().map(ListRow::from).collect();
     context.print(&rows, &text)?;

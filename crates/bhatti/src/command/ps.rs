@@ -21,6 +21,6 @@ pub(crate) fn run(context: &Context, args: &PsArgs) -> Result<ExitCode, Failure>
     let sandbox = &args.sandbox;
     let sessions = context.call_about(sandbox, context.client()?.sessions(sandbox))?;
     let rows: Vec<SessionRow> = sessions.iter().map(SessionRow::from).collect();
-    context.print(&rows, &output::sessions(&sessions))?;
+    context.print(&rows, &output::sessions(&sessions, context.stdout_is_terminal()))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -83,8 +83,9 @@ fn thermal(sandbox: &Sandbox) -> String {
     sandbox.thermal.map_or_else(|| "-".to_owned(), |thermal| thermal.to_string())
 }
 
-/// The ordinary listing. The padding of the last column is kept.
-pub(crate) fn list(sandboxes: &[Sandbox]) -> String {
+/// The ordinary listing. The padding of the last column is kept. Scripts read the contract's first
+/// URL; `for_people`, how many more there are stands behind it.
+pub(crate) fn list(sandboxes: &[Sandbox], for_people: bool) -> String {
     let with_urls = sandboxes.iter().any(|sandbox| !sandbox.urls.is_empty());
     let mut out = String::new();
     let mut row = |name: &str, status: &str, thermal: &str, ip: &str, url: &str| {
@@ -96,9 +97,15 @@ pub(crate) fn list(sandboxes: &[Sandbox]) -> String {
     };
     row("NAME", "STATUS", "THERMAL", "IP", "URL");
     for sandbox in sandboxes {
-        let url = sandbox.urls.first().map_or("", String::as_str);
+        let url = match sandbox.urls.as_slice() {
+            [] => String::new(),
+            [first, more @ ..] if for_people && !more.is_empty() => {
+                format!("{first} +{}", more.len())
+            }
+            [first, ..] => first.clone(),
+        };
         let status = sandbox.status.to_string();
-        row(&sandbox.name, &status, &thermal(sandbox), &sandbox.ip, url);
+        row(&sandbox.name, &status, &thermal(sandbox), &sandbox.ip, &url);
     }
     out
 }
@@ -178,7 +185,8 @@ pub(crate) fn inspected(
     }
     line("Image:", image(sandbox));
     line("Created:", &sandbox.created_at.to_string());
-    if let Some(stopped) = sandbox.stopped_at {
+    // What runs again was stopped too, once.
+    if let Some(stopped) = sandbox.stopped_at.filter(|_| sandbox.status != Status::Running) {
         line("Stopped:", &stopped.to_string());
     }
     if !sandbox.template_id.is_empty() {
@@ -214,8 +222,9 @@ pub(crate) fn inspected(
         let packets = if denied == 1 { "packet" } else { "packets" };
         line("Denied:", &format!("{denied} {packets}"));
     }
-    for PublishRule { port, url, .. } in published {
-        put(&mut out, format_args!("  Published: port {port} at {url}\n"));
+    for PublishRule { port, url, auth, .. } in published {
+        let who = if *auth { ", asks for a token" } else { "" };
+        put(&mut out, format_args!("  Published: port {port} at {url}{who}\n"));
     }
     if sandbox.keep_hot {
         out.push_str("\n  keep_hot: true\n");

@@ -33,11 +33,20 @@ impl<'a> From<&'a Session> for SessionRow<'a> {
     }
 }
 
-pub(crate) fn sessions(sessions: &[Session]) -> String {
+/// The room for a command.
+const COMMAND_WIDTH: usize = 40;
+
+/// `for_people`, a command that is too long for its column is cut; scripts get all of it.
+pub(crate) fn sessions(sessions: &[Session], for_people: bool) -> String {
     let mut out = format!("{:<10} {:<40} {:<8} {:<8}\n", "ID", "COMMAND", "RUNNING", "ATTACHED");
     for Session { session_id, argv, running, attached, .. } in sessions {
         // From a guest: one line, and nothing that moves the cursor.
-        let argv: String = argv.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let mut argv: String = argv.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        if for_people && let Some((end, _)) = argv.char_indices().nth(COMMAND_WIDTH) {
+            let kept = argv.char_indices().nth(COMMAND_WIDTH - 1).map_or(end, |(at, _)| at);
+            argv.truncate(kept);
+            argv.push('…');
+        }
         writeln!(out, "{session_id:<10} {argv:<40} {running:<8} {attached:<8}")
             .expect("a String takes all text");
     }
@@ -57,7 +66,7 @@ mod tests {
         let list: Vec<Session> = serde_json::from_str(json).expect("sessions");
         let command = |text: &str| format!("{text:<40}");
         assert_eq!(
-            sessions(&list),
+            sessions(&list, true),
             format!(
                 "ID         {} RUNNING  ATTACHED\ns1         {} true     false   \n\
                  d43        {} true     false   \n",
@@ -66,6 +75,12 @@ mod tests {
                 command("sh -c a b [2J"),
             )
         );
+        let long = Session { argv: "ä".repeat(41), ..list[0].clone() };
+        let cut = sessions(std::slice::from_ref(&long), true);
+        assert!(cut.contains(&format!("s1         {}… true ", "ä".repeat(39))), "{cut}");
+        let whole = sessions(&[Session { argv: "ä".repeat(40), ..long.clone() }], true);
+        assert!(whole.contains(&format!("{} true ", "ä".repeat(40))), "{whole}");
+        assert!(sessions(&[long], false).contains(&"ä".repeat(41)));
         let row = serde_json::to_string(&SessionRow::from(&list[0])).expect("JSON");
         assert_eq!(
             row,

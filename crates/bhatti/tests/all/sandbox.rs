@@ -41,6 +41,8 @@ fn list_filters_shows_and_remembers() {
         ("200 OK", "", &two),
         ("200 OK", "", &format!("[{DEV}]")),
         ("200 OK", "", "[]"),
+        ("200 OK", "", "[]"),
+        ("200 OK", "", "[]"),
     ]);
     let ran = world.run(&["ls", "-o", "wide"]);
     assert_eq!(ran.stdout.lines().count(), 3, "{ran:?}");
@@ -52,6 +54,9 @@ fn list_filters_shows_and_remembers() {
     let header = "NAME                 STATUS     THERMAL  IP              \n";
     world.run(&["list"]).check(0, header, "");
     assert_eq!(world.cached(), "");
+    let why = "Warning: -o \"json\" is ignored: it takes wide; for JSON use --json\n";
+    world.run(&["list", "-o", "json"]).check(0, header, why);
+    world.run(&["list", "-o", "json", "--json"]).check(0, "[]\n", "");
 }
 
 #[test]

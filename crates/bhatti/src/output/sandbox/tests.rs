@@ -39,15 +39,18 @@ fn a_create_is_summed_up() {
 
 #[test]
 fn listings_stand_in_columns() {
-    assert_eq!(list(&[]), "NAME                 STATUS     THERMAL  IP              \n");
+    assert_eq!(list(&[], false), "NAME                 STATUS     THERMAL  IP              \n");
     assert_eq!(
-        list(&[sandbox("{}"), stopped()]),
+        list(&[sandbox("{}"), stopped()], true),
         "NAME                 STATUS     THERMAL  IP              \n\
          dev                  running    hot      10.0.1.2        \n\
          api                  stopped    -                        \n"
     );
+    let urls = |urls: &str| sandbox(&format!(r#"{{"urls":{urls}}}"#));
+    let shown = list(&[urls(r#"["https://a","b","c"]"#), urls(r#"["https://d"]"#)], true);
+    assert!(shown.contains(" https://a +2\n") && shown.ends_with(" https://d\n"), "{shown}");
     assert_eq!(
-        list(&[sandbox(r#"{"urls":["https://a","https://b"]}"#), stopped()]),
+        list(&[urls(r#"["https://a","https://b"]"#), stopped()], false),
         "NAME                 STATUS     THERMAL  IP               URL\n\
          dev                  running    hot      10.0.1.2         https://a\n\
          api                  stopped    -                         \n"
@@ -130,8 +133,17 @@ Network:
         "user_id":"usr_1a2b3c4d","port":80,"alias":"web","url":"http://web.localhost:8090/",
         "created_at":"2026-04-01T10:00:00Z"}"#;
     let rule: PublishRule = serde_json::from_str(rule).expect("a rule");
-    let published = inspected(&sandbox("{}"), None, &[rule]);
-    assert!(published.ends_with("  Published: port 80 at http://web.localhost:8090/\n"));
+    let protected = PublishRule { port: 81, auth: true, ..rule.clone() };
+    let published = inspected(&sandbox("{}"), None, &[rule, protected]);
+    assert!(
+        published.ends_with(
+            "  Published: port 80 at http://web.localhost:8090/\n  \
+             Published: port 81 at http://web.localhost:8090/, asks for a token\n"
+        ),
+        "{published}"
+    );
+    let again = inspected(&sandbox(r#"{"stopped_at":"2026-04-02T00:00:00Z"}"#), None, &[]);
+    assert!(!again.contains("Stopped:"), "it runs: {again}");
 }
 
 #[test]
