@@ -59,7 +59,7 @@ pub(crate) fn events(events: &[EventRow], zone: &TimeZone) -> String {
 fn sandbox(event: &EventRow) -> &str {
     // In some kinds `name` is that of something else.
     let key = match event.kind.as_str() {
-        "sandbox.updated" => "new_name",
+        "sandbox.updated" if event.meta.contains_key("new_name") => "new_name",
         "snapshot.resumed" => "new_sandbox",
         kind if kind.starts_with("sandbox.") || kind == "egress.denied" => "name",
         _ => "sandbox",
@@ -91,6 +91,12 @@ fn details(kind: &str, meta: &Map<String, Value>) -> String {
         "publish.created" => format!("port={} alias={}", get("port"), get("alias")),
         "auth.failed" => format!("ip={}", get("ip")),
         "certificate.failed" => format!("name={} error={}", get("name"), get("error")),
+        "egress.denied" => {
+            let known = ["host", "to", "port", "protocol"].into_iter();
+            let pairs: Vec<_> =
+                known.filter_map(|key| Some(format!("{key}={}", plain(meta.get(key)?)))).collect();
+            pairs.join(" ")
+        }
         "proxy.error" => format!("alias={} status={}", get("alias"), get("status")),
         "daemon.started" => format!("{} recovered={}", get("version"), get("recovered_vms")),
         "daemon.shutdown" => format!("signal={}", get("signal")),
@@ -177,6 +183,7 @@ mod tests {
             ("snapshot.created", json!({ "name": "base", "sandbox": "dev" }), "dev"),
             ("snapshot.resumed", json!({ "name": "base", "new_sandbox": "copy" }), "copy"),
             ("sandbox.updated", json!({ "old_name": "dev", "new_name": "work" }), "work"),
+            ("sandbox.updated", json!({ "name": "dev", "keep_hot": true }), "dev"),
             ("sandbox.updated", json!({ "keep_hot": true }), "0123456789abcdef"),
             ("user.created", json!({ "name": "alice" }), "0123456789abcdef"),
             ("proxy.error", json!({ "alias": "web" }), "0123456789abcdef"),
@@ -198,6 +205,16 @@ mod tests {
             ("sandbox.created", json!({ "cpus": 1.0 }), "cpus=1 mem=- image=-"),
             ("sandbox.stopped", json!({}), "reason=-"),
             ("daemon.started", json!({ "version": "v1", "recovered_vms": 2 }), "v1 recovered=2"),
+            (
+                "egress.denied",
+                json!({ "name": "a", "port": 80, "protocol": "tcp", "to": "10.0.0.9" }),
+                "to=10.0.0.9 port=80 protocol=tcp",
+            ),
+            (
+                "egress.denied",
+                json!({ "name": "a", "host": "a.example", "to": "10.0.0.9" }),
+                "host=a.example to=10.0.0.9",
+            ),
             ("user.created", json!({ "name": "a", "n": 1, "o": 2, "p": 3 }), "name=a n=1 o=2"),
         ] {
             let Value::Object(meta) = meta else { panic!("an object") };
