@@ -130,15 +130,14 @@ fn wrong_count(error: &clap::Error, argv: &[OsString]) -> Option<ExitCode> {
     let (path, received) = relaxed_parse(argv);
     let tree = command_tree();
     let command = path.iter().try_fold(&tree, |group, name| group.find_subcommand(name))?;
-    if let ([create], Some(name)) = (path.as_slice(), text(error, ContextKind::InvalidArg))
-        && create == "create"
+    if let ([verb], Some(word)) = (path.as_slice(), text(error, ContextKind::InvalidArg))
+        && let Some(sentence) = wrong_place(verb, word)
     {
-        let sentence =
-            format!("the name of a new sandbox goes after --name: bhatti create --name {name}");
         return Some(Failure::text(sentence).report());
     }
     let positionals: Vec<&Arg> = command.get_positionals().collect();
     let wanted = positionals.iter().filter(|arg| arg.is_required_set()).count();
+    let most = positionals.len();
     let open = positionals.iter().any(|arg| matches!(arg.get_action(), ArgAction::Append));
     let path: Vec<&str> = path.iter().map(String::as_str).collect();
     if let Err(failure) = print_help(&path) {
@@ -147,10 +146,25 @@ fn wrong_count(error: &clap::Error, argv: &[OsString]) -> Option<ExitCode> {
     say("\n");
     let sentence = if open {
         format!("requires at least {wanted} arg(s), only received {received}")
+    } else if most > wanted {
+        format!("accepts between {wanted} and {most} arg(s), received {received}")
     } else {
         format!("accepts {wanted} arg(s), received {received}")
     };
     Some(Failure::text(sentence).report())
+}
+
+/// What to say of a word that belongs behind a flag, as newcomers expect it not to.
+fn wrong_place(verb: &str, word: &str) -> Option<String> {
+    match verb {
+        "create" => Some(format!(
+            "the name of a new sandbox goes after --name: bhatti create --name {word}"
+        )),
+        "publish" | "unpublish" if word.parse::<u16>().is_ok() => {
+            Some(format!("the port goes after -p: bhatti {verb} <sandbox> -p {word}"))
+        }
+        _ => None,
+    }
 }
 
 /// Parses with every command taking any number of arguments: which command was meant, and how

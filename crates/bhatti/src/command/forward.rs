@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use super::exec::stdin;
+use super::port::port;
 use crate::context::Context;
 use crate::failure::{Failure, chain, say};
 
@@ -36,8 +37,10 @@ pub(crate) struct ForwardArgs {
     /// Name or id of the sandbox
     sandbox: String,
     /// Port in the sandbox
+    #[arg(value_parser = port::<u16>)]
     guest_port: u16,
     /// Port on this machine (default: the same; 0: any that is free)
+    #[arg(value_parser = port::<u16>)]
     local_port: Option<u16>,
     /// One connection, on standard input and output: for ssh's ProxyCommand
     #[arg(long)]

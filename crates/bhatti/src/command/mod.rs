@@ -15,6 +15,7 @@ pub(crate) mod list;
 pub(crate) mod names;
 mod pairs;
 mod policy;
+mod port;
 pub(crate) mod ports;
 pub(crate) mod ps;
 pub(crate) mod publish;

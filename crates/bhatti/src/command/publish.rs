@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use bhatti_api::{NO_PUBLIC_PROXY, Publish, Published, ShellToken, route};
 use serde::Serialize;
 
+use super::port::port;
 use crate::context::Context;
 use crate::failure::{Failure, chain};
 
@@ -20,7 +21,7 @@ pub(crate) struct PublishArgs {
     /// Name or id of the sandbox
     sandbox: String,
     /// Port to publish (required)
-    #[arg(short, long, value_name = "PORT")]
+    #[arg(short, long, value_name = "PORT", value_parser = port::<i64>)]
     port: Option<i64>,
     /// What the URL calls it (default: the sandbox's name and something random)
     #[arg(short, long, value_name = "ALIAS")]
@@ -46,6 +47,12 @@ struct Shown<'a> {
 
 pub(crate) fn run(context: &Context, args: PublishArgs) -> Result<ExitCode, Failure> {
     let port = required(args.port)?;
+    if args.alias.as_deref() == Some("") {
+        // As a script with an unset variable has it: its URL would be another each time.
+        return Err(Failure::text(
+            "--alias must not be empty; leave it out for one that is made up",
+        ));
+    }
     let client = context.client()?;
     let wanted = Publish { port, alias: args.alias.unwrap_or_default(), auth: args.auth };
     let published = context.call_about(&args.sandbox, client.publish(&args.sandbox, &wanted))?;

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use bhatti_api::StatusBody;
 
+use super::port::port;
 use super::publish::required;
 use crate::context::Context;
 use crate::failure::Failure;
@@ -17,7 +18,7 @@ pub(crate) struct UnpublishArgs {
     /// Name or id of the sandbox
     sandbox: String,
     /// Port to unpublish (required)
-    #[arg(short, long, value_name = "PORT")]
+    #[arg(short, long, value_name = "PORT", value_parser = port::<i64>)]
     port: Option<i64>,
 }
 

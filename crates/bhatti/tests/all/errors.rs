@@ -81,6 +81,8 @@ fn wrong_counts_come_after_the_help() {
         (&["destroy"][..], "destroy", "accepts 1 arg(s), received 0"),
         (&["--json", "rm", "-y", "a", "b", "c"], "destroy", "accepts 1 arg(s), received 3"),
         (&["exec"], "exec", "requires at least 1 arg(s), only received 0"),
+        (&["forward", "dev"], "forward", "accepts between 2 and 3 arg(s), received 1"),
+        (&["publish", "dev", "web"], "publish", "accepts 1 arg(s), received 2"),
         (&["list", "a"], "list", "accepts 0 arg(s), received 1"),
         (&["user", "delete", "a", "b"], "user delete", "accepts 1 arg(s), received 2"),
     ] {
@@ -100,6 +102,18 @@ fn what_newcomers_type_is_understood_or_said_in_one_line() {
         "",
         "Error: the name of a new sandbox goes after --name: bhatti create --name big\n",
     );
+    for verb in ["publish", "unpublish"] {
+        let why = format!("Error: the port goes after -p: bhatti {verb} <sandbox> -p 8000\n");
+        world.run(&[verb, "dev", "8000"]).check(1, "", &why);
+        let why =
+            "Error: invalid argument \"http\" for \"--port\": a port is a number from 1 to 65535\n";
+        world.run(&[verb, "dev", "-p", "http"]).check(1, "", why);
+    }
+    let why =
+        "Error: invalid argument \"pg\" for \"<GUEST_PORT>\": a port is a number from 1 to 65535\n";
+    world.run(&["forward", "dev", "pg"]).check(1, "", why);
+    let why = "Error: --alias must not be empty; leave it out for one that is made up\n";
+    world.run(&["publish", "dev", "-p", "80", "-a", ""]).check(1, "", why);
     world.run(&["create", "--memory", "lots"]).check(
         1,
         "",
