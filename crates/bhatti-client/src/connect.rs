@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::ServerName;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_rustls::rustls::{self, ClientConfig, InvalidMessage, RootCertStore};
 
 use crate::{ClientError, Endpoint, Scheme, Timing};
 
@@ -60,12 +60,29 @@ async fn open(endpoint: &Endpoint) -> io::Result<(Sender, Timing)> {
         Scheme::Https => {
             let started = Instant::now();
             let name = ServerName::try_from(endpoint.host.clone()).map_err(io::Error::other)?;
-            let stream = TlsConnector::from(tls_config()?).connect(name, stream).await?;
+            let connector = TlsConnector::from(tls_config()?);
+            let stream = connector.connect(name, stream).await;
+            let stream = stream.map_err(|error| without_tls(error, endpoint))?;
             timing.tls = Some(started.elapsed());
             handshake(stream).await?
         }
     };
     Ok((sender, timing))
+}
+
+/// Who answers with something else altogether most likely speaks plain HTTP, as the daemon does by
+/// itself.
+fn without_tls(error: io::Error, endpoint: &Endpoint) -> io::Error {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+    match cause {
+        Some(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)) => {
+            let mut plain = endpoint.clone();
+            plain.scheme = Scheme::Http;
+            let text = format!("the server does not speak TLS; did you mean {plain}?");
+            io::Error::new(io::ErrorKind::InvalidData, text)
+        }
+        _ => error,
+    }
 }
 
 /// Tries the addresses in the resolver's order; the last failure is the one reported.
@@ -112,4 +129,32 @@ fn tls_config() -> io::Result<Arc<ClientConfig>> {
         .with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+
+    #[tokio::test]
+    async fn a_server_of_plain_http_is_recognised() {
+        let (near, mut far) = tokio::io::duplex(4096);
+        far.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.expect("taken");
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(RootCertStore::empty())
+            .with_no_client_auth();
+        let name = ServerName::try_from("localhost").expect("a name");
+        let refused = TlsConnector::from(Arc::new(config)).connect(name, near).await;
+        let endpoint = Endpoint::parse("https://localhost:8080/api").expect("an address");
+        let error = without_tls(refused.expect_err("no TLS"), &endpoint);
+        assert_eq!(
+            error.to_string(),
+            "the server does not speak TLS; did you mean http://localhost:8080/api?"
+        );
+        let other = without_tls(io::ErrorKind::UnexpectedEof.into(), &endpoint);
+        assert_eq!(other.kind(), io::ErrorKind::UnexpectedEof);
+    }
 }
