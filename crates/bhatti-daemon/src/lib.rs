@@ -14,6 +14,8 @@ mod telemetry;
 
 pub use app::{App, StartError};
 
+use std::io::IsTerminal;
+
 use anyhow::Context;
 use bhatti_config::ServerConfig;
 use bhatti_types::EventKind;
@@ -36,7 +38,10 @@ pub fn serve(config: ServerConfig) -> anyhow::Result<()> {
     runtime.block_on(async {
         let stop = tokio_util::sync::CancellationToken::new();
         let app = App::build(config).await.inspect_err(|error| {
-            tracing::error!(error = bhatti_lifecycle::chain(error), "failed to start");
+            // At a terminal the command says it, in words for people, and once is enough.
+            if !std::io::stdout().is_terminal() {
+                tracing::error!(error = bhatti_lifecycle::chain(error), "failed to start");
+            }
         })?;
         let mut terminate =
             signal(SignalKind::terminate()).context("failed to listen for SIGTERM")?;

@@ -1,5 +1,7 @@
 //! Commands that work on the database of this host.
 
+use std::io::Read;
+
 use super::world::World;
 
 #[test]
@@ -72,4 +74,28 @@ fn a_host_is_looked_at_and_nothing_is_started() {
     assert!(shown.stdout.contains("  FAILED   guest          guest kernel "), "{}", shown.stdout);
     assert!(shown.stdout.ends_with("no sandbox can run here before what failed is mended\n"));
     assert!(!dir.exists());
+}
+
+/// With nothing to boot from, or without root, it ends before it touches anything.
+#[test]
+fn a_server_that_cannot_start_says_it_once_to_people_and_in_its_log_too() {
+    let world = World::new();
+    let dir = world.path("data");
+    let args = ["--data-dir", dir.to_str().unwrap(), "serve"];
+    let ran = world.run(&args);
+    assert_eq!((ran.code, ran.stderr.lines().count()), (Some(1), 1), "{ran:?}");
+    let logged: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!((&logged["level"], ran.stdout.lines().count()), (&"ERROR".into(), 1));
+
+    let terminal = nix::pty::openpty(None, None).unwrap();
+    let mut command = world.command(&args);
+    command.stdout(terminal.slave.try_clone().unwrap()).stderr(terminal.slave);
+    let mut child = command.spawn().unwrap();
+    // It holds the terminal open.
+    drop(command);
+    let (mut shown, mut master) = (Vec::new(), std::fs::File::from(terminal.master));
+    // Nobody at the other end of a terminal is an error, and the end.
+    master.read_to_end(&mut shown).unwrap_or_default();
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    assert_eq!(String::from_utf8(shown).unwrap().replace('\r', ""), ran.stderr);
 }
