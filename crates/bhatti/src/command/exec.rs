@@ -28,7 +28,7 @@ use crate::{output, usage};
 #[derive(clap::Args, Debug)]
 #[command(override_usage = "bhatti exec <sandbox> [--] <command...>")]
 pub(crate) struct ExecArgs {
-    /// Seconds until the command is killed, 1 to 86400 (default: 300)
+    /// Seconds until the command is killed, up to 86400 (default, also for 0: 300)
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     timeout: Option<i64>,
     /// Run in the background and return at once
