@@ -219,7 +219,7 @@ fn a_policy_holds_through_everything_vm() {
             let said = daemon.cli(&[&["create", "--name", "x"], args].concat()).fails(1);
             assert!(said.contains(sentence), "{said}");
         };
-        refused(&["--egress", "none"], "invalid net_policy: default must be");
+        refused(&["--egress", "none"], "--egress must be public or deny");
         refused(&["--allow-host", "a.example"], "--allow-host needs --egress deny");
         refused(&["--egress=deny", "--allow-cidr=10.0.0.1/8"], "did you mean 10.0.0.0/8?");
         refused(&["--allow-cidr", METADATA], "is never reachable from a sandbox");

@@ -24,8 +24,12 @@ impl PolicyArgs {
     /// The whole policy of a new sandbox, if anything was said about it. What is wrong with it in
     /// words of the API, the server says.
     pub(super) fn policy(&self) -> Result<Option<NetPolicy>, Failure> {
-        if !self.allow_host.is_empty() && self.egress.as_deref().is_none_or(|word| word == "public")
+        // Empty, as of a variable that is not set, it would mean the server's default.
+        if let Some(word) = self.egress.as_deref().filter(|word| !["public", "deny"].contains(word))
         {
+            return Err(Failure::text(format!("--egress must be public or deny, not {word:?}")));
+        }
+        if !self.allow_host.is_empty() && self.egress.as_deref() != Some("deny") {
             return Err(Failure::text(
                 "--allow-host needs --egress deny: without it every host on the internet is allowed",
             ));

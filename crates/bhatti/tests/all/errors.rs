@@ -60,6 +60,8 @@ fn flags_that_are_none_and_values_that_fit_none() {
         (&["edit", "dev", "--allow-cidr", "192.168.8.0/24"], POLICY_IS_WHOLE),
         (&["edit", "dev", "--allow-host", "a.example"], POLICY_IS_WHOLE),
         (&["snapshot", "resume", "s", "--allow-cidr", "192.168.8.0/24"], POLICY_IS_WHOLE),
+        (&["edit", "dev", "--egress="], "--egress must be public or deny, not \"\""),
+        (&["create", "--egress", "none"], "--egress must be public or deny, not \"none\""),
         (&["create", "--allow-host", "a.example"], HOSTS_NEED_DENY),
         (&["create", "--egress=public", "--allow-host", "a.example"], HOSTS_NEED_DENY),
         (&["edit", "dev", "--egress=public", "--allow-host", "a.example"], HOSTS_NEED_DENY),
