@@ -211,15 +211,22 @@ impl Watcher {
         what: &str,
         work: impl AsyncFnOnce(&mut Qmp) -> Result<T, EngineError>,
     ) -> Result<T, EngineError> {
-        let Some(qmp) = self.control.qmp() else {
-            return Err(refused(what, "there is no connection to the VMM now"));
+        let result = match self.control.qmp() {
+            None => Err(refused(what, "there is no connection to the VMM now")),
+            Some(qmp) => {
+                let result = work(qmp).await;
+                let broken = qmp.is_broken();
+                if let (Err(error), true) = (&result, broken) {
+                    self.control.lose(error);
+                }
+                result
+            }
         };
-        let result = work(qmp).await;
-        let broken = qmp.is_broken();
-        if let (Err(error), true) = (&result, broken) {
-            self.control.lose(error);
+        match result {
+            // The connection to somebody who is dying breaks a moment before he is dead.
+            Err(EngineError::Control { .. }) if self.process.is_ending() => Err(EngineError::Gone),
+            other => other,
         }
-        result
     }
 
     async fn pause(&mut self) -> Result<(), EngineError> {

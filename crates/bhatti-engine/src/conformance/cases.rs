@@ -249,11 +249,22 @@ fn listing(dir: &camino::Utf8Path) -> Vec<String> {
     names
 }
 
-/// A VMM ended by somebody else is reported as died, with a reason, and cleaned up.
+/// A VMM ended by somebody else is reported as died, with a reason, and cleaned up; whoever asks it for
+/// something while it dies is told that it is gone.
 pub async fn a_murdered_machine_is_seen_as_died(harness: &dyn Harness) {
     let engine = harness.engine().await;
     let vm = boot(harness, &*engine).await;
     harness.murder(&vm.record()).await;
+    let asked = async {
+        loop {
+            match vm.pause().await {
+                Ok(()) => {}
+                Err(EngineError::Gone) => return,
+                Err(other) => panic!("it dies, which is not {other}"),
+            }
+        }
+    };
+    within("be told", asked).await;
     match within("notice", vm.exited()).await {
         Exit::Died { detail } => assert!(detail.contains("SIGKILL"), "{detail}"),
         other => panic!("a murder is not {other:?}"),
