@@ -2,6 +2,7 @@
 //! by the link; and that neither leads to anybody else.
 
 use std::io::Read;
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use bhatti_testkit::{TestDaemon, in_namespace, ip as host_ip, on_fresh_host, wait_for};
@@ -58,6 +59,14 @@ fn a_program_is_reached_where_it_listens() {
     });
 }
 
+/// Somebody who has heard the first of the events of `dev`, and waits for the next.
+fn visitor(daemon: &TestDaemon) -> TcpStream {
+    let here = daemon.url().trim_start_matches("http://");
+    let mut stream = raw(daemon, here, "/sandboxes/dev/proxy/8000/events", "");
+    until(&mut stream, "data: one\n\n\r\n");
+    stream
+}
+
 #[test]
 fn an_answer_ends_with_its_sandbox_and_its_address_may_be_anothers() {
     on_fresh_host(|| {
@@ -66,9 +75,7 @@ fn an_answer_ends_with_its_sandbox_and_its_address_may_be_anothers() {
         for end in [["stop", "dev", ""], ["destroy", "dev", "--yes"]] {
             serve(&daemon, "dev", 8000, "0.0.0.0");
             daemon.sh("dev", "rm -f /tmp/go");
-            let here = daemon.url().trim_start_matches("http://");
-            let mut stream = raw(&daemon, here, "/sandboxes/dev/proxy/8000/events", "");
-            until(&mut stream, "data: one\n\n\r\n");
+            let mut stream = visitor(&daemon);
             let was = ip(&daemon, "dev");
             let args: Vec<&str> = end.into_iter().filter(|word| !word.is_empty()).collect();
             let started = Instant::now();
@@ -151,9 +158,7 @@ fn a_network_that_somebody_removed_costs_nobody_their_program() {
         let daemon = TestDaemon::start();
         daemon.cli(&["create", "--name", "dev", "--memory", "512"]).ok();
         serve(&daemon, "dev", 8000, "0.0.0.0");
-        let here = daemon.url().trim_start_matches("http://");
-        let mut stream = raw(&daemon, here, "/sandboxes/dev/proxy/8000/events", "");
-        until(&mut stream, "data: one\n\n\r\n");
+        let mut stream = visitor(&daemon);
         host_ip(&format!("netns delete {}", namespace()));
         let answers = |when: &str| {
             let answer = curl(&daemon, "/sandboxes/dev/proxy/8000/peer", &[]);
@@ -183,9 +188,7 @@ fn a_clone_at_its_sources_address_has_none_of_its_visitors() {
         let daemon = TestDaemon::start();
         daemon.cli(&["create", "--name", "dev", "--memory", "512"]).ok();
         serve(&daemon, "dev", 8000, "0.0.0.0");
-        let here = daemon.url().trim_start_matches("http://");
-        let mut stream = raw(&daemon, here, "/sandboxes/dev/proxy/8000/events", "");
-        until(&mut stream, "data: one\n\n\r\n");
+        let mut stream = visitor(&daemon);
         // The clone's kernel holds this connection too, and its program waits to say more on it.
         daemon.cli(&["snapshot", "create", "dev", "--name", "base"]).ok();
         let was = ip(&daemon, "dev");
@@ -194,6 +197,7 @@ fn a_clone_at_its_sources_address_has_none_of_its_visitors() {
         assert_eq!(ip(&daemon, "clone"), was);
         daemon.sh("clone", "touch /tmp/go");
         // Who comes now is the clone's visitor, and hears it whole.
+        let here = daemon.url().trim_start_matches("http://");
         let mut own = raw(&daemon, here, "/sandboxes/clone/proxy/8000/events", "");
         until(&mut own, "data: two\n\n\r\n");
         assert_eq!(peer(&daemon, "clone", 8000), gateway(&daemon, "clone"));
