@@ -74,6 +74,7 @@ pub(crate) fn start(
     let interrupt = world.tasks.stopping().child_token();
     let (taps, id) = (world.taps.clone(), row.engine_id.clone());
     let route = Route::new(taps, owner.subnet_index, id, row.ip);
+    let pins = Pins::default();
     let actor = Actor {
         world: world.clone(),
         id: row.id.clone(),
@@ -82,7 +83,7 @@ pub(crate) fn start(
         commands: queue,
         machine: None,
         interrupt: interrupt.clone(),
-        pins: Pins::default(),
+        pins: pins.clone(),
         route: Arc::new(route),
         keep_hot: row.keep_hot,
         asked: Asked::default(),
@@ -95,7 +96,7 @@ pub(crate) fn start(
     };
     let span = tracing::info_span!(parent: None, "sandbox", id = %row.id, name = %row.name);
     world.tasks.spawn("sandbox", |stop| actor.run(row, start, stop).instrument(span));
-    Handle { commands, standing, interrupt, stopping: world.tasks.stopping() }
+    Handle { commands, standing, pins, interrupt, stopping: world.tasks.stopping() }
 }
 
 /// What the loop turns to next.
@@ -127,6 +128,8 @@ impl Actor {
     async fn serve(&mut self, stop: CancellationToken) {
         loop {
             let next = self.next();
+            let way = self.way();
+            let door = way.map(|way| self.pins.open(way));
             let turn = tokio::select! {
                 biased; // order is priority: shutdown, then the machine, then clients
                 () = stop.cancelled() => return, // the machine runs on; the next daemon adopts it
@@ -135,6 +138,7 @@ impl Actor {
                 () = self.pins.released() => Turn::Quiet,
                 () = due(next) => Turn::Quiet,
             };
+            drop(door);
             match turn {
                 Turn::Ended(exit) => self.machine_ended(&exit).await,
                 Turn::Asked(None) => return,

@@ -41,7 +41,7 @@ impl Actor {
         let quiet = Quiet {
             phase,
             keep_hot: self.keep_hot,
-            in_use: self.pins.count() > 0,
+            in_use: self.pins.in_use(),
             since: last.elapsed(),
             baseline: self.asked.since == Some(last),
         };

@@ -37,6 +37,15 @@ impl Actor {
         Ok(Lease { dialer, _pin: pin })
     }
 
+    /// The way to a guest that is usable as it is: nothing would be done for whoever asked.
+    pub(super) fn way(&self) -> Option<Dialer> {
+        let machine = self.machine.as_ref().filter(|machine| !machine.stands)?;
+        if self.phase() != Phase::Hot || self.half_sealed {
+            return None;
+        }
+        Some(Dialer::new(machine.link()?, self.route.clone()))
+    }
+
     /// Continues a cold sandbox from its newest generation, or from what it can.
     async fn wake(&mut self, force: bool) -> Result<Guest, WakeError> {
         let mut row = self.row().await?;
