@@ -2,6 +2,7 @@
 //! Short reads have a connection of their own and are done where they are asked for: a hop to
 //! another thread and back costs more than the query.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{mpsc, oneshot};
@@ -15,6 +16,7 @@ type Job = Box<dyn FnOnce(&mut Store) + Send>;
 pub struct Db {
     jobs: mpsc::Sender<Job>,
     reader: Arc<Mutex<Store>>,
+    writes: Arc<AtomicU64>,
 }
 
 /// How many calls may wait for the writer before callers wait too.
@@ -31,7 +33,7 @@ impl Db {
             }
         });
         thread.map_err(StoreError::Thread)?;
-        Ok(Self { jobs, reader })
+        Ok(Self { jobs, reader, writes: Arc::default() })
     }
 
     /// Reads a few rows by key, here and now. It sees everything that was written before.
@@ -45,6 +47,13 @@ impl Db {
         work(&self.reader.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// How often something may have been written. What was read after this was asked for stands for as
+    /// long as the answer stays the same, as far as this process is concerned: what another one writes
+    /// (`bhatti user`, while the daemon runs) is not counted.
+    pub fn writes(&self) -> u64 {
+        self.writes.load(Ordering::Acquire)
+    }
+
     /// Runs `work` on the writer thread.
     ///
     /// Cancel-safe: once sent, `work` runs to its end whether or not anybody still listens.
@@ -53,9 +62,13 @@ impl Db {
         work: impl FnOnce(&mut Store) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (reply, answer) = oneshot::channel();
+        let writes = Arc::clone(&self.writes);
         let job: Job = Box::new(move |store| {
+            let done = work(store);
+            // Before anybody hears of it.
+            writes.fetch_add(1, Ordering::Release);
             // The asker may have hung up; the work is done all the same.
-            drop(reply.send(work(store)));
+            drop(reply.send(done));
         });
         self.jobs.send(job).await.map_err(|_| StoreError::Closed)?;
         answer.await.map_err(|_| StoreError::Closed)?

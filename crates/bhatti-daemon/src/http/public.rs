@@ -6,14 +6,15 @@
 //!
 //! Promises:
 //! - What is unpublished or destroyed is not answered from that moment on, and who is being
-//!   answered is cut off: the record is asked for every request, under the lock that putting out
-//!   takes (`proxy::Crowd`).
+//!   answered is cut off: the record is asked for every request, unless nothing has been written
+//!   since (`known`), and under the lock that putting out takes (`proxy::Crowd`).
 //! - A stranger learns of an alias only whether it is published.
 //! - Whatever strangers send, a request takes five minutes at most, a sandbox is woken once for all
 //!   that come meanwhile, and at most ten are being woken at a time.
 //! - What a stranger can make us remember is bounded.
 
 mod door;
+mod known;
 mod limits;
 mod site;
 mod wakes;
@@ -28,7 +29,7 @@ use axum::response::{IntoResponse, Response};
 use bhatti_api::ErrorBody;
 use bhatti_config::PublicLimits;
 use bhatti_lifecycle::{Lease, chain};
-use bhatti_store::{PublishRow, SandboxRow, StoreError};
+use bhatti_store::{SandboxRow, StoreError};
 use bhatti_types::{Alias, EventKind, Phase, PublishId, UserId};
 use serde_json::json;
 use tokio::time::{Instant, timeout};
@@ -42,6 +43,7 @@ use super::proxy::{
     words,
 };
 use door::Admission;
+use known::{Known, Stands};
 use limits::Limits;
 pub(crate) use site::Site;
 use site::Sought;
@@ -66,6 +68,7 @@ pub(crate) struct Public {
     /// With a domain of one's own.
     secure: Option<Arc<Secure>>,
     visitors: Crowd<PublishId>,
+    known: Known,
     wakes: Wakes,
 }
 
@@ -80,6 +83,7 @@ impl Public {
             secure,
             limits: Limits::new(limits),
             visitors: Crowd::new(MAX_VISITORS),
+            known: Known::default(),
             wakes: Wakes::default(),
         }
     }
@@ -188,9 +192,10 @@ async fn serve(api: &Api, Peer(peer): Peer, mut request: Request) -> Result<Resp
     if !api.public.limits.allow_peer(peer) {
         return Err(Refused::TooOften);
     }
-    let (place, rule, row) = find(api, &alias)?;
+    let (place, stands) = find(api, &alias)?;
+    let (rule, row) = &*stands;
     // Before anything is woken for it, and before it is one of those that an alias is asked.
-    let admission = door::admit(&mut request, &rule);
+    let admission = door::admit(&mut request, rule);
     if let Admission::Refused { wrong } = admission {
         if wrong {
             let meta = json!({ "ip": peer, "alias": alias });
@@ -210,7 +215,7 @@ async fn serve(api: &Api, Peer(peer): Peer, mut request: Request) -> Result<Resp
         return Err(Refused::TooLarge);
     }
     let seat = api.proxy.enter(&row.id).ok_or(Refused::Busy)?;
-    let lease = timeout(WHOLE, wake(api, &row)).await.map_err(|_| Refused::Unavailable)??;
+    let lease = timeout(WHOLE, wake(api, row)).await.map_err(|_| Refused::Unavailable)??;
     let left = WHOLE.saturating_sub(started.elapsed());
     let limit = Limit { whole: Some(left), idle: left, body: Some(MAX_BODY) };
     let uri = target(request.uri(), ours);
@@ -242,17 +247,17 @@ async fn serve(api: &Api, Peer(peer): Peer, mut request: Request) -> Result<Resp
 }
 
 /// What an alias stands for, and a place there.
-fn find(api: &Api, alias: &str) -> Result<(Place<PublishId>, PublishRow, SandboxRow), Refused> {
+fn find(api: &Api, alias: &str) -> Result<(Place<PublishId>, Arc<Stands>), Refused> {
     let look_up = || {
-        let found = api.db.read(|store| store.published(alias))?;
-        let seen = |row: &SandboxRow| {
+        let found = api.public.known.published(&api.db, alias)?;
+        let seen = |(_, row): &Stands| {
             api.sandboxes.phase_now(row).is_some_and(|phase| phase.wire().is_some())
         };
-        let found = found.filter(|(_, row)| seen(row));
-        Ok::<_, StoreError>(found.map(|(rule, row)| (rule.id.clone(), (rule, row))))
+        let found = found.filter(|stands| seen(stands));
+        Ok::<_, StoreError>(found.map(|stands| (stands.0.id.clone(), stands)))
     };
     match api.public.visitors.admit(look_up) {
-        Ok(Admitted::In(place, (rule, row))) => Ok((place, rule, row)),
+        Ok(Admitted::In(place, stands)) => Ok((place, stands)),
         Ok(Admitted::Full) => Err(Refused::Busy),
         Ok(Admitted::Nothing) => Err(Refused::NotFound),
         Err(error) => {

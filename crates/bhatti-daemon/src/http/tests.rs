@@ -125,7 +125,7 @@ async fn world() -> World {
 }
 
 /// Records what the account has. Returns the sandbox's id.
-fn fill(store: &mut Store, user: &UserRow) -> String {
+pub(super) fn fill(store: &mut Store, user: &UserRow) -> String {
     let name = |text: &str| text.parse().expect("a name");
     let new = NewSandbox {
         owner: user.id.clone(),
