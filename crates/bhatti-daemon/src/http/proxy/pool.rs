@@ -63,7 +63,7 @@ impl Pool {
         loop {
             let all = waiting.of.get_mut(sandbox)?;
             let at = all.iter().rposition(|idle| idle.port == port)?;
-            let Idle { conversation, until, .. } = all.remove(at);
+            let Idle { mut conversation, until, .. } = all.remove(at);
             if all.is_empty() {
                 waiting.of.remove(sandbox);
             }
@@ -79,7 +79,7 @@ impl Pool {
         &self,
         sandbox: &SandboxId,
         port: u16,
-        conversation: Conversation,
+        mut conversation: Conversation,
         said: Option<Duration>,
     ) {
         // A second less: the other end counts from earlier.
@@ -131,10 +131,10 @@ impl Pool {
 }
 
 impl Waiting {
-    fn retain(&mut self, keep: impl Fn(&SandboxId, &Idle) -> bool) {
+    fn retain(&mut self, keep: impl Fn(&SandboxId, &mut Idle) -> bool) {
         let Self { count, of, .. } = self;
         of.retain(|sandbox, all| {
-            all.retain(|idle| keep(sandbox, idle));
+            all.retain_mut(|idle| keep(sandbox, idle));
             !all.is_empty()
         });
         *count = of.values().map(Vec::len).sum();

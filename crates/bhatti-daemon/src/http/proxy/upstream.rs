@@ -3,7 +3,11 @@
 //! The connection belongs to the answer's body, and goes when the client does. One whose answer was
 //! read to its end waits for the next request (`pool`), which it gets only if asking twice does no
 //! harm: a program may hang up just then, and nobody can tell whether it has read the request.
+//!
+//! Most requests have no body, and an answer that comes as a whole. All of such a one is done by the
+//! task of the client's connection: waking another one takes longer than what there is to do.
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,7 +29,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::conversation::Conversation;
+use super::conversation::{Conversation, Mover};
 use super::head::{self, Asker};
 use super::hints::Hints;
 use super::meter::Meter;
@@ -136,7 +140,7 @@ pub(in crate::http) async fn exchange(
             None => begun.await,
         }
     };
-    let (mut answer, conversation) = tokio::select! {
+    let (mut answer, mut conversation) = tokio::select! {
         begun = begun => begun.map_err(|failure| {
             let too_large = traffic.too_large.load(Ordering::Relaxed);
             if too_large { Failure::TooLarge } else { failure }
@@ -148,19 +152,29 @@ pub(in crate::http) async fn exchange(
     head::answer(answer.headers_mut(), upgraded);
     // The program's was between it and us: a client's connection goes on after an answer to HTTP/1.0.
     *answer.version_mut() = Version::HTTP_11;
-    if !upgraded {
-        let held: Held = Arc::new(Mutex::new(Some((conversation, visit))));
-        let late = watch(proxy, Arc::clone(&held), ending);
-        let pool = proxy.pool.clone();
-        let answered =
-            |incoming| Answer { incoming, ended: false, held, said, pool, late, traffic };
-        return Ok(answer.map(|incoming| Body::new(answered(incoming))));
+    if upgraded {
+        let (Some(client), Some(place)) = (client, place) else { return Err(Failure::Unasked) };
+        let program = hyper::upgrade::on(&mut answer);
+        let tunnel = Tunnel { client, program, conversation, visit, place };
+        tunnel.spawn(proxy, limit.idle, last);
+        return Ok(answer.map(|_| Body::empty()));
     }
-    let (Some(client), Some(place)) = (client, place) else { return Err(Failure::Unasked) };
-    let program = hyper::upgrade::on(&mut answer);
-    let tunnel = Tunnel { client, program, conversation, visit, place };
-    tunnel.spawn(proxy, limit.idle, last);
-    Ok(answer.map(|_| Body::empty()))
+    let first = match body_so_far(answer.body_mut(), &mut conversation).await {
+        // Nothing of the sandbox is needed for it any more.
+        SoFar::Whole(body) => {
+            if traffic.sent.load(Ordering::Relaxed) {
+                proxy.pool.keep(&visit.sandbox, visit.port, conversation, said);
+            }
+            return Ok(answer.map(|_| Body::from(body)));
+        }
+        SoFar::Part(first) => first,
+    };
+    let held: Held = Arc::new(Mutex::new(Some((conversation, visit))));
+    let late = watch(proxy, Arc::clone(&held), ending);
+    let pool = proxy.pool.clone();
+    let answered =
+        |incoming| Answer { first, incoming, ended: false, held, said, pool, late, traffic };
+    Ok(answer.map(|incoming| Body::new(answered(incoming))))
 }
 
 /// Resolves when the exchange has to end. Counts from now.
@@ -261,9 +275,33 @@ async fn begin(
             Err(_) => request = again,
         }
     }
-    let mut conversation = Conversation::begin(proxy, &visit.dialer, visit.port).await?;
+    let alone = request.body().is_end_stream() && !upgrade;
+    let mover = if alone { Mover::Asker } else { Mover::Task };
+    let mut conversation = Conversation::begin(proxy, &visit.dialer, visit.port, mover).await?;
     let answer = conversation.ask(request).await.map_err(Failure::NoAnswer)?;
     Ok((answer, conversation))
+}
+
+/// What is there of the body of an answer whose head is.
+enum SoFar {
+    Whole(Bytes),
+    Part(Option<hyper::Result<Frame<Bytes>>>),
+}
+
+async fn body_so_far(incoming: &mut Incoming, conversation: &mut Conversation) -> SoFar {
+    if incoming.is_end_stream() {
+        return SoFar::Whole(Bytes::new());
+    }
+    let polled = poll_fn(|context| Poll::Ready(conversation.poll_frame(incoming, context))).await;
+    match polled {
+        Poll::Ready(Some(Ok(frame))) if incoming.is_end_stream() => match frame.into_data() {
+            Ok(data) => SoFar::Whole(data),
+            Err(frame) => SoFar::Part(Some(Ok(frame))),
+        },
+        Poll::Ready(Some(first)) => SoFar::Part(Some(first)),
+        Poll::Ready(None) => SoFar::Whole(Bytes::new()),
+        Poll::Pending => SoFar::Part(None),
+    }
 }
 
 /// The same request once more, if asking twice is asking once.
@@ -368,6 +406,8 @@ fn lock(held: &Held) -> MutexGuard<'_, Option<(Conversation, Visit)>> {
 
 /// The body of an answer on its way to the client, and all that has to live as long.
 struct Answer {
+    /// Came with the head.
+    first: Option<hyper::Result<Frame<Bytes>>>,
     incoming: Incoming,
     /// The program has said all.
     ended: bool,
@@ -380,11 +420,29 @@ struct Answer {
     traffic: Arc<Traffic>,
 }
 
+impl Answer {
+    fn poll_more(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        match &mut *lock(&self.held) {
+            Some((conversation, _)) => {
+                conversation.poll_frame(&mut self.incoming, context).map_err(axum::Error::new)
+            }
+            // It was ended just now.
+            None => {
+                let late = self.late.try_recv().unwrap_or(Late::Stopping);
+                Poll::Ready(Some(Err(axum::Error::new(late))))
+            }
+        }
+    }
+}
+
 impl Drop for Answer {
     /// A conversation that is in the middle of something ends with this.
     fn drop(&mut self) {
         let held = lock(&self.held).take();
-        let ended = self.ended || self.incoming.is_end_stream();
+        let ended = self.ended || self.is_end_stream();
         if let Some((conversation, visit)) = held
             && ended
             && self.traffic.sent.load(Ordering::Relaxed)
@@ -407,25 +465,30 @@ impl hyper::body::Body for Answer {
             let late = late.unwrap_or(Late::Stopping);
             return Poll::Ready(Some(Err(axum::Error::new(late))));
         }
-        let polled = Pin::new(&mut self.incoming).poll_frame(context);
+        let polled = match self.first.take() {
+            Some(first) => Poll::Ready(Some(first.map_err(axum::Error::new))),
+            None => self.poll_more(context),
+        };
         if let Poll::Ready(frame) = &polled {
-            if frame.is_none() && lock(&self.held).is_none() {
-                // It was ended just now, and did not end.
-                let late = self.late.try_recv().unwrap_or(Late::Stopping);
-                return Poll::Ready(Some(Err(axum::Error::new(late))));
-            }
             self.ended = frame.is_none();
             self.traffic.meter.touch();
         }
-        polled.map_err(axum::Error::new)
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        self.first.is_none() && self.incoming.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        let (mut hint, first) = (self.incoming.size_hint(), self.first.as_ref());
+        let first = first.and_then(|first| first.as_ref().ok()?.data_ref()).map_or(0, Bytes::len);
+        let (lower, upper, first) = (hint.lower(), hint.upper(), first as u64);
+        if let Some(upper) = upper {
+            hint.set_upper(upper + first);
+        }
+        hint.set_lower(lower + first);
+        hint
     }
 }
 

@@ -303,6 +303,43 @@ async fn a_program_that_hangs_up_between_two_requests_is_asked_again() {
     }
 }
 
+#[tokio::test]
+async fn an_answer_that_is_there_holds_nothing() {
+    for (answer, whole) in [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".as_slice(), true),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", true),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok", false),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n", false),
+    ] {
+        let kept = Arc::new(());
+        let guest = guest(move |stream| says(stream, answer)).await;
+        let (out, held) = (CancellationToken::new(), Box::new(Arc::clone(&kept)));
+        let given = ask_holding(guest, Body::empty(), &PUBLIC, out, held).await;
+        let given = given.expect("an answer");
+        assert_eq!(Arc::strong_count(&kept) == 1, whole, "{given:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_program_that_hangs_up_while_nobody_asks_is_let_go() {
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let guest = guest(move |mut stream: Stream| {
+        let tell = tell.clone();
+        async move {
+            let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+            stream.write_all(answer).await.expect("taken");
+            stream.shutdown().await.expect("an end");
+            let end = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+            tell.send(end.is_ok()).expect("the test waits");
+        }
+    });
+    let (proxy, sandbox) = (Proxy::new(Tasks::default()), SandboxId::random());
+    let (asking, started) = (Asking { proxy, sandbox, guest: guest.await }, Instant::now());
+    assert_eq!(asking.ask("GET", "").await.expect("an answer"), "ok");
+    told.recv().await.expect("the other end too");
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_connection_does_not_wait_for_long() {
     let (asking, connections) = Asking::of_server(usize::MAX).await;
