@@ -177,6 +177,8 @@ fn throughput(served: &Served, watch: &Watch, rounds: usize) -> Result<Part> {
     }
     let least = |name, ratio| Budget::at_least(name, ratio, PROMISED, "x");
     let budgets = vec![
+        least("published: requests/s, 1 at once, over nginx's", requests[0].ratio()),
+        least("published: requests/s, 8 at once, over nginx's", requests[1].ratio()),
         least("published: requests/s, 32 at once, over nginx's", requests[2].ratio()),
         least("published: MiB/s to the client over nginx's", down.ratio()),
         least("published: MiB/s to the program over nginx's", up.ratio()),

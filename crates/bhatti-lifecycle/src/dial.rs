@@ -19,7 +19,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bhatti_guest_client::{Guest, GuestError, Stream};
@@ -27,6 +27,7 @@ use bhatti_types::EngineId;
 use nix::sys::socket::{Shutdown, shutdown};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::task::coop;
 use tokio::time::{Instant, timeout};
 
 use crate::Taps;
@@ -314,7 +315,15 @@ impl AsyncRead for Connection {
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Network(network) => Pin::new(network).poll_read(context, buffer),
-            Self::Link(link) => Pin::new(link).poll_read(context, buffer),
+            Self::Link(link) => {
+                // Sockets do that by themselves: whoever reads what never ends gets to its deadline.
+                let budget = ready!(coop::poll_proceed(context));
+                let polled = Pin::new(link).poll_read(context, buffer);
+                if polled.is_ready() {
+                    budget.made_progress();
+                }
+                polled
+            }
         }
     }
 }

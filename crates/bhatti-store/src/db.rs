@@ -48,8 +48,8 @@ impl Db {
     }
 
     /// How often something may have been written. What was read after this was asked for stands for as
-    /// long as the answer stays the same, as far as this process is concerned: what another one writes
-    /// (`bhatti user`, while the daemon runs) is not counted.
+    /// long as the answer stays the same. Not counted: a write whose [`Db::call`] has not returned, and
+    /// what another process writes (`bhatti user`, while the daemon runs).
     pub fn writes(&self) -> u64 {
         self.writes.load(Ordering::Acquire)
     }
@@ -65,7 +65,7 @@ impl Db {
         let writes = Arc::clone(&self.writes);
         let job: Job = Box::new(move |store| {
             let done = work(store);
-            // Before anybody hears of it.
+            // Before the asker hears of it.
             writes.fetch_add(1, Ordering::Release);
             // The asker may have hung up; the work is done all the same.
             drop(reply.send(done));

@@ -109,7 +109,11 @@ impl Public {
     }
 
     /// Cuts off whoever is being answered under a rule.
+    ///
+    /// Comes after the write that changes the rule, perhaps before that is counted: who comes in after
+    /// this finds what was written.
     pub(super) fn put_out(&self, rule: &PublishId) {
+        self.known.forget();
         self.visitors.put_out(rule);
     }
 }
@@ -193,7 +197,7 @@ async fn serve(api: &Api, Peer(peer): Peer, mut request: Request) -> Result<Resp
         return Err(Refused::TooOften);
     }
     let (place, stands) = find(api, &alias)?;
-    let (rule, row) = &*stands;
+    let Stands { rule, row } = &*stands;
     // Before anything is woken for it, and before it is one of those that an alias is asked.
     let admission = door::admit(&mut request, rule);
     if let Admission::Refused { wrong } = admission {
@@ -250,11 +254,11 @@ async fn serve(api: &Api, Peer(peer): Peer, mut request: Request) -> Result<Resp
 fn find(api: &Api, alias: &str) -> Result<(Place<PublishId>, Arc<Stands>), Refused> {
     let look_up = || {
         let found = api.public.known.published(&api.db, alias)?;
-        let seen = |(_, row): &Stands| {
+        let seen = |row: &SandboxRow| {
             api.sandboxes.phase_now(row).is_some_and(|phase| phase.wire().is_some())
         };
-        let found = found.filter(|stands| seen(stands));
-        Ok::<_, StoreError>(found.map(|stands| (stands.0.id.clone(), stands)))
+        let found = found.filter(|stands| seen(&stands.row));
+        Ok::<_, StoreError>(found.map(|stands| (stands.rule.id.clone(), stands)))
     };
     match api.public.visitors.admit(look_up) {
         Ok(Admitted::In(place, stands)) => Ok((place, stands)),

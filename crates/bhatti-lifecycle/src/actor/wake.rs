@@ -43,6 +43,10 @@ impl Actor {
         if self.phase() != Phase::Hot || self.half_sealed {
             return None;
         }
+        // What could not be recorded or removed is tried again after every use.
+        if self.owed.is_some() || self.untidy {
+            return None;
+        }
         Some(Dialer::new(machine.link()?, self.route.clone()))
     }
 

@@ -160,7 +160,7 @@ async fn a_use_of_what_is_hot_costs_nothing() {
     assert_eq!(daemon.row(&alice, "dev").await, row);
 }
 
-/// However close to the moment in which it falls asleep somebody comes.
+/// However close to the moment in which it falls asleep somebody comes; which only real time has.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_has_a_lease_of_one_that_stands() {
     let house = House::sleepy(Some(3), None);
@@ -168,14 +168,14 @@ async fn nobody_has_a_lease_of_one_that_stands() {
     house.host.set_latency(Call::Pause, Duration::from_millis(2));
     let (row, machine) = (daemon.row(&alice, "dev").await, house.machine());
     let mut fell_asleep = 0;
-    for turn in 0..300 {
+    for turn in 0..150 {
         let lease = daemon.sandboxes.lease_of(&row).await.unwrap();
         for _ in 0..3 {
             assert_eq!(house.host.paused(&machine), Some(false), "turn {turn}");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         drop(lease);
-        tokio::time::sleep(Duration::from_micros(turn * 53 % 7000)).await;
+        tokio::time::sleep(Duration::from_micros(turn * 107 % 7000)).await;
         fell_asleep += usize::from(house.host.paused(&machine) == Some(true));
     }
     assert!(fell_asleep > 0, "there was such a moment");

@@ -1,7 +1,8 @@
 //! Connections to programs that wait for their next request.
 //!
 //! Promises:
-//! - What is in here keeps no sandbox awake: it holds no lease, and goes with the link.
+//! - What is in here keeps no sandbox awake: it holds no lease, and goes within a second after the link
+//!   or the program has.
 //! - A connection waits for a few seconds, less than the servers people use give it, and no longer
 //!   than the program has said.
 //! - What one sandbox and all together may leave here is bounded.

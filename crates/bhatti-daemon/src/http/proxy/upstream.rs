@@ -1,7 +1,7 @@
 //! One request and its answer.
 //!
-//! The connection belongs to the answer's body, and goes when the client does. One whose answer was
-//! read to its end waits for the next request (`pool`), which it gets only if asking twice does no
+//! The connection belongs to the answer's body, and goes when the client does. One whose answer is
+//! there to its end waits for the next request (`pool`), which it gets only if asking twice does no
 //! harm: a program may hang up just then, and nobody can tell whether it has read the request.
 //!
 //! Most requests have no body, and an answer that comes as a whole. All of such a one is done by the
@@ -160,13 +160,14 @@ pub(in crate::http) async fn exchange(
         return Ok(answer.map(|_| Body::empty()));
     }
     let first = match body_so_far(answer.body_mut(), &mut conversation).await {
-        // Nothing of the sandbox is needed for it any more.
-        SoFar::Whole(body) => {
+        // Nothing of the sandbox is needed for it any more. In HTTP/2 a client may leave it standing.
+        SoFar::Whole(body) if version < Version::HTTP_2 || body.is_empty() => {
             if traffic.sent.load(Ordering::Relaxed) {
                 proxy.pool.keep(&visit.sandbox, visit.port, conversation, said);
             }
             return Ok(answer.map(|_| Body::from(body)));
         }
+        SoFar::Whole(body) => Some(Ok(Frame::data(body))),
         SoFar::Part(first) => first,
     };
     let held: Held = Arc::new(Mutex::new(Some((conversation, visit))));
