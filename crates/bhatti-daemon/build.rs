@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 fn main() {
-    let web = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../web");
+    // Where it is now: the program that this becomes may have been built at another place.
+    let here = std::env::var_os("CARGO_MANIFEST_DIR").expect("Cargo sets it");
+    let web = Path::new(&here).join("../../web");
     let (dist, sources) = (web.join("dist"), web.join("src"));
     for path in [&dist, &sources] {
         println!("cargo::rerun-if-changed={}", path.display());

@@ -19,6 +19,7 @@
 
 #![forbid(unsafe_code)]
 
+mod handle;
 mod pack;
 mod pax;
 pub mod pipe;
@@ -28,6 +29,7 @@ mod staged;
 mod tally;
 mod unpack;
 
+pub use handle::handle;
 pub use pack::{Source, root_name};
 pub use problem::Problems;
 pub use staged::Staged;

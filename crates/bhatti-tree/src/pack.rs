@@ -47,7 +47,7 @@ impl Source {
         let mut options = File::options();
         options.read(true);
         // Nothing is opened but a handle, until it is known what it is.
-        let handle = options.clone().custom_flags(OFlag::O_PATH.bits()).open(path)?;
+        let handle = crate::handle(path)?;
         let meta = handle.metadata()?;
         if !meta.is_file() && !meta.is_dir() {
             let text = "neither a regular file nor a directory";

@@ -15,6 +15,8 @@ use std::path::PathBuf;
 use bhatti_engine::{EngineError, Private};
 use bhatti_types::EngineId;
 use camino::{Utf8Path, Utf8PathBuf};
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
 
 /// The guest's console, saved by us.
 pub const CONSOLE_LOG: &str = "console.log";
@@ -102,10 +104,8 @@ impl MachineDir {
     pub async fn connect(&self, name: &str, owner: Private) -> io::Result<tokio::net::UnixStream> {
         // Pinning the node first: between a check by name and a connect by name the VMM could
         // put a link to somebody else's socket there.
-        let node = std::fs::OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_PATH | libc::O_NOFOLLOW)
-            .open(self.short(name))?;
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let node = File::from(open(&self.short(name), flags, Mode::empty())?);
         if !node.metadata()?.file_type().is_socket() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "not a socket"));
         }

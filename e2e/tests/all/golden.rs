@@ -1,16 +1,13 @@
 //! Sandboxes made from a snapshot of a freshly booted machine, and how they differ.
 
 use std::process::Stdio;
-use std::time::{Duration, Instant};
 
 use bhatti_testkit::{TestDaemon, on_fresh_host, wait_for};
 
 use crate::workload;
 
-fn create(daemon: &TestDaemon, name: &str) -> Duration {
-    let started = Instant::now();
+fn create(daemon: &TestDaemon, name: &str) {
     daemon.cli(&["create", "--name", name, "--memory", "256"]).ok();
-    started.elapsed()
 }
 
 /// The first use of an image and size boots; everything after that is a copy.
@@ -18,12 +15,11 @@ fn create(daemon: &TestDaemon, name: &str) -> Duration {
 fn a_second_create_boots_no_vm() {
     on_fresh_host(|| {
         let mut daemon = TestDaemon::start();
-        let first = create(&daemon, "first");
+        create(&daemon, "first");
         let booted = daemon.boots();
         assert_eq!(booted, 1, "the first of its kind boots");
-        let second = create(&daemon, "second");
+        create(&daemon, "second");
         assert_eq!(daemon.boots(), booted, "the second is a copy");
-        assert!(second * 3 < first, "{second:?} is not much faster than {first:?}");
         daemon.sh("second", "echo mine > ~/mine");
 
         a_copy_has_what_was_asked_for(&daemon);

@@ -192,10 +192,7 @@ fn kind(of: FileType) -> FileKind {
 /// opened, whatever the path leads to by now.
 fn open_regular(path: PathBuf) -> Result<(File, Metadata), FileError> {
     let shown = || path.to_string_lossy().into_owned();
-    let mut options = File::options();
-    options.read(true);
-    let handle = followed(&path, |path| options.clone().custom_flags(libc::O_PATH).open(path))
-        .map_err(FileError::io("open", &path))?;
+    let handle = followed(&path, bhatti_tree::handle).map_err(FileError::io("open", &path))?;
     let meta = handle.metadata().map_err(FileError::io("look at", &path))?;
     if meta.is_dir() {
         return Err(FileError::IsDirectory { path: shown() });
@@ -205,7 +202,8 @@ fn open_regular(path: PathBuf) -> Result<(File, Metadata), FileError> {
     }
     let opened = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&handle));
     // Some files of the kernel's own wait for news unless they are told not to.
-    let file = options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(opened);
+    let mut options = File::options();
+    let file = options.read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(opened);
     Ok((file.map_err(FileError::io("open", &path))?, meta))
 }
 

@@ -117,7 +117,7 @@ async fn what_is_no_regular_file_is_not_opened() {
         (at("socket"), ErrorKind::Invalid, "is not a regular file"),
         ("/dev/zero".into(), ErrorKind::Invalid, "is not a regular file"),
         (dir.path().to_owned(), ErrorKind::Invalid, "is a directory"),
-        (at("loop"), ErrorKind::Invalid, "symbolic links"),
+        (at("loop"), ErrorKind::Invalid, "ymbolic link"),
         (at("none"), ErrorKind::NotFound, "file not found"),
         (at("file/below"), ErrorKind::Invalid, "ot a directory"),
         ("relative".into(), ErrorKind::Invalid, "is not absolute"),
