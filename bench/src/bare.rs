@@ -29,7 +29,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use bhatti_guest_client::{ExecEvent, ExecSpec, Guest, Mode};
+use bhatti_guest_client::{ExecEvent, ExecSpec, Guest, GuestError, Mode};
 use bhatti_net::plan::Guest as Entry;
 use bhatti_net::{Denied, Directory, NetConfig, Networks, guest_mac, guest_subnet};
 use bhatti_types::EngineId;
@@ -306,13 +306,16 @@ impl Starting {
     /// Connects to the agent, and exchanges greetings.
     fn greet(mode: Mode) -> impl AsyncFnOnce(&mut Self) -> Result<Guest> {
         async move |this: &mut Self| {
-            let (guest, driver) = match this.tap {
-                None => Guest::connect(this.socket(AGENT_SOCKET).await?, mode).await?,
-                Some(_) => Guest::connect(firecracker::link(this).await?, mode).await?,
-            };
-            tokio::spawn(driver);
-            guest.hello(env!("CARGO_PKG_VERSION")).await?;
-            Ok(guest)
+            until_kept(async || {
+                let (guest, driver) = match this.tap {
+                    None => Guest::connect(this.socket(AGENT_SOCKET).await?, mode).await?,
+                    Some(_) => Guest::connect(firecracker::link(this).await?, mode).await?,
+                };
+                tokio::spawn(driver);
+                guest.hello(env!("CARGO_PKG_VERSION")).await?;
+                Ok(guest)
+            })
+            .await
         }
     }
 
@@ -342,6 +345,21 @@ impl Starting {
         let Self { process, dir, path, tap, identity, .. } = self;
         Bare { guest, control, process, _tap: tap, path, identity, dir }
     }
+}
+
+/// As often as the daemon opens a link that broke again.
+const TRIES: u32 = 4;
+
+/// A link that the guest keeps. One that goes on drops what it has, also what was just made and has said
+/// its first byte.
+async fn until_kept<T>(mut greet: impl AsyncFnMut() -> Result<T>) -> Result<T> {
+    for _ in 1..TRIES {
+        match greet().await {
+            Err(error) if matches!(error.downcast_ref(), Some(GuestError::LinkLost(_))) => {}
+            outcome => return outcome,
+        }
+    }
+    greet().await
 }
 
 fn is_not_yet(error: &io::Error) -> bool {
@@ -428,5 +446,31 @@ impl Drop for Process {
         // It may have ended by itself.
         self.0.kill().ok();
         self.0.wait().ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_link_that_is_lost_is_made_again() {
+        // How many are lost before one is kept, and how many are made then.
+        for (lost, made) in [(0, Some(1)), (3, Some(4)), (4, None)] {
+            let mut tried = 0;
+            let kept = until_kept(async || {
+                tried += 1;
+                ensure!(tried > lost, GuestError::LinkLost(None));
+                Ok(tried)
+            });
+            assert_eq!(kept.await.ok(), made, "{lost}");
+        }
+        let mut tried = 0;
+        let other = until_kept(async || {
+            tried += 1;
+            Err::<(), _>(GuestError::TooManyOperations.into())
+        });
+        other.await.unwrap_err();
+        assert_eq!(tried, 1, "anything else is an answer");
     }
 }
