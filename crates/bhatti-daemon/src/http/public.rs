@@ -7,7 +7,8 @@
 //! Promises:
 //! - What is unpublished or destroyed is not answered from that moment on, and who is being
 //!   answered is cut off: the record is asked for every request, unless nothing has been written
-//!   since (`known`), and under the lock that putting out takes (`proxy::Crowd`).
+//!   since (`known`), and under the lock that putting out takes (`proxy::Crowd`). An answer that has
+//!   come as a whole is sent (ADR 0027).
 //! - A stranger learns of an alias only whether it is published.
 //! - Whatever strangers send, a request takes five minutes at most, a sandbox is woken once for all
 //!   that come meanwhile, and at most ten are being woken at a time.
