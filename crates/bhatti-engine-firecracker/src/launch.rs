@@ -5,14 +5,14 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bhatti_engine::{Accel, BootSpec, EngineError, EngineName, Nic, Private, Shape, VmRecord};
 use bhatti_types::Mib;
-use bhatti_vmm::cgroup::{self, Group};
+use bhatti_vmm::cgroup::{self, Group, Joins};
 use bhatti_vmm::confine::{self, Confinement};
 use bhatti_vmm::former::DEATH_DEADLINE;
 use bhatti_vmm::jail::{DESCRIPTORS, INITRAMFS, KERNEL};
@@ -160,7 +160,7 @@ impl Inner {
         nic: Option<Nic>,
         origin: &Origin,
         dir: &MachineDir,
-        cgroups: Vec<OwnedFd>,
+        cgroups: Joins,
     ) -> Result<Launched, EngineError> {
         let (_, disk_bytes) = disk::open_own(&spec.root, dir)?;
         // A former VMM may have left them, and this one makes its own.
@@ -204,7 +204,7 @@ impl Inner {
         &self,
         spec: &BootSpec,
         dir: &MachineDir,
-        cgroups: Vec<OwnedFd>,
+        cgroups: Joins,
         jail: bhatti_vmm::jail::Jail,
         inherit: Vec<RawFd>,
         disk_bytes: u64,
@@ -232,9 +232,8 @@ impl Inner {
         if self.has_own_filter {
             command.args(["--seccomp-filter", SECCOMP_FILTER]);
         }
-        let child = confine::spawn(command, confinement, &log)?;
-        // A pid is positive and fits.
-        Ok((i32::try_from(child.id()).unwrap_or(i32::MAX), log, console))
+        let pid = confine::spawn(&command, confinement, &log)?;
+        Ok((pid, log, console))
     }
 
     /// Waits until Firecracker answers on its socket.

@@ -20,7 +20,7 @@ use crate::disk::{self, MAX_LAYERS, TopName};
 use crate::engine::Inner;
 use crate::qmp::Qmp;
 use crate::vm::{AGENT_SOCKET, Parts, QemuVm};
-use bhatti_vmm::cgroup::{Group, Limits};
+use bhatti_vmm::cgroup::{Group, Joins, Limits};
 use bhatti_vmm::confine::{self, Confinement};
 use bhatti_vmm::former::DEATH_DEADLINE;
 use bhatti_vmm::machine_dir::MachineDir;
@@ -112,7 +112,7 @@ impl Inner {
         spec: &BootSpec,
         origin: &Origin,
         dir: &MachineDir,
-        cgroups: Vec<OwnedFd>,
+        cgroups: Joins,
     ) -> Result<(VmmLog, i32), EngineError> {
         let opened = open_files(spec, dir)?;
         let accel = self.acceleration.accel();
@@ -161,9 +161,8 @@ impl Inner {
         let log = VmmLog::create().map_err(|e| dir.error("make a log for", "", e))?;
         let mut command = Command::new(&self.program.path);
         command.args(machine.arguments());
-        let child = confine::spawn(command, confinement, &log)?;
-        // A pid is positive and fits.
-        Ok((log, i32::try_from(child.id()).unwrap_or(i32::MAX)))
+        let pid = confine::spawn(&command, confinement, &log)?;
+        Ok((log, pid))
     }
 
     /// Waits until QEMU answers on its control socket.

@@ -98,6 +98,15 @@ fn overhead(accel: Accel) -> Mib {
     }
 }
 
+/// The ways into a machine's group, for the process that is to be in it.
+#[derive(Debug, Default)]
+pub struct Joins {
+    /// The group in version 2, which a process can be born into.
+    pub(crate) born: Option<OwnedFd>,
+    /// `cgroup.procs` of the group in each hierarchy of version 1, open for writing.
+    pub(crate) procs: Vec<OwnedFd>,
+}
+
 impl Cgroups {
     /// Claims the groups for this process until the value is dropped: two daemons that swept the same
     /// ones would end each other's machines. It holds across namespaces and containers, as the groups
@@ -170,14 +179,9 @@ impl Cgroups {
         if places.is_empty() { self.group(&record.id) } else { Group { places } }
     }
 
-    /// Makes the group of a machine, bounded and empty, and opens the files a process joins it
-    /// by. On failure nothing is left. A group that exists is an error and is not touched, so
+    /// Makes the group of a machine, bounded and empty, and opens what a process joins it by. On failure nothing is left. A group that exists is an error and is not touched, so
     /// this also claims the id.
-    pub fn create(
-        &self,
-        id: &EngineId,
-        limits: Limits,
-    ) -> Result<(Group, Vec<OwnedFd>), EngineError> {
+    pub fn create(&self, id: &EngineId, limits: Limits) -> Result<(Group, Joins), EngineError> {
         let group = self.group(id);
         let mut made = Vec::new();
         match self.try_create(&group, limits, &mut made) {
@@ -198,16 +202,22 @@ impl Cgroups {
         group: &'a Group,
         limits: Limits,
         made: &mut Vec<&'a Path>,
-    ) -> io::Result<Vec<OwnedFd>> {
-        let mut joins = Vec::new();
+    ) -> io::Result<Joins> {
+        let mut joins = Joins::default();
         for (place, hierarchy) in group.places.iter().zip(&self.hierarchies) {
             fs::create_dir(place)?;
             made.push(place);
             for (file, value) in hierarchy.settings(limits) {
                 write(place, file, &value)?;
             }
-            let procs = fs::OpenOptions::new().write(true).open(place.join("cgroup.procs"))?;
-            joins.push(procs.into());
+            match hierarchy.version {
+                Version::One => {
+                    let procs = fs::OpenOptions::new().write(true).open(place.join("cgroup.procs"));
+                    joins.procs.push(procs?.into());
+                }
+                // There is one such hierarchy at most.
+                Version::Two => joins.born = Some(fs::File::open(place)?.into()),
+            }
         }
         Ok(joins)
     }
@@ -458,7 +468,10 @@ fn confine(what: &'static str) -> impl Fn(io::Error) -> EngineError {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
+    use crate::fork;
 
     const SHAPE: Shape = Shape { milli_cpus: 500, memory: Mib(256) };
 
@@ -576,18 +589,21 @@ mod tests {
         cgroups.create(&id, limits).unwrap_err();
         assert_eq!(cgroups.machines().unwrap(), std::slice::from_ref(&id), "the id stays claimed");
 
-        let mut child =
-            std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
-        let pid = i32::try_from(child.id()).unwrap();
-        for join in joins {
-            io::Write::write_all(&mut fs::File::from(join), pid.to_string().as_bytes()).unwrap();
-        }
+        let (stdin, _held) = io::pipe().unwrap();
+        let stdio = [stdin.into(), fork::nothing().unwrap(), fork::nothing().unwrap()];
+        let cat = fork::Program::of(&std::process::Command::new("/bin/cat"), stdio).unwrap();
+        let born = joins.born.as_ref().map(AsFd::as_fd);
+        let pid = fork::start(&cat, born, || {
+            joins.procs.iter().try_for_each(|join| Ok(nix::unistd::write(join, b"0").map(drop)?))
+        });
+        let pid = pid.unwrap();
         assert_eq!(group.processes(), [Member::Pid(pid)]);
         assert_eq!(cgroups.machines().unwrap(), [id]);
         assert!(!group.ran_out_of_memory());
 
         assert_eq!(group.clear().unwrap(), Cleared::Killed);
-        assert!(!child.wait().unwrap().success());
+        let end = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None).unwrap();
+        assert!(matches!(end, nix::sys::wait::WaitStatus::Signaled(..)), "{end:?}");
         assert_eq!(group.clear().unwrap(), Cleared::Empty);
         assert!(cgroups.machines().unwrap().is_empty());
         cgroups.forget_parent();

@@ -9,19 +9,21 @@
 //! before the identity changes (the change itself then clears the other sets); `no_new_privs`
 //! last.
 //!
-//! The PID namespace is the exception: a process cannot move into one, only its children can. So
-//! the thread that forks asks for it ([`spawn`]); to the host the VMM keeps an ordinary pid.
+//! A control group of version 2 and the PID namespace are what it is born into ([`crate::fork`]); to
+//! the host the VMM keeps an ordinary pid.
 
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::process::Command;
 
 use bhatti_engine::{EngineError, Private};
 use camino::Utf8Path;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
 
+use crate::cgroup::Joins;
+use crate::fork::{self, Program};
 use crate::jail::Jail;
 use crate::vmm_log::VmmLog;
 
@@ -30,8 +32,8 @@ const MAX_OPEN_FILES: libc::rlim_t = 128;
 
 /// Everything the child needs, made before the fork.
 pub struct Confinement {
-    /// `cgroup.procs` of every hierarchy, open for writing.
-    pub cgroups: Vec<OwnedFd>,
+    /// The ways into its control group.
+    pub cgroups: Joins,
     /// What stays open across `exec`; everything else is closed.
     pub inherit: Vec<RawFd>,
     /// The machine's directory.
@@ -48,37 +50,25 @@ pub struct Confinement {
 }
 
 /// Starts `command` confined, as the first process of a PID namespace of its own: it can name no
-/// process but itself. Its environment is what the command names, and all it prints goes to `log`.
+/// process but itself. Its environment is what the command sets, and all it prints goes to `log`.
+/// The answer is its pid; it is a child of ours, and the caller's to collect.
 pub fn spawn(
-    mut command: Command,
+    command: &Command,
     mut confinement: Confinement,
     log: &VmmLog,
-) -> Result<Child, EngineError> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let failed = |source| EngineError::Spawn { program: program.clone(), source };
-    let stderr = log.for_child().map_err(failed)?;
+) -> Result<i32, EngineError> {
+    let name = || command.get_program().to_string_lossy().into_owned();
+    let failed = |source| EngineError::Spawn { program: name(), source };
     let stdout = match confinement.output.take() {
         Some(output) => output,
         None => log.for_child().map_err(failed)?,
     };
-    let told = |(name, value): (&OsStr, Option<&OsStr>)| Some((name.to_owned(), value?.to_owned()));
-    let environment: Vec<_> = command.get_envs().filter_map(told).collect();
-    command.env_clear().envs(environment).stdin(Stdio::null()).stdout(stdout).stderr(stderr);
-    // SAFETY: `apply` makes system calls only: it allocates nothing and takes no lock.
-    unsafe { command.pre_exec(move || confinement.apply()) };
-    // The namespace belongs to the thread that asks and to its children from then on, so this
-    // thread does nothing else.
-    let start = move || {
-        // SAFETY: a system call on integers.
-        check(unsafe { libc::unshare(libc::CLONE_NEWPID) } as isize)?;
-        command.spawn()
-    };
-    let thread = std::thread::Builder::new().name("vmm-start".to_owned()).spawn(start);
-    let started = match thread.map_err(failed)?.join() {
-        Ok(child) => child,
-        Err(panic) => std::panic::resume_unwind(panic),
-    };
-    started.map_err(|source| match log.is_empty() {
+    let stderr = log.for_child().map_err(failed)?;
+    let stdin = fork::nothing().map_err(failed)?;
+    let stdio = [stdin, stdout.into(), stderr.into()];
+    let program = Program::of(command, stdio).map_err(failed)?;
+    let group = confinement.cgroups.born.as_ref().map(AsFd::as_fd);
+    fork::start(&program, group, || confinement.apply()).map_err(|source| match log.is_empty() {
         // Only an error number crosses from the child; the jail says more in the log.
         true => failed(source),
         false => EngineError::Confine { what: log.tail(), source },
@@ -92,7 +82,7 @@ pub fn rehearse(program: &Utf8Path, jail: &Jail) -> Result<(), EngineError> {
     // Some directory that is the same for everybody.
     let working_dir = File::open("/dev").map_err(|e| failed("cannot open /dev", e))?;
     let confinement = Confinement {
-        cgroups: Vec::new(),
+        cgroups: Joins::default(),
         inherit: Vec::new(),
         working_dir: working_dir.into(),
         network: None,
@@ -104,12 +94,11 @@ pub fn rehearse(program: &Utf8Path, jail: &Jail) -> Result<(), EngineError> {
     let log = VmmLog::create().map_err(|e| failed("cannot make a log", e))?;
     let mut command = Command::new(program);
     command.arg("--version");
-    let mut child = spawn(command, confinement, &log)?;
-    let status = child.wait().map_err(|e| failed("cannot wait for a rehearsal", e))?;
-    if !status.success() {
-        return Err(EngineError::DiedEarly { log: log.tail() });
+    let child = Pid::from_raw(spawn(&command, confinement, &log)?);
+    match waitpid(child, None).map_err(|e| failed("cannot wait for a rehearsal", e.into()))? {
+        WaitStatus::Exited(_, 0) => Ok(()),
+        _ => Err(EngineError::DiedEarly { log: log.tail() }),
     }
-    Ok(())
 }
 
 /// The identity nothing belongs to, for a process that is to do nothing.
@@ -123,8 +112,8 @@ impl Confinement {
     ///
     /// Any failure stops the start: a VMM runs confined or not at all.
     pub fn apply(&self) -> io::Result<()> {
-        for cgroup in &self.cgroups {
-            // "0" is the writer itself, in version 1 and in version 2.
+        for cgroup in &self.cgroups.procs {
+            // "0" is the writer itself.
             // SAFETY: the pointer and the length are those of a constant.
             check(unsafe { libc::write(cgroup.as_raw_fd(), c"0".as_ptr().cast(), 1) })?;
         }

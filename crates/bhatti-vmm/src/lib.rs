@@ -1,7 +1,7 @@
 //! What every engine does to a VMM process, whichever VMM it is.
 //!
 //! ```text
-//!  jail ─▶ confine ─▶ process          started: own root, namespaces, user, no capabilities
+//!  jail ─▶ confine ─▶ fork             started: own root, namespaces, user, no capabilities
 //!  cgroup            process  former   bounded, found again, proven, ended
 //!  machine_dir       vmm_log  link     what lies in its directory, what it says
 //!  memory            manifest          what it remembers, read and written from outside
@@ -19,6 +19,7 @@
 pub mod cgroup;
 pub mod confine;
 pub mod fingerprint;
+mod fork;
 pub mod former;
 pub mod jail;
 pub mod kvm;
