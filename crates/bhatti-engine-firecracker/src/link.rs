@@ -25,7 +25,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::config::{AGENT_PORT, VSOCK};
 
-/// Between two attempts, at first and at most.
+/// After a refusal, at first and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(20));
 /// How long guest and agent may take until the agent's first byte, at first and at most. A connection
 /// that was dropped never says anything, and the first one after a restore mostly is: so all of the first
@@ -96,11 +96,14 @@ async fn connect(
         };
         match timeout(patience, answered).await {
             Ok(Ok(connected)) => return Ok(connected),
-            Ok(Err(_)) => {}
-            Err(_) => patience = (patience * 2).min(FIRST_BYTE.1),
+            Ok(Err(_)) => {
+                sleep(pause).await;
+                pause = (pause * 2).min(PAUSE.1);
+            }
+            // That was a pause. Whoever refuses next has just begun to: a guest whose kernel is up, and
+            // whose agent will be in a moment.
+            Err(_) => (pause, patience) = (PAUSE.0, (patience * 2).min(FIRST_BYTE.1)),
         }
-        sleep(pause).await;
-        pause = (pause * 2).min(PAUSE.1);
     }
 }
 
