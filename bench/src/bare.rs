@@ -127,17 +127,19 @@ impl Bench {
         let disk = prepared.took;
         let started = Instant::now();
         let mut starting = self.start(prepared, None)?;
-        let control = match &self.vmm {
-            Vmm::Qemu(_) => None,
+        let (control, runs) = match &self.vmm {
+            // It runs its machine as soon as it can, and tells nobody.
+            Vmm::Qemu(_) => (None, None),
             Vmm::Firecracker(firecracker) => {
-                Some(starting.within(async |this| firecracker.boot(this).await).await?)
+                let api = starting.within(async |this| firecracker.boot(this).await).await?;
+                (Some(api), Some(started.elapsed()))
             }
         };
         let guest = starting.within(Starting::greet(Mode::FirstBoot)).await?;
         let first_reply = started.elapsed();
         let bare = starting.with(guest, control.map(Control::Firecracker));
         bare.configure().await?;
-        Ok((bare, Times { disk, first_reply, configured: started.elapsed() }))
+        Ok((bare, Times { disk, runs, first_reply, configured: started.elapsed() }))
     }
 
     /// What a machine that continues `saved` needs before it can be started.
@@ -243,6 +245,8 @@ pub(crate) fn program(pid: i32) -> Result<PathBuf> {
 pub(crate) struct Times {
     /// Before that: its disk was made.
     pub(crate) disk: Duration,
+    /// The VMM has said that its machine runs, if it is one that says so.
+    pub(crate) runs: Option<Duration>,
     /// The agent has answered the greeting.
     pub(crate) first_reply: Duration,
     /// It has its name and address.

@@ -40,6 +40,8 @@ use crate::subject::Subject;
 
 /// Measures what bhatti adds to the bare engine
 #[derive(Parser)]
+// The suites of the box have arguments of their own, before a person's.
+#[command(args_override_self = true)]
 struct Options {
     /// Rounds of creates; what takes longer is measured less often, what takes less more often
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=1000))]
