@@ -19,11 +19,12 @@ use std::process::Command;
 
 use bhatti_engine::{EngineError, Private};
 use camino::Utf8Path;
+use nix::errno::Errno;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use crate::cgroup::Joins;
-use crate::fork::{self, Program};
+use crate::fork::{self, Program, StartError};
 use crate::jail::Jail;
 use crate::vmm_log::VmmLog;
 
@@ -68,11 +69,19 @@ pub fn spawn(
     let stdio = [stdin, stdout.into(), stderr.into()];
     let program = Program::of(command, stdio).map_err(failed)?;
     let group = confinement.cgroups.born.as_ref().map(AsFd::as_fd);
-    fork::start(&program, group, || confinement.apply()).map_err(|source| match log.is_empty() {
+    let grouped = group.is_some();
+    match fork::start(&program, group, || confinement.apply()) {
+        Ok(pid) => Ok(pid),
+        Err(StartError::Clone(source)) => {
+            let of = if grouped { "a process in its control group" } else { "a process" };
+            let what =
+                format!("cannot make {of} with clone3, which a system call filter may forbid");
+            Err(EngineError::Confine { what, source })
+        }
         // Only an error number crosses from the child; the jail says more in the log.
-        true => failed(source),
-        false => EngineError::Confine { what: log.tail(), source },
-    })
+        Err(StartError::Child(source)) if log.is_empty() => Err(failed(source)),
+        Err(StartError::Child(source)) => Err(EngineError::Confine { what: log.tail(), source }),
+    }
 }
 
 /// Has the program say its version, confined: what this host does not let us do, and what the
@@ -95,9 +104,13 @@ pub fn rehearse(program: &Utf8Path, jail: &Jail) -> Result<(), EngineError> {
     let mut command = Command::new(program);
     command.arg("--version");
     let child = Pid::from_raw(spawn(&command, confinement, &log)?);
-    match waitpid(child, None).map_err(|e| failed("cannot wait for a rehearsal", e.into()))? {
-        WaitStatus::Exited(_, 0) => Ok(()),
-        _ => Err(EngineError::DiedEarly { log: log.tail() }),
+    loop {
+        match waitpid(child, None) {
+            Ok(WaitStatus::Exited(_, 0)) => return Ok(()),
+            Ok(_) => return Err(EngineError::DiedEarly { log: log.tail() }),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(failed("cannot wait for a rehearsal", errno.into())),
+        }
     }
 }
 

@@ -24,6 +24,15 @@ const NOT_STARTED: libc::c_int = 127;
 /// Of an error that has no number.
 const SOME_ERROR: i32 = libc::EIO;
 
+/// Why there is no process.
+#[derive(Debug)]
+pub(crate) enum StartError {
+    /// None was made: the host does not allow it, or its group does not.
+    Clone(io::Error),
+    /// What the child met on its way to be the program.
+    Child(io::Error),
+}
+
 /// A program to become, with everything that takes memory made before there is a child.
 #[derive(Debug)]
 pub(crate) struct Program {
@@ -31,7 +40,7 @@ pub(crate) struct Program {
     arguments: Vec<CString>,
     environment: Vec<CString>,
     /// Standard input, output and error.
-    pub(crate) stdio: [OwnedFd; 3],
+    stdio: [OwnedFd; 3],
 }
 
 impl Program {
@@ -64,15 +73,15 @@ pub(crate) fn start(
     program: &Program,
     group: Option<BorrowedFd<'_>>,
     first: impl FnOnce() -> io::Result<()>,
-) -> io::Result<i32> {
-    let (mut failure, report) = io::pipe()?;
+) -> Result<i32, StartError> {
+    let (mut failure, report) = io::pipe().map_err(StartError::Clone)?;
     let pointers = |strings: &[CString]| -> Vec<*const c_char> {
         strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
     };
     let (argv, envp) = (pointers(&program.arguments), pointers(&program.environment));
     // SAFETY: the child makes system calls only, on memory that was made before, and does not leave its
     // block.
-    let pid = unsafe { clone(group)? };
+    let pid = unsafe { clone(group) }.map_err(StartError::Clone)?;
     let Some(pid) = pid else {
         let _guard = Guard;
         let ready = prepare(program).and_then(|()| first());
@@ -97,7 +106,7 @@ pub(crate) fn start(
         (Err(error), _) => error,
     };
     end(pid);
-    Err(error)
+    Err(StartError::Child(error))
 }
 
 /// Ends a child of ours that is of no use, and collects it.
@@ -220,7 +229,10 @@ mod tests {
     fn what_fails_in_the_child_is_the_callers_error_and_leaves_nobody() {
         let failing = |first: fn() -> io::Result<()>, path| {
             let (program, _output) = program(&Command::new(path));
-            start(&program, None, first).unwrap_err()
+            match start(&program, None, first).unwrap_err() {
+                StartError::Child(error) => error,
+                other => panic!("{other:?}"),
+            }
         };
         let error = failing(|| Ok(()), "/bin/no-such-program");
         assert_eq!(error.raw_os_error(), Some(libc::ENOENT));
@@ -232,21 +244,25 @@ mod tests {
 
     #[test]
     fn it_is_born_into_its_group() {
-        // Where version 2 is, whatever else is there.
+        // Where version 2 is, whatever else is there; a host may have version 1 alone.
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
         let two = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"));
-        let mount = two.and_then(|line| line.split(' ').nth(1)).expect("a host has version 2");
+        let Some(mount) = two.and_then(|line| line.split(' ').nth(1)) else { return };
         let name = format!("bhatti-born-{}", std::process::id());
         let place = std::path::Path::new(mount).join(&name);
         std::fs::create_dir(&place).unwrap();
         let group = File::open(&place).unwrap();
 
-        let (program, output) = program(Command::new("/bin/cat").arg("/proc/self/cgroup"));
-        let pid = start(&program, Some(group.as_fd()), || Ok(())).unwrap();
-        let groups = said(program, output);
+        let (cat, output) = program(Command::new("/bin/cat").arg("/proc/self/cgroup"));
+        let pid = start(&cat, Some(group.as_fd()), || Ok(())).unwrap();
+        let groups = said(cat, output);
         wait(pid).unwrap();
         std::fs::remove_dir(&place).unwrap();
         let own = groups.lines().find_map(|line| line.strip_prefix("0::"));
         assert!(own.is_some_and(|own| own.ends_with(&name)), "{groups}");
+
+        let (true_, _output) = program(&Command::new("/bin/true"));
+        let refused = start(&true_, Some(group.as_fd()), || Ok(()));
+        assert!(matches!(refused, Err(StartError::Clone(_))), "its group is gone: {refused:?}");
     }
 }
