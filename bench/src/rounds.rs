@@ -42,7 +42,7 @@ impl Boots {
         let mut pace = Pace::of_creates(Instant::now());
         let mut newcomers = Pace::of_creates(Instant::now());
         // Memory is in other pieces for a host's first machines, and they boot faster than all that
-        // follow: by a third in the box.
+        // follow: by two fifths in the box.
         let mut first = Self::new();
         tokio::time::sleep(pace.take(1, Instant::now())).await;
         first.bare(bench).await?;
