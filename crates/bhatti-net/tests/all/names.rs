@@ -381,7 +381,9 @@ fn who_asks_again_is_bound_anew() {
         nets.sweep(&[1]).await.unwrap();
         assert_eq!(ask(&me, "world.example.", RecordType::A), (NoError, a(WORLD)));
         let listed = inside(&format!("{prefix}1"), || run("nft", &format!("list set {names}")));
-        assert!(listed.contains("expires 9m"), "{listed}");
+        // Nine, or still ten, if nothing has passed since.
+        let new = ["expires 9m", "expires 10m"].iter().any(|new| listed.contains(new));
+        assert!(new, "{listed}");
     });
 }
 
