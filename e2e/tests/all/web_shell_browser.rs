@@ -202,6 +202,8 @@ impl Browser {
         self.try_call(method, params).unwrap_or_else(|error| panic!("{method}: {error}"))
     }
 
+    /// Its answer; the error is its refusal, or why there is none. Does not panic: it is also asked by
+    /// who is dropped in a panic.
     fn try_call(&mut self, method: &str, params: Value) -> Result<Value, Value> {
         self.last += 1;
         let mut request = json!({ "id": self.last, "method": method, "params": params });
@@ -210,14 +212,15 @@ impl Browser {
         }
         let mut bytes = request.to_string().into_bytes();
         bytes.push(0);
-        self.requests.write_all(&bytes).expect("the browser listens; is chromium installed?");
+        let written = self.requests.write_all(&bytes);
+        written.map_err(|error| json!(format!("{error}; is chromium installed?")))?;
         let until = Instant::now() + deadline();
         loop {
             let left = until.saturating_duration_since(Instant::now());
             let message = match self.answers.recv_timeout(left) {
                 Ok(message) => message,
-                Err(RecvTimeoutError::Timeout) => panic!("no answer to {method}"),
-                Err(RecvTimeoutError::Disconnected) => panic!("the browser ended at {method}"),
+                Err(RecvTimeoutError::Timeout) => return Err(json!("no answer")),
+                Err(RecvTimeoutError::Disconnected) => return Err(json!("the browser ended")),
             };
             if message["id"] == json!(self.last) {
                 return match message.get("error") {
