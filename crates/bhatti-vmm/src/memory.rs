@@ -31,6 +31,7 @@
 pub mod chain;
 mod layer;
 pub mod mapping;
+mod maps;
 mod pages;
 pub mod template;
 #[cfg(test)]
@@ -43,7 +44,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::process::Process;
 
-pub use mapping::{Anonymous, Mapping};
+pub use mapping::{Anonymous, Mapping, Piece};
 pub use template::{Templates, Zero};
 
 /// Refuses a host whose pages are of another size than ours: what a guest has written since it was
@@ -111,7 +112,7 @@ pub fn of_process(
     process: &Process,
     pid: i32,
     bytes: u64,
-    anonymous: Anonymous,
+    anonymous: Anonymous<'_>,
 ) -> Result<Mapping, EngineError> {
     let mapping = Mapping::find(pid, bytes, anonymous)?;
     // It lives, so what was found under its pid is its own.

@@ -399,6 +399,52 @@ fn a_machine_that_ended_is_gone_and_not_empty() {
     assert!(matches!(error, MemoryError::Gone), "{error:?}");
 }
 
+/// As Firecracker's of more than 3 GiB is.
+#[test]
+fn memory_in_two_parts_is_saved_and_loaded_in_the_guests_order() {
+    const FIRST: u32 = PAGES - 300;
+    let shelf = Shelf::new();
+    let nameless = |machine: &Machine, at, holds: &[u8]| {
+        let first = u64::from(FIRST) * PAGE as u64;
+        let in_two = super::Anonymous::InTwo { first, at, holds };
+        super::Mapping::find(machine.pid, BYTES, in_two)
+    };
+    let mut booted = Machine::parted(None, PAGES, FIRST);
+    for (page, byte) in [(5, 1), (FIRST - 1, 2), (FIRST, 3), (PAGES - 1, 4)] {
+        booted.fill(page, byte);
+    }
+    let mark = 5 * PAGE as u64;
+    let mapping = nameless(&booted, mark, &[1; 32]).unwrap();
+    // Neither the one way nor the other, and both ways.
+    for holds in [&[9; 32][..], &[]] {
+        assert!(matches!(nameless(&booted, mark, holds), Err(MemoryError::NoMapping { .. })));
+    }
+    let changed: Vec<u32> = mapping.changed().unwrap().iter().collect();
+    for page in [5, FIRST - 1, FIRST, PAGES - 1] {
+        assert!(changed.contains(&page), "page {page}");
+    }
+    let dir = shelf.dir("1");
+    chain::save(&mapping, &dir, None, None).unwrap();
+    let (whole, bytes) = (revived(&dir).memory(), |page: u32| page as usize * PAGE);
+    assert_eq!([5, FIRST - 1, FIRST, PAGES - 1].map(|page| whole[bytes(page)]), [1, 2, 3, 4]);
+    // One piece's last page and the other's first, by one read.
+    let mut seam = [0; 2 * PAGE];
+    mapping.read(super::pages::Run { first: FIRST - 1, count: 2 }, &mut seam).unwrap();
+    assert_eq!((seam[0], seam[PAGE]), (2, 3));
+
+    let templates = Templates::new(1, u64::MAX);
+    let template = templates.get(std::slice::from_ref(&dir), BYTES).unwrap();
+    let mut clone = Machine::parted(Some(template.descriptor()), PAGES, FIRST);
+    assert_eq!(clone.memory(), whole);
+    clone.fill(FIRST, 7);
+    let own = shelf.dir("2");
+    chain::save(&clone.mapping(), &own, None, Some(&dir)).unwrap();
+    let other = Machine::parted(Some(template.descriptor()), PAGES, FIRST);
+    chain::load(&own, Some(&template), &other.mapping()).unwrap();
+    assert_same(&clone, &other);
+    assert_eq!(other.byte(FIRST), 7);
+}
+
 #[test]
 fn a_vmm_that_never_gives_its_memory_makes_nobody_wait() {
     let machine = Machine::stalling(PAGES);

@@ -26,13 +26,23 @@ impl Machine {
     /// With a memory of zeros.
     pub(in super::super) fn zero(pages: u32) -> Self {
         let zero = std::fs::OpenOptions::new().read(true).write(true).open("/dev/zero");
-        Self::start(zero.expect("every Linux has it").as_raw_fd(), pages, false)
+        Self::start(zero.expect("every Linux has it").as_raw_fd(), pages, pages, false)
+    }
+
+    /// With a memory in two parts, the first of `first` pages, that lie the other way round: of
+    /// nothing, or of a template.
+    pub(in super::super) fn parted(
+        template: Option<BorrowedFd<'_>>,
+        pages: u32,
+        first: u32,
+    ) -> Self {
+        Self::start(template.map_or(-1, |template| template.as_raw_fd()), pages, first, false)
     }
 
     /// With a memory that it never gives to anybody who wants to read it.
     pub(in super::super) fn stalling(pages: u32) -> Self {
         let zero = std::fs::OpenOptions::new().read(true).write(true).open("/dev/zero");
-        Self::start(zero.expect("every Linux has it").as_raw_fd(), pages, true)
+        Self::start(zero.expect("every Linux has it").as_raw_fd(), pages, pages, true)
     }
 
     /// With the memory of a template, opened as QEMU opens it.
@@ -42,18 +52,19 @@ impl Machine {
         Self::start(
             file.expect("a sealed memfd can be opened for writing").as_raw_fd(),
             pages,
+            pages,
             false,
         )
     }
 
-    fn start(file: RawFd, pages: u32, stalling: bool) -> Self {
+    fn start(file: RawFd, pages: u32, first: u32, stalling: bool) -> Self {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let bytes = pages as usize * PAGE;
+        let (bytes, first) = (pages as usize * PAGE, first as usize * PAGE);
         // SAFETY: the child calls nothing but system calls until it ends (`live`).
         let pid = unsafe { libc::fork() };
         assert!(pid >= 0, "fork failed");
         if pid == 0 {
-            live(file, bytes, stalling, theirs.as_raw_fd());
+            live(file, bytes, first, stalling, theirs.as_raw_fd());
         }
         let mut machine = Self { pid, pages, commands: ours };
         machine.answer();
@@ -112,15 +123,13 @@ impl Drop for Machine {
 }
 
 /// The child: maps, answers, obeys.
-fn live(file: RawFd, bytes: usize, stalling: bool, commands: RawFd) -> ! {
+fn live(file: RawFd, bytes: usize, first: usize, stalling: bool, commands: RawFd) -> ! {
     // SAFETY: after a fork of a process with threads only system calls are sound, and these are
     // all there is: no allocation, no lock. The mapping is `bytes` long and checked before use,
     // and a page is checked by the parent to lie within it.
     unsafe {
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-        let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
-        let access = libc::PROT_READ | libc::PROT_WRITE;
-        let memory = libc::mmap(std::ptr::null_mut(), bytes, access, flags, file, 0);
+        let memory = map(file, bytes, first);
         if memory == libc::MAP_FAILED {
             libc::_exit(1);
         }
@@ -136,13 +145,39 @@ fn live(file: RawFd, bytes: usize, stalling: bool, commands: RawFd) -> ! {
                 libc::_exit(0);
             }
             let [a, b, c, d, what, byte] = command;
-            let page = memory.cast::<u8>().add(u32::from_ne_bytes([a, b, c, d]) as usize * PAGE);
+            let at = u32::from_ne_bytes([a, b, c, d]) as usize * PAGE;
+            let place = if at < first { bytes - first + at } else { at - first };
+            let page = memory.cast::<u8>().add(place);
             if what == FILL {
                 page.write_bytes(byte, PAGE);
             } else {
                 page.read_volatile();
             }
         }
+    }
+}
+
+/// Memory whose first part lies behind its second. System calls only.
+fn map(file: RawFd, bytes: usize, first: usize) -> *mut libc::c_void {
+    let nameless = if file < 0 { libc::MAP_ANONYMOUS } else { 0 };
+    let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE | nameless;
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: the first mapping is where the kernel likes it; the other replaces a part of it, which
+    // nobody has used.
+    unsafe {
+        // First as it would lie in one piece, which all of it does if there is but one.
+        let behind = bytes - first;
+        let memory = libc::mmap(std::ptr::null_mut(), bytes, access, flags, file, 0);
+        if memory == libc::MAP_FAILED || behind == 0 {
+            return memory;
+        }
+        let flags = flags | libc::MAP_FIXED;
+        let at = |from: usize, bytes, offset: usize| {
+            let place = memory.cast::<u8>().add(from).cast();
+            libc::mmap(place, bytes, access, flags, file, offset as libc::off_t)
+        };
+        let (one, two) = (at(behind, first, 0), at(0, behind, first));
+        if one == libc::MAP_FAILED || two == libc::MAP_FAILED { libc::MAP_FAILED } else { memory }
     }
 }
 
