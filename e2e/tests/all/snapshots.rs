@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::process::Stdio;
 
-use bhatti_testkit::{TestDaemon, on_fresh_host};
+use bhatti_testkit::{TestDaemon, on_fresh_host, wait_for};
 
 use crate::workload;
 
@@ -91,13 +91,14 @@ fn nothing_goes_on_in_a_clone_before_it_is_one() {
         resume_all(&daemon, "base", &["c1", "c2"]);
 
         let own = ["c1", "c2"].map(|name| {
-            let looks = workload::witnessed(&daemon, name);
-            let common = looks.iter().zip(&source).take_while(|(clone, source)| clone == source);
-            let common = common.count();
-            assert!(common > 0 && common < source.len(), "{name} has its source's past");
-            let own = looks[common..].to_vec();
-            assert!(own.len() > 20, "{name} goes on");
-            own
+            wait_for(&format!("{name} goes on"), || {
+                let looks = workload::witnessed(&daemon, name);
+                let same = looks.iter().zip(&source).take_while(|(clone, source)| clone == source);
+                let common = same.count();
+                assert!(common > 0 && common < source.len(), "{name} has its source's past");
+                let own = looks[common..].to_vec();
+                (own.len() > 20).then_some(own)
+            })
         });
         for (looks, name) in own.iter().zip(["c1", "c2"]) {
             let machine_id = daemon.sh(name, "cat /etc/machine-id");
