@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | how it ends | a reset through the keyboard controller | PSCI |
 //! | memory in one piece | below the devices at 3 GiB | from 2 GiB up to the devices at 256 GiB |
+//! | and in another | from 4 GiB up to the devices at 256 GiB | none |
 //!
 //! Firecracker runs machines of its host's own architecture only. Devices are virtio over MMIO and the
 //! console is a 16550 on both.
@@ -15,6 +16,7 @@
 //! - What is said of aarch64 is read in Firecracker's source; nobody has run it.
 
 use bhatti_types::Mib;
+use bhatti_vmm::memory::Anonymous;
 
 /// What instructions a guest runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,11 +56,29 @@ impl Arch {
         }
     }
 
-    /// Beyond that the guest's memory has a gap, for its devices, and is in two pieces.
+    /// With more the guest's memory would be in more pieces than [`Self::booted_memory`] knows of.
     pub(crate) const fn most_memory(self) -> Mib {
         match self {
-            Self::X86_64 => Mib(3 << 10),
+            Self::X86_64 => Mib((3 + 252) << 10),
             Self::Aarch64 => Mib(254 << 10),
+        }
+    }
+
+    /// How the memory of a machine that was booted with that much is told from what else its VMM has.
+    ///
+    /// Beyond 3 GiB it is in two pieces, and neither has a name. The first of them has the words for
+    /// the kernel where Firecracker puts them; a Linux never uses that page for anything else, and
+    /// who overwrites it by intent has a sandbox that cannot be frozen.
+    pub(crate) fn booted_memory(self, memory: Mib) -> Anonymous<'static> {
+        const BELOW_DEVICES: Mib = Mib(3 << 10);
+        const KERNEL_LINE: u64 = 0x2_0000;
+        match self {
+            Self::X86_64 if memory > BELOW_DEVICES => Anonymous::InTwo {
+                first: BELOW_DEVICES.bytes(),
+                at: KERNEL_LINE,
+                holds: self.kernel_line().as_bytes(),
+            },
+            Self::X86_64 | Self::Aarch64 => Anonymous::Counts,
         }
     }
 }
@@ -75,5 +95,16 @@ mod tests {
             assert!(!arch.kernel_line().contains("  "), "{arch:?}");
             assert!(arch.most_memory() >= Mib(3 << 10));
         }
+    }
+
+    #[test]
+    fn only_what_is_above_the_devices_is_a_second_piece() {
+        let pieces = |arch: Arch, memory| match arch.booted_memory(Mib(memory)) {
+            Anonymous::InTwo { first, .. } => Some(first),
+            Anonymous::Counts | Anonymous::Not => None,
+        };
+        assert_eq!(pieces(Arch::X86_64, 3072), None);
+        assert_eq!(pieces(Arch::X86_64, 3073), Some(3 << 30));
+        assert_eq!(pieces(Arch::Aarch64, 8192), None);
     }
 }

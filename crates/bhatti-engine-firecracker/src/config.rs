@@ -18,6 +18,8 @@ use crate::limits::RateLimiter;
 pub(crate) const ROOT_DISK: &str = "root.raw";
 pub(crate) const API_SOCKET: &str = "api.sock";
 pub(crate) const VSOCK: &str = "vsock.sock";
+/// Where it hands over memory on huge pages ([`crate::handover`]).
+pub(crate) const HANDOVER: &str = "memory.sock";
 /// Where the saved state is read from.
 pub(crate) const STATE_PIPE: &str = "state.pipe";
 /// Never opened: the saving of the state ends in an error before.
@@ -35,6 +37,15 @@ pub(crate) const AGENT_PORT: u32 = 52;
 pub(crate) struct MachineConfig {
     pub vcpu_count: u32,
     pub mem_size_mib: u32,
+    /// What it says of them nobody asks.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub huge_pages: Option<HugePages>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(crate) enum HugePages {
+    #[serde(rename = "2M")]
+    TwoMib,
 }
 
 /// `PUT /boot-source`.
@@ -167,6 +178,7 @@ pub(crate) struct MemoryBackend {
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) enum BackendType {
     File,
+    Uffd,
 }
 
 #[derive(Clone, Debug, Serialize)]

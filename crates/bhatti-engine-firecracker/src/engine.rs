@@ -33,7 +33,7 @@ use crate::launch::{Origin, watched};
 use crate::limits::Limits;
 use crate::probe::{self, Program};
 use crate::vm::{FirecrackerVm, Parts};
-use crate::{disk, hold};
+use crate::{disk, handover, hold};
 
 /// Memory of snapshots that no machine uses just now and the next clone finds loaded, and how much.
 const IDLE_TEMPLATES: usize = 2;
@@ -78,6 +78,8 @@ pub(crate) struct Inner {
     pub info: EngineInfo,
     pub program: Program,
     pub jail: Jail,
+    /// What a machine on huge pages is restored through, if this kernel has it.
+    pub userfaultfd: Option<libc::dev_t>,
     pub has_own_filter: bool,
     pub limits: Limits,
     pub machines: Machines,
@@ -121,7 +123,9 @@ impl FirecrackerEngine {
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         let fingerprint = format!("{} Linux {}", host.fingerprint, kernel.trim());
         let (most_memory, most_vcpus) = (Some(Arch::HOST.most_memory()), Some(MOST_VCPUS));
-        let capabilities = Capabilities { hugepages: false, most_memory, most_vcpus };
+        let userfaultfd = handover::device();
+        let hugepages = userfaultfd.is_some();
+        let capabilities = Capabilities { hugepages, most_memory, most_vcpus };
         let (name, accel) = (EngineName::Firecracker, Accel::Kvm);
         let info = EngineInfo { name, version, accel, why, warnings, capabilities };
         let templates = Templates::new(IDLE_TEMPLATES, IDLE_TEMPLATE_BYTES);
@@ -131,6 +135,7 @@ impl FirecrackerEngine {
             info,
             program,
             jail,
+            userfaultfd,
             has_own_filter,
             limits,
             machines,

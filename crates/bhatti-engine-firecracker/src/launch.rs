@@ -17,17 +17,17 @@ use bhatti_vmm::confine::{self, Confinement};
 use bhatti_vmm::former::DEATH_DEADLINE;
 use bhatti_vmm::jail::{DESCRIPTORS, INITRAMFS, KERNEL};
 use bhatti_vmm::machine_dir::MachineDir;
-use bhatti_vmm::memory::Zero;
 use bhatti_vmm::memory::template::InUse;
+use bhatti_vmm::memory::{Mapping, MemoryError, Zero, of_process};
 use bhatti_vmm::process::{Process, collect};
 use bhatti_vmm::vmm_log::VmmLog;
-use bhatti_vmm::{blocking, check_shared, file_error};
+use bhatti_vmm::{blocking, check_shared, file_error, hugepages};
 use tokio::time::{Instant, sleep};
 
 use crate::api::Api;
 use crate::arch::Arch;
 use crate::config::{
-    API_SOCKET, Action, ActionType, BootSource, Drive, Entropy, GUEST_CID, INTERFACE,
+    API_SOCKET, Action, ActionType, BootSource, Drive, Entropy, GUEST_CID, HugePages, INTERFACE,
     MachineConfig, NetworkInterface, VSOCK, Vsock,
 };
 use crate::disk;
@@ -56,13 +56,16 @@ pub(crate) enum Origin {
 pub(crate) enum Ground {
     Zero(Zero),
     Template(Arc<InUse>),
+    /// Huge pages, which are of no file of ours.
+    Huge,
 }
 
 impl Ground {
-    fn descriptor(&self) -> RawFd {
+    pub(crate) fn descriptor(&self) -> Option<RawFd> {
         match self {
-            Self::Zero(zero) => zero.descriptor().as_raw_fd(),
-            Self::Template(template) => template.descriptor().as_raw_fd(),
+            Self::Zero(zero) => Some(zero.descriptor().as_raw_fd()),
+            Self::Template(template) => Some(template.descriptor().as_raw_fd()),
+            Self::Huge => None,
         }
     }
 }
@@ -80,7 +83,8 @@ pub(crate) struct Started {
     /// What the configuration allows every machine.
     pub limits: Limits,
     mac: Option<String>,
-    shape: Shape,
+    pub shape: Shape,
+    hugepages: bool,
     log: VmmLog,
     console: VmmLog,
     group: Group,
@@ -103,12 +107,16 @@ impl Inner {
     ) -> Result<Started, EngineError> {
         self.info.supports(spec.shape, spec.hugepages)?;
         let dir = Arc::new(MachineDir::open(&spec.dir).map_err(file_error("open", &spec.dir))?);
-        let (id, owner, shape) = (spec.id.clone(), spec.owner, spec.shape);
+        let (id, owner, shape, hugepages) =
+            (spec.id.clone(), spec.owner, spec.shape, spec.hugepages);
         let nic = spec.nic.take();
         let mac = nic.as_ref().map(|nic| nic.mac.clone());
 
         let (this, place) = (Arc::clone(self), Arc::clone(&dir));
         let (group, launched, origin) = blocking(move || {
+            if spec.hugepages {
+                hugepages::check(spec.shape.memory)?;
+            }
             // First, because it claims the id: from here on everything in it is this start's.
             let limits = cgroup::Limits::of(spec.shape, Accel::Kvm);
             let (group, joins) = this.machines.cgroups.create(&spec.id, limits)?;
@@ -144,6 +152,7 @@ impl Inner {
                     limits: self.limits,
                     mac,
                     shape,
+                    hugepages,
                     log,
                     console,
                     group,
@@ -176,7 +185,12 @@ impl Inner {
                 (jail.map_err(file_error("find the kernel", &spec.kernel))?, Vec::new())
             }
             Origin::Snapshot { devices, memory } => {
-                (jail.with_descriptors(), vec![devices.as_raw_fd(), memory.descriptor()])
+                let jail = match (memory, self.userfaultfd) {
+                    (Ground::Huge, Some(number)) => jail.with_userfaultfd(number, spec.owner),
+                    _ => jail,
+                };
+                let own = std::iter::once(devices.as_raw_fd()).chain(memory.descriptor());
+                (jail.with_descriptors(), own.collect())
             }
         };
         let tap = match nic {
@@ -262,7 +276,8 @@ impl Started {
     pub(crate) async fn boot(&self) -> Result<(), EngineError> {
         let api = &self.api;
         let Shape { memory: Mib(mem_size_mib), .. } = self.shape;
-        let machine = MachineConfig { vcpu_count: self.shape.vcpus(), mem_size_mib };
+        let huge_pages = self.hugepages.then_some(HugePages::TwoMib);
+        let machine = MachineConfig { vcpu_count: self.shape.vcpus(), mem_size_mib, huge_pages };
         api.put("/machine-config", &machine).await?;
         let source = BootSource {
             kernel_image_path: KERNEL,
@@ -284,7 +299,28 @@ impl Started {
             api.put("/network-interfaces/eth0", &interface).await?;
         }
         api.put("/actions", &Action { action_type: ActionType::InstanceStart }).await?;
+        self.can_be_saved().await?;
         self.settle().await
+    }
+
+    /// Finds the memory of a machine that was just booted, as who saves it will have to: what could
+    /// not be frozen is no machine. On huge pages it is also given all that it was promised.
+    async fn can_be_saved(&self) -> Result<(), EngineError> {
+        let memory = self.shape.memory;
+        let as_booted = Arch::HOST.booted_memory(memory);
+        let mapping = of_process(&self.process, self.record.pid, memory.bytes(), as_booted)?;
+        if self.hugepages { self.populate(mapping).await } else { Ok(()) }
+    }
+
+    /// Has the kernel give a machine all of its huge pages now, and not when the guest would be
+    /// killed for want of one.
+    pub(crate) async fn populate(&self, mapping: Mapping) -> Result<(), EngineError> {
+        let memory = self.shape.memory;
+        blocking(move || {
+            let populated = mapping.populate(hugepages::BYTES);
+            populated.map_err(|error| short_of_pages(memory, error))
+        })
+        .await
     }
 
     /// Once its devices are made: what must be true of a VMM from now on.
@@ -358,6 +394,16 @@ fn undo(dir: &MachineDir, group: &Group, tap: Option<Tap>, cause: EngineError) -
     cause
 }
 
+/// Why memory on huge pages could not be filled. Where the VMM's own could not be had, others were
+/// quicker, mostly.
+pub(crate) fn short_of_pages(memory: Mib, error: MemoryError) -> EngineError {
+    let taken = match &error {
+        MemoryError::File { path, .. } if path.starts_with("/proc") => hugepages::check(memory),
+        _ => Ok(()),
+    };
+    taken.err().unwrap_or_else(|| error.into())
+}
+
 /// Waits until every thread of a VMM that runs a guest is under a system call filter. Each of its
 /// virtual CPUs puts on its own, before it runs anything of the guest's and maybe after the VMM has
 /// answered. A build without one starts all the same, and nobody would notice.
@@ -403,13 +449,6 @@ fn confined(what: &str, source: io::Error) -> EngineError {
 }
 
 /// The path of an inherited descriptor, for the VMM.
-pub(crate) fn inherited(file: &impl AsRawFd) -> String {
-    format!("{DESCRIPTORS}/{}", file.as_raw_fd())
-}
-
-impl Ground {
-    /// The path of it, for the VMM.
-    pub(crate) fn inherited(&self) -> String {
-        format!("{DESCRIPTORS}/{}", self.descriptor())
-    }
+pub(crate) fn inherited(descriptor: RawFd) -> String {
+    format!("{DESCRIPTORS}/{descriptor}")
 }

@@ -20,15 +20,15 @@
 //!   comes in meanwhile can make memory and devices disagree (`saving`, `hold`).
 //! - Releases with a known fault in what we need are refused at start (`probe`).
 //!
-//! What it cannot do, and another engine can: more than 3 GiB of memory on x86-64, huge pages, layers of a
-//! disk that share blocks where the file system cannot (`disk`), keeping the link over a save, and
-//! the end of a console of more than 64 KiB.
+//! What it cannot do, and another engine can: layers of a disk that share blocks where the file system
+//! cannot (`disk`), keeping the link over a save, and the end of a console of more than 64 KiB.
 
 mod api;
 mod arch;
 mod config;
 mod disk;
 mod engine;
+mod handover;
 mod hold;
 mod launch;
 mod limits;

@@ -4,12 +4,13 @@
 //!  manifest fits? state whole? template ──▶ VMM ──▶ load… held at its disk ─▶ pages ─▶ …stands
 //! ```
 
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bhatti_engine::{BootSpec, EngineError, RestoreSpec};
 use bhatti_vmm::manifest::{Manifest, Wanted};
-use bhatti_vmm::memory::{Anonymous, Zero, chain, of_process};
+use bhatti_vmm::memory::{self, Anonymous, Mapping, Piece, Zero, chain, of_process};
 use bhatti_vmm::{blocking, nameless};
 use camino::Utf8PathBuf;
 use hyper::Method;
@@ -17,12 +18,13 @@ use tokio::time::timeout;
 
 use crate::api::Outcome;
 use crate::config::{
-    BackendType, DRIVE, INTERFACE, MemoryBackend, NetworkOverride, PartialDrive,
+    BackendType, DRIVE, HANDOVER, INTERFACE, MemoryBackend, NetworkOverride, PartialDrive,
     PartialNetworkInterface, ROOT_DISK, SnapshotLoad,
 };
 use crate::engine::Inner;
+use crate::handover::Handover;
 use crate::hold::Hold;
-use crate::launch::{Ground, Origin, Started, inherited, watched};
+use crate::launch::{self, Ground, Origin, Started, inherited, watched};
 use crate::vm::FirecrackerVm;
 
 /// How long Firecracker may take to load a state and map its memory.
@@ -78,10 +80,16 @@ impl Inner {
         let devices = nameless(&manifest.state(snapshot)?)?;
         let bytes = machine.shape.memory.bytes();
         let memory = match base {
+            // Huge pages are shared with nobody, so a clone on them has all its memory loaded.
+            Some(_) if machine.hugepages && !itself => {
+                let why = "a machine on huge pages shares no memory with a base".to_owned();
+                return Err(EngineError::Unusable { why });
+            }
+            _ if machine.hugepages => Ground::Huge,
             Some(base) => Ground::Template(Arc::new(self.templates.get(&[base], bytes)?)),
             None => Ground::Zero(Zero::new(bytes)?),
         };
-        let pages = (!itself).then(|| snapshot.clone());
+        let pages = (!itself || machine.hugepages).then(|| snapshot.clone());
         let has_grown = disk_bytes > manifest.disk_bytes;
         Ok((Origin::Snapshot { devices, memory }, Ready { pages, has_grown }))
     }
@@ -95,19 +103,28 @@ impl Started {
             iface_id: INTERFACE,
             host_dev_name: tap.name().to_owned(),
         });
+        let (mem_backend, handover) = match memory.descriptor() {
+            Some(file) => {
+                let backend_path = inherited(file);
+                (MemoryBackend { backend_path, backend_type: BackendType::File }, None)
+            }
+            None => {
+                let offer = Handover::offer(&self.dir, self.owner);
+                let offer = offer.map_err(|error| self.dir.error("make", HANDOVER, error))?;
+                let backend_path = HANDOVER.to_owned();
+                (MemoryBackend { backend_path, backend_type: BackendType::Uffd }, Some(offer))
+            }
+        };
         let request = SnapshotLoad {
-            snapshot_path: inherited(devices),
-            mem_backend: MemoryBackend {
-                backend_path: memory.inherited(),
-                backend_type: BackendType::File,
-            },
+            snapshot_path: inherited(devices.as_raw_fd()),
+            mem_backend,
             resume_vm: false,
             network_overrides: overrides.collect(),
         };
         let answer = self.api.tell(Method::PUT, LOAD, &request, LOAD_PATIENCE * 10);
         let outcome = match ready.pages {
             None => answer.await?,
-            Some(pages) => self.load_over(answer, pages).await?,
+            Some(pages) => self.load_over(answer, handover, pages).await?,
         };
         accepted(outcome)?;
         // It remembers the limits of when it was saved.
@@ -130,14 +147,21 @@ impl Started {
     async fn load_over(
         &self,
         answer: impl Future<Output = Result<Outcome, EngineError>>,
+        handover: Option<Handover>,
         pages: Utf8PathBuf,
     ) -> Result<Outcome, EngineError> {
         let failed = |error| self.dir.error("watch", ROOT_DISK, error);
         let disk = self.dir.open_file(ROOT_DISK).map_err(failed)?;
         let hold = Hold::on(&disk).await.map_err(failed)?;
         tokio::pin!(answer);
-        let held = timeout(LOAD_PATIENCE, hold.held(self.record.pid));
-        let held = tokio::select! {
+        let held = timeout(LOAD_PATIENCE, async {
+            let pieces = match handover {
+                Some(handover) => Some(handover.taken().await?),
+                None => None,
+            };
+            Ok((hold.held(self.record.pid).await?, pieces))
+        });
+        let (held, pieces) = tokio::select! {
             biased;
             held = held => held.map_err(|_| EngineError::Timeout {
                 action: "open its disk",
@@ -153,24 +177,41 @@ impl Started {
                 };
             }
         };
-        self.put_pages(pages).await?;
+        self.put_pages(pages, pieces).await?;
         drop(held);
         answer.await
     }
 
-    async fn put_pages(&self, dir: Utf8PathBuf) -> Result<(), EngineError> {
+    async fn put_pages(
+        &self,
+        dir: Utf8PathBuf,
+        pieces: Option<Vec<Piece>>,
+    ) -> Result<(), EngineError> {
         let Origin::Snapshot { memory, .. } = &self.origin else { return Ok(()) };
-        let bytes = self.record.memory.unwrap_or(bhatti_types::Mib(0)).bytes();
-        let mapping = of_process(&self.process, self.record.pid, bytes, Anonymous::Not)?;
+        let (size, pid) = (self.shape.memory, self.record.pid);
+        let is_huge = pieces.is_some();
+        let mapping = match pieces {
+            // It is held, so it lives.
+            Some(pieces) => Mapping::at(pid, pieces, memory::mapping::Ground::Huge)?,
+            None => of_process(&self.process, pid, size.bytes(), Anonymous::Not)?,
+        };
         let template = match memory {
             Ground::Template(template) => Some(Arc::clone(template)),
-            Ground::Zero(_) => None,
+            Ground::Zero(_) | Ground::Huge => None,
         };
-        let load = move || Ok(chain::load(&dir, template.as_ref().map(|used| &***used), &mapping)?);
-        blocking(load).await?;
+        let load = move || {
+            let loaded = chain::load(&dir, template.as_ref().map(|used| &***used), &mapping);
+            match loaded {
+                Ok(()) => Ok(mapping),
+                Err(error) if is_huge => Err(launch::short_of_pages(size, error)),
+                Err(error) => Err(error.into()),
+            }
+        };
+        let mapping = blocking(load).await?;
         match memory {
             Ground::Zero(zero) => Ok(zero.forget()?),
             Ground::Template(_) => Ok(()),
+            Ground::Huge => self.populate(mapping).await,
         }
     }
 }

@@ -30,6 +30,7 @@ use tokio::net::unix::pipe::Receiver;
 use tokio::time::timeout;
 
 use crate::api::Outcome;
+use crate::arch::Arch;
 use crate::config::{MachineConfig, NO_MEMORY_FILE, STATE_PIPE, SnapshotCreate, SnapshotType};
 use crate::disk;
 use crate::launch::Ground;
@@ -128,9 +129,9 @@ fn read_memory(
         message: "its record does not say how much memory it has".to_owned(),
     })?;
     let (process, pid) = (&machine.process, machine.record.pid);
-    // A machine that was booted has memory without a name; every other has it from a file of ours.
+    // A machine that was booted, or has huge pages, has memory of no file; every other of one of ours.
     let mapping = of_process(process, pid, memory.bytes(), Anonymous::Not)
-        .or_else(|_| of_process(process, pid, memory.bytes(), Anonymous::Counts))?;
+        .or_else(|_| of_process(process, pid, memory.bytes(), Arch::HOST.booted_memory(memory)))?;
     let Save { into, since, base } = save;
     let saved = chain::save(&mapping, &into, since.as_deref(), base.as_deref())?;
     if let Some(Ground::Zero(zero)) = &machine.ground

@@ -18,6 +18,8 @@ mod golden;
 mod harness;
 #[path = "all/network.rs"]
 mod network;
+#[path = "all/shapes.rs"]
+mod shapes;
 
 /// A file that is not in the list above would never run.
 #[test]

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bhatti_engine::{BootSpec, EngineError, EngineName, Private, RootDisk, VmRecord};
-use bhatti_types::Mib;
 use camino::Utf8Path;
 
 use crate::cmdline::{Fds, Machine, Memory, Start};
@@ -27,7 +26,7 @@ use bhatti_vmm::machine_dir::MachineDir;
 use bhatti_vmm::memory::template::InUse;
 use bhatti_vmm::process::{Process, collect};
 use bhatti_vmm::vmm_log::VmmLog;
-use bhatti_vmm::{blocking, check_shared, file_error};
+use bhatti_vmm::{blocking, check_shared, file_error, hugepages};
 
 /// How long QEMU may take from its start to its greeting; 40 ms on an idle machine.
 const GREETING_DEADLINE: Duration = Duration::from_secs(20);
@@ -76,7 +75,7 @@ impl Inner {
         let this = Arc::clone(self);
         let (dir, group, log, pid, origin) = blocking(move || {
             if spec.hugepages {
-                check_hugepages(memory)?;
+                hugepages::check(memory)?;
             }
             // First, because it claims the id: from here on everything in it is this start's.
             let limits = Limits::of(spec.shape, this.acceleration.accel());
@@ -293,16 +292,6 @@ fn open_base(path: &Utf8Path) -> Result<File, EngineError> {
     let file = File::open(path).map_err(file_error("open", path))?;
     disk::check_image(&file).map_err(file_error("use image", path))?;
     Ok(file)
-}
-
-/// Whether the host has huge pages enough; QEMU would only say that it cannot allocate.
-fn check_hugepages(memory: Mib) -> Result<(), EngineError> {
-    const FREE: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
-    let needed = memory.bytes().div_ceil(2 << 20);
-    // A kernel without them has no such file.
-    let text = std::fs::read_to_string(FREE).unwrap_or_default();
-    let free = text.trim().parse().unwrap_or(0);
-    if free < needed { Err(EngineError::NoHugepages { needed, free }) } else { Ok(()) }
 }
 
 /// Removes what a failed start has made; gives its cause back.

@@ -180,6 +180,9 @@ impl EngineInfo {
             (Some(Mib(most)), _) if memory > most => format!("with more than {most} MB of memory"),
             (_, Some(most)) if vcpus > most => format!("with more than {most} CPUs"),
             _ if hugepages && !huge => "on huge pages: create without --hugepages".to_owned(),
+            _ if hugepages && !memory.is_multiple_of(2) => {
+                format!("on huge pages of 2 MB with {memory} MB of memory: take an even number")
+            }
             _ => return Ok(()),
         };
         let what = format!("the {name} engine of this host makes no machines {none_with}");
@@ -445,5 +448,9 @@ mod tests {
         assert!(what.contains("firecracker") && what.contains("more than 3072 MB"), "{what}");
         assert!(refused(shape(32_001, 256), false).contains("more than 32 CPUs"));
         assert!(refused(shape(500, 256), true).contains("without --hugepages"));
+        assert!(all.supports(shape(500, 256), true).is_ok());
+        assert!(all.supports(shape(500, 255), false).is_ok());
+        let odd = all.supports(shape(500, 255), true).unwrap_err().to_string();
+        assert!(odd.contains("255 MB of memory: take an even number"), "{odd}");
     }
 }

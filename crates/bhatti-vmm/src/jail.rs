@@ -120,6 +120,12 @@ impl Jail {
         self
     }
 
+    /// With a node of its own of the device by which a process asks to be asked for its pages.
+    pub fn with_userfaultfd(mut self, number: libc::dev_t, owner: Private) -> Self {
+        self.device("/dev/userfaultfd", number, Some(owner));
+        self
+    }
+
     /// With what a machine boots from.
     pub fn with_kernel(mut self, kernel: &Utf8Path, initramfs: &Utf8Path) -> io::Result<Self> {
         for (source, target) in [(kernel, KERNEL), (initramfs, INITRAMFS)] {

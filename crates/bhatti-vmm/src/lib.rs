@@ -21,6 +21,7 @@ pub mod confine;
 pub mod fingerprint;
 mod fork;
 pub mod former;
+pub mod hugepages;
 pub mod jail;
 pub mod kvm;
 pub mod link;

@@ -10,7 +10,12 @@ use crate::limits::{self, Limits};
 const DESCRIPTION: &[(&str, &[(&str, &str)])] = &[
     (
         "MachineConfiguration",
-        &[("vcpu_count!", "integer"), ("mem_size_mib!", "integer"), ("smt", "boolean")],
+        &[
+            ("vcpu_count!", "integer"),
+            ("mem_size_mib!", "integer"),
+            ("smt", "boolean"),
+            ("huge_pages", "string"),
+        ],
     ),
     (
         "BootSource",
@@ -114,8 +119,13 @@ fn check(name: &str, request: impl Serialize, expected: Value) {
 fn requests_to_boot_are_as_described() {
     check(
         "MachineConfiguration",
-        MachineConfig { vcpu_count: 2, mem_size_mib: 512 },
+        MachineConfig { vcpu_count: 2, mem_size_mib: 512, huge_pages: None },
         json!({"vcpu_count": 2, "mem_size_mib": 512}),
+    );
+    check(
+        "MachineConfiguration",
+        MachineConfig { vcpu_count: 2, mem_size_mib: 512, huge_pages: Some(HugePages::TwoMib) },
+        json!({"vcpu_count": 2, "mem_size_mib": 512, "huge_pages": "2M"}),
     );
     let source =
         BootSource { kernel_image_path: "/kernel", initrd_path: "/initramfs", boot_args: "quiet" };
@@ -298,7 +308,7 @@ fn answers_are_understood() {
     }
     let answer = json!({"vcpu_count": 1, "mem_size_mib": 256, "smt": false, "huge_pages": "None"});
     let config: MachineConfig = serde_json::from_value(answer).unwrap();
-    assert_eq!(config, MachineConfig { vcpu_count: 1, mem_size_mib: 256 });
+    assert_eq!(config, MachineConfig { vcpu_count: 1, mem_size_mib: 256, huge_pages: None });
     let fault: Fault = serde_json::from_value(json!({"fault_message": "no"})).unwrap();
     assert_eq!(fault.fault_message, "no");
 }

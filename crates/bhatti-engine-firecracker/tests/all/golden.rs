@@ -30,6 +30,15 @@ impl Golden {
         let disk = spec.root.clone();
         let vm = engine.boot(spec).await.unwrap();
         harness.booted();
+        Self::freeze(harness, vm, disk).await
+    }
+
+    /// Freezes this one, with its disk, and ends it.
+    pub(crate) async fn freeze(
+        harness: &FirecrackerHarness,
+        vm: Arc<dyn Vm>,
+        disk: RootDisk,
+    ) -> Self {
         // Its guest answers, so it is done booting.
         ask(&*vm, "sync").await;
         vm.pause().await.unwrap();

@@ -244,7 +244,7 @@ impl Harness for FirecrackerHarness {
         }
         let groups = self.groups(machine.id.as_str());
         found.extend(groups.iter().map(|group| group.display().to_string()));
-        for socket in ["api.sock", "vsock.sock", "state.pipe"] {
+        for socket in ["api.sock", "vsock.sock", "state.pipe", "memory.sock"] {
             let path = machine.dir.join(socket);
             if path.exists() {
                 found.push(path.to_string());
