@@ -54,6 +54,8 @@ mod session;
 mod session_sockets;
 #[path = "all/sessions.rs"]
 mod sessions;
+#[path = "all/shapes.rs"]
+mod shapes;
 #[path = "all/shell.rs"]
 mod shell;
 #[path = "all/shell_screen.rs"]

@@ -13,6 +13,9 @@ const ENGINE: &str = "engine: firecracker\nthermal:\n  warm_after: never\n  cold
 const DISK: (u64, u64) = (16, 4);
 const NETWORK: (u64, u64) = (4, 1);
 
+/// How often a use may be slow though nothing limits it.
+const TRIES: u32 = 5;
+
 /// What a use of the guest's took, and what it must take at least under its limit.
 struct Use {
     what: &'static str,
@@ -50,10 +53,13 @@ fn a_guest_is_as_fast_as_its_limits_and_no_slower_without() {
         daemon.reconfigure(ENGINE);
         daemon.run();
         daemon.cli(&["start", "s"]).ok();
-        let free = USES.each_ref().map(|each| (each.run)(&daemon));
-        for ((Use { what, .. }, limited), free) in USES.iter().zip(limited).zip(free) {
-            println!("{what}: {limited:?} with a limit, {free:?} without");
-            assert!(free * 2 < limited, "{what} took {free:?} without a limit, {limited:?} with");
+        for (Use { what, run, .. }, limited) in USES.iter().zip(limited) {
+            // A busy host makes it slow now and then, a limit each time.
+            let free = (0..TRIES).map(|_| run(&daemon)).find(|free| {
+                println!("{what}: {limited:?} with a limit, {free:?} without");
+                *free * 2 < limited
+            });
+            assert!(free.is_some(), "{what} is no quicker without a limit");
         }
         daemon.cli(&["destroy", "s", "-y"]).ok();
         daemon.assert_nothing_left();
