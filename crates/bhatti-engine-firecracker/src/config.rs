@@ -123,6 +123,20 @@ pub(crate) struct Entropy {
     pub rate_limiter: RateLimiter,
 }
 
+/// `PUT /balloon`: a device that takes nothing from the guest and hears which memory it has freed.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Balloon {
+    pub amount_mib: u32,
+    pub deflate_on_oom: bool,
+    pub free_page_reporting: bool,
+}
+
+impl Balloon {
+    /// Gives back to the host what the guest reports as free.
+    pub(crate) const REPORTING: Self =
+        Self { amount_mib: 0, deflate_on_oom: true, free_page_reporting: true };
+}
+
 /// `PUT /actions`.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Action {

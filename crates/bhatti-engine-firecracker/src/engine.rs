@@ -167,7 +167,7 @@ impl Engine for FirecrackerEngine {
     async fn boot(&self, spec: BootSpec) -> Result<Arc<dyn Vm>, EngineError> {
         let inner = Arc::clone(&self.inner);
         start_to_its_end(async move {
-            let started = inner.start(spec, Origin::Kernel).await?;
+            let mut started = inner.start(spec, Origin::Kernel).await?;
             match started.boot().await {
                 Ok(()) => Ok(watched(started, &inner)),
                 Err(cause) => Err(started.give_up(cause).await),

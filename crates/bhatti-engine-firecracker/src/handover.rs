@@ -16,9 +16,8 @@ use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
-use bhatti_engine::Private;
+use bhatti_engine::{Piece, Private};
 use bhatti_vmm::machine_dir::MachineDir;
-use bhatti_vmm::memory::Piece;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use serde::Deserialize;
 use tokio::io::Interest;

@@ -18,7 +18,7 @@ use bhatti_vmm::former::DEATH_DEADLINE;
 use bhatti_vmm::jail::{DESCRIPTORS, INITRAMFS, KERNEL};
 use bhatti_vmm::machine_dir::MachineDir;
 use bhatti_vmm::memory::template::InUse;
-use bhatti_vmm::memory::{Mapping, MemoryError, Zero, of_process};
+use bhatti_vmm::memory::{Anonymous, Mapping, MemoryError, Zero, of_process};
 use bhatti_vmm::process::{Process, collect};
 use bhatti_vmm::vmm_log::VmmLog;
 use bhatti_vmm::{blocking, check_shared, file_error, hugepages};
@@ -27,8 +27,8 @@ use tokio::time::{Instant, sleep};
 use crate::api::Api;
 use crate::arch::Arch;
 use crate::config::{
-    API_SOCKET, Action, ActionType, BootSource, Drive, Entropy, GUEST_CID, HugePages, INTERFACE,
-    MachineConfig, NetworkInterface, VSOCK, Vsock,
+    API_SOCKET, Action, ActionType, Balloon, BootSource, Drive, Entropy, GUEST_CID, HugePages,
+    INTERFACE, MachineConfig, NetworkInterface, VSOCK, Vsock,
 };
 use crate::disk;
 use crate::engine::{Inner, SECCOMP_FILTER};
@@ -140,6 +140,8 @@ impl Inner {
                     host_boot_id: self.machines.host_boot_id.clone(),
                     cgroups: group.paths(),
                     memory: Some(shape.memory),
+                    // Known once it is there.
+                    memory_at: Vec::new(),
                 };
                 Ok(Started {
                     dir,
@@ -273,7 +275,7 @@ impl Inner {
 
 impl Started {
     /// Describes the machine to the VMM and starts it.
-    pub(crate) async fn boot(&self) -> Result<(), EngineError> {
+    pub(crate) async fn boot(&mut self) -> Result<(), EngineError> {
         let api = &self.api;
         let Shape { memory: Mib(mem_size_mib), .. } = self.shape;
         let huge_pages = self.hugepages.then_some(HugePages::TwoMib);
@@ -288,6 +290,10 @@ impl Started {
         api.put("/drives/root", &Drive::root(self.limits.disk())).await?;
         api.put("/vsock", &Vsock { guest_cid: GUEST_CID, uds_path: VSOCK }).await?;
         api.put("/entropy", &Entropy { rate_limiter: limits::entropy() }).await?;
+        // A huge page that is given back may be another machine's when the guest wants it again.
+        if !self.hugepages {
+            api.put("/balloon", &Balloon::REPORTING).await?;
+        }
         if let (Some(tap), Some(mac)) = (&self.tap, &self.mac) {
             let interface = NetworkInterface {
                 iface_id: INTERFACE,
@@ -305,11 +311,19 @@ impl Started {
 
     /// Finds the memory of a machine that was just booted, as who saves it will have to: what could
     /// not be frozen is no machine. On huge pages it is also given all that it was promised.
-    async fn can_be_saved(&self) -> Result<(), EngineError> {
+    async fn can_be_saved(&mut self) -> Result<(), EngineError> {
         let memory = self.shape.memory;
-        let as_booted = Arch::HOST.booted_memory(memory);
-        let mapping = of_process(&self.process, self.record.pid, memory.bytes(), as_booted)?;
+        let mapping = self.find_memory(Arch::HOST.booted_memory(memory))?;
         if self.hugepages { self.populate(mapping).await } else { Ok(()) }
+    }
+
+    /// Finds the memory of a machine of which nothing has been given back yet. Where it is, it stays,
+    /// so from now on nobody has to look.
+    pub(crate) fn find_memory(&mut self, anonymous: Anonymous<'_>) -> Result<Mapping, EngineError> {
+        let (pid, bytes) = (self.record.pid, self.shape.memory.bytes());
+        let mapping = of_process(&self.process, pid, bytes, anonymous)?;
+        self.record.memory_at = mapping.pieces().to_vec();
+        Ok(mapping)
     }
 
     /// Has the kernel give a machine all of its huge pages now, and not when the guest would be

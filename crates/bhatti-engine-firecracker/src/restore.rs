@@ -8,9 +8,9 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bhatti_engine::{BootSpec, EngineError, RestoreSpec};
+use bhatti_engine::{BootSpec, EngineError, Piece, RestoreSpec};
 use bhatti_vmm::manifest::{Manifest, Wanted};
-use bhatti_vmm::memory::{self, Anonymous, Mapping, Piece, Zero, chain, of_process};
+use bhatti_vmm::memory::{Anonymous, Mapping, Zero, chain, of_process};
 use bhatti_vmm::{blocking, nameless};
 use camino::Utf8PathBuf;
 use hyper::Method;
@@ -54,7 +54,7 @@ impl Inner {
             Ok((machine, origin, ready))
         })
         .await?;
-        let started = self.start(machine, origin).await?;
+        let mut started = self.start(machine, origin).await?;
         match started.load(ready).await {
             Ok(()) => Ok(watched(started, &self)),
             Err(cause) => Err(started.give_up(cause).await),
@@ -97,7 +97,7 @@ impl Inner {
 
 impl Started {
     /// Puts a snapshot into the waiting VMM, whose machine stands afterwards.
-    async fn load(&self, ready: Ready) -> Result<(), EngineError> {
+    async fn load(&mut self, ready: Ready) -> Result<(), EngineError> {
         let Origin::Snapshot { devices, memory } = &self.origin else { return Ok(()) };
         let overrides = self.tap.iter().map(|tap| NetworkOverride {
             iface_id: INTERFACE,
@@ -122,11 +122,15 @@ impl Started {
             network_overrides: overrides.collect(),
         };
         let answer = self.api.tell(Method::PUT, LOAD, &request, LOAD_PATIENCE * 10);
-        let outcome = match ready.pages {
-            None => answer.await?,
+        let (outcome, found) = match ready.pages {
+            None => (answer.await?, None),
             Some(pages) => self.load_over(answer, handover, pages).await?,
         };
         accepted(outcome)?;
+        match found {
+            Some(pieces) => self.record.memory_at = pieces,
+            None => drop(self.find_memory(Anonymous::Not)?),
+        }
         // It remembers the limits of when it was saved.
         let (rate_limiter, network) = self.limits.again();
         let path_on_host = ready.has_grown.then_some(ROOT_DISK);
@@ -143,13 +147,13 @@ impl Started {
         self.settle().await
     }
 
-    /// Has the VMM load the devices over memory that is put in while it is held.
+    /// Has the VMM load the devices over memory that is put in while it is held. Says where that is.
     async fn load_over(
         &self,
         answer: impl Future<Output = Result<Outcome, EngineError>>,
         handover: Option<Handover>,
         pages: Utf8PathBuf,
-    ) -> Result<Outcome, EngineError> {
+    ) -> Result<(Outcome, Option<Vec<Piece>>), EngineError> {
         let failed = |error| self.dir.error("watch", ROOT_DISK, error);
         let disk = self.dir.open_file(ROOT_DISK).map_err(failed)?;
         let hold = Hold::on(&disk).await.map_err(failed)?;
@@ -173,28 +177,29 @@ impl Started {
                         command: LOAD.to_owned(),
                         message: "it has not opened its disk".to_owned(),
                     }),
-                    refused => Ok(refused),
+                    refused => Ok((refused, None)),
                 };
             }
         };
-        self.put_pages(pages, pieces).await?;
+        let pieces = self.put_pages(pages, pieces).await?;
         drop(held);
-        answer.await
+        Ok((answer.await?, Some(pieces)))
     }
 
     async fn put_pages(
         &self,
         dir: Utf8PathBuf,
         pieces: Option<Vec<Piece>>,
-    ) -> Result<(), EngineError> {
-        let Origin::Snapshot { memory, .. } = &self.origin else { return Ok(()) };
+    ) -> Result<Vec<Piece>, EngineError> {
+        let Origin::Snapshot { memory, .. } = &self.origin else { return Ok(Vec::new()) };
         let (size, pid) = (self.shape.memory, self.record.pid);
         let is_huge = pieces.is_some();
         let mapping = match pieces {
             // It is held, so it lives.
-            Some(pieces) => Mapping::at(pid, pieces, memory::mapping::Ground::Huge)?,
+            Some(pieces) => Mapping::at(pid, pieces)?,
             None => of_process(&self.process, pid, size.bytes(), Anonymous::Not)?,
         };
+        let pieces = mapping.pieces().to_vec();
         let template = match memory {
             Ground::Template(template) => Some(Arc::clone(template)),
             Ground::Zero(_) | Ground::Huge => None,
@@ -209,10 +214,11 @@ impl Started {
         };
         let mapping = blocking(load).await?;
         match memory {
-            Ground::Zero(zero) => Ok(zero.forget()?),
-            Ground::Template(_) => Ok(()),
-            Ground::Huge => self.populate(mapping).await,
+            Ground::Zero(zero) => zero.forget()?,
+            Ground::Template(_) => {}
+            Ground::Huge => self.populate(mapping).await?,
         }
+        Ok(pieces)
     }
 }
 

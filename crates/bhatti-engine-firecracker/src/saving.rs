@@ -22,7 +22,7 @@ use std::time::Duration;
 use bhatti_engine::{EngineError, Save, Saved};
 use bhatti_vmm::blocking;
 use bhatti_vmm::manifest::{self, Facts, MOST_STATE};
-use bhatti_vmm::memory::{Anonymous, chain, of_process};
+use bhatti_vmm::memory::{Anonymous, chain, known, of_process};
 use hyper::Method;
 use nix::fcntl::{FcntlArg, fcntl};
 use tokio::io::AsyncReadExt;
@@ -129,9 +129,14 @@ fn read_memory(
         message: "its record does not say how much memory it has".to_owned(),
     })?;
     let (process, pid) = (&machine.process, machine.record.pid);
-    // A machine that was booted, or has huge pages, has memory of no file; every other of one of ours.
-    let mapping = of_process(process, pid, memory.bytes(), Anonymous::Not)
-        .or_else(|_| of_process(process, pid, memory.bytes(), Arch::HOST.booted_memory(memory)))?;
+    let mapping = match &machine.record.memory_at[..] {
+        // From before that was written down. A machine that was booted, or has huge pages, has memory
+        // of no file; every other of one of ours.
+        [] => of_process(process, pid, memory.bytes(), Anonymous::Not).or_else(|_| {
+            of_process(process, pid, memory.bytes(), Arch::HOST.booted_memory(memory))
+        })?,
+        pieces => known(process, pid, pieces)?,
+    };
     let Save { into, since, base } = save;
     let saved = chain::save(&mapping, &into, since.as_deref(), base.as_deref())?;
     if let Some(Ground::Zero(zero)) = &machine.ground

@@ -12,6 +12,8 @@ mod conformance;
 mod deaths;
 #[path = "all/endurance.rs"]
 mod endurance;
+#[path = "all/freed.rs"]
+mod freed;
 #[path = "all/golden.rs"]
 mod golden;
 #[path = "all/harness.rs"]

@@ -98,6 +98,7 @@ impl Inner {
                     host_boot_id: self.machines.host_boot_id.clone(),
                     cgroups: group.paths(),
                     memory: Some(memory),
+                    memory_at: Vec::new(),
                 };
                 Ok(Started { dir, process, qmp, log, record, owner, group, origin })
             }

@@ -234,6 +234,7 @@ impl Room {
             host_boot_id: self.boot_id.clone(),
             cgroups: Vec::new(),
             memory: Some(shape.memory),
+            memory_at: Vec::new(),
         };
         let (exit, watcher) = watch::channel(None);
         let (console, paused, Woken { memory, base }) = match origin {

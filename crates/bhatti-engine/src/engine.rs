@@ -371,6 +371,26 @@ pub struct VmRecord {
     /// machines could be saved.
     #[serde(default)]
     pub memory: Option<Mib>,
+    /// Where in the process that memory is, in the guest's order; empty where it is found by its
+    /// name, and in older records.
+    #[serde(default)]
+    pub memory_at: Vec<Piece>,
+}
+
+/// Guest memory that lies in one range of its process's addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Piece {
+    /// Where it begins.
+    pub start: u64,
+    /// In bytes.
+    pub bytes: u64,
+}
+
+impl Piece {
+    /// The address behind it.
+    pub fn end(&self) -> u64 {
+        self.start.saturating_add(self.bytes)
+    }
 }
 
 impl VmRecord {

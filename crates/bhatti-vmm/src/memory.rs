@@ -11,7 +11,8 @@
 //! A VMM's guest memory is always a private mapping: of `/dev/zero` (the machine has its memory
 //! alone), of a [`template`] (it shares with its siblings what it has not changed), or of huge
 //! pages. So the kernel itself knows what a machine has changed, and nothing has to be logged
-//! while it runs.
+//! while it runs. Where a VMM gives memory back that its guest has freed, it maps nothing in its
+//! place: such pages are zero, whatever the template has there.
 //!
 //! Promises, each held by a test in `memory/tests.rs` or beside the code:
 //! - What is loaded equals what was saved; every page is hashed before anybody sees it. A file
@@ -39,12 +40,12 @@ mod tests;
 
 use std::io;
 
-use bhatti_engine::EngineError;
+use bhatti_engine::{EngineError, Piece};
 use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::process::Process;
 
-pub use mapping::{Anonymous, Mapping, Piece};
+pub use mapping::{Anonymous, Mapping};
 pub use template::{Templates, Zero};
 
 /// Refuses a host whose pages are of another size than ours: what a guest has written since it was
@@ -114,7 +115,15 @@ pub fn of_process(
     bytes: u64,
     anonymous: Anonymous<'_>,
 ) -> Result<Mapping, EngineError> {
-    let mapping = Mapping::find(pid, bytes, anonymous)?;
-    // It lives, so what was found under its pid is its own.
+    its_own(process, Mapping::find(pid, bytes, anonymous)?)
+}
+
+/// The same, of which is known where it is.
+pub fn known(process: &Process, pid: i32, pieces: &[Piece]) -> Result<Mapping, EngineError> {
+    its_own(process, Mapping::at(pid, pieces.to_vec())?)
+}
+
+/// It lives, so what was found under its pid is its own.
+fn its_own(process: &Process, mapping: Mapping) -> Result<Mapping, EngineError> {
     if process.has_ended() { Err(EngineError::Gone) } else { Ok(mapping) }
 }

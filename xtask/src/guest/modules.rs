@@ -21,8 +21,9 @@ use crate::process;
 pub(crate) const WANTED: &[&str] =
     &["virtio_mmio", "virtio_console", "virtio_blk", "virtio_net", "virtio_rng", "overlay"];
 
-/// What only a machine with virtio's socket device loads, from a directory of its own.
-pub(crate) const WANTED_FOR_VSOCK: &[&str] = &["vmw_vsock_virtio_transport"];
+/// What only a machine with virtio's socket device loads, which is one of Firecracker's, from a
+/// directory of its own. The last reports to it which memory the guest has freed.
+pub(crate) const WANTED_FOR_VSOCK: &[&str] = &["vmw_vsock_virtio_transport", "virtio_balloon"];
 
 /// Reads, strips and numbers the wanted modules and all they depend on.
 pub(crate) fn collect(release_dir: &Path, scratch: &Path) -> Result<Tree> {

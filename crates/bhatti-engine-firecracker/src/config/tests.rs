@@ -56,6 +56,16 @@ const DESCRIPTION: &[(&str, &[(&str, &str)])] = &[
     ),
     ("Vsock", &[("guest_cid!", "integer"), ("uds_path!", "string")]),
     ("EntropyDevice", &[("rate_limiter", "object")]),
+    (
+        "Balloon",
+        &[
+            ("amount_mib!", "integer"),
+            ("deflate_on_oom!", "boolean"),
+            ("stats_polling_interval_s", "integer"),
+            ("free_page_hinting", "boolean"),
+            ("free_page_reporting", "boolean"),
+        ],
+    ),
     ("InstanceActionInfo", &[("action_type!", "FlushMetrics|InstanceStart|SendCtrlAltDel")]),
     ("Vm", &[("state!", "Paused|Resumed")]),
     (
@@ -167,6 +177,11 @@ fn requests_to_boot_are_as_described() {
     );
     check("RateLimiter", limits::entropy(), limiter);
     check("TokenBucket", &bucket, bucket.clone());
+    check(
+        "Balloon",
+        Balloon::REPORTING,
+        json!({"amount_mib": 0, "deflate_on_oom": true, "free_page_reporting": true}),
+    );
     let start = Action { action_type: ActionType::InstanceStart };
     check("InstanceActionInfo", start, json!({"action_type": "InstanceStart"}));
 }

@@ -135,6 +135,7 @@ fn unheard(id: &EngineId, dir: &Utf8Path) -> VmRecord {
         host_boot_id: String::new(),
         cgroups: Vec::new(),
         memory: None,
+        memory_at: Vec::new(),
     }
 }
 

@@ -232,6 +232,7 @@ async fn fails_without_trace(harness: &dyn Harness, spec: crate::BootSpec) {
         host_boot_id: String::new(),
         cgroups: Vec::new(),
         memory: None,
+        memory_at: Vec::new(),
     };
     let before = listing(&spec.dir);
     let result = within("fail", engine.boot(spec)).await;

@@ -369,6 +369,7 @@ async fn unusable(
         host_boot_id: String::new(),
         cgroups: Vec::new(),
         memory: None,
+        memory_at: Vec::new(),
     };
     let before = files(&machine.dir);
     let (snapshot, base) = (kept.snapshot.clone(), base.map(Utf8Path::to_owned));

@@ -83,6 +83,7 @@ fn a_recorded_group_is_used_only_if_it_can_be_one() {
             host_boot_id: String::new(),
             cgroups: paths.iter().map(Utf8PathBuf::from).collect(),
             memory: None,
+            memory_at: Vec::new(),
         };
         cgroups.recorded(&record).paths()
     };

@@ -24,7 +24,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use super::MemoryError;
 use super::layer::{Content, Entry, Layer, Place, Writer};
 use super::mapping::{Ground, Mapping};
-use super::pages::{PAGE, Run};
+use super::pages::{PAGE, PageSet, Run};
 use super::template::Template;
 
 /// More layers make a load seek and a save compare more.
@@ -68,7 +68,14 @@ pub fn save(
     base: Option<&Utf8Path>,
 ) -> Result<Saved, MemoryError> {
     check_ground(mapping, base.is_some())?;
-    let base = base.map(identity).transpose()?.unwrap_or(0);
+    let mut changed = mapping.changed()?;
+    let base = match base {
+        Some(base) => {
+            bare_what_was_given_back(mapping, base, &mut changed)?;
+            identity(base)?
+        }
+        None => 0,
+    };
     let kept = Chain::kept(since, mapping, base, into);
     let place = Place {
         pages: mapping.pages(),
@@ -78,7 +85,7 @@ pub fn save(
         base,
     };
     let mut writer = Writer::create(&into.join(TOP), place)?;
-    write_differences(mapping, &kept, &mut writer)?;
+    write_differences(mapping, changed, &kept, &mut writer)?;
     let linked = kept.layers.iter().map(Layer::bytes).sum::<u64>();
     if writer.is_empty()
         && let Some(newest) = kept.layers.len().checked_sub(1)
@@ -143,14 +150,33 @@ fn check_ground(mapping: &Mapping, has_base: bool) -> Result<(), MemoryError> {
     Err(MemoryError::NoMapping { why })
 }
 
+/// Adds the pages that a machine has given back and that its base has something else for than the zero
+/// they are now. Nobody has written them, so nothing else tells.
+fn bare_what_was_given_back(
+    mapping: &Mapping,
+    base: &Utf8Path,
+    changed: &mut PageSet,
+) -> Result<(), MemoryError> {
+    let given_back = mapping.given_back();
+    if given_back.is_empty() {
+        return Ok(());
+    }
+    let base = Chain::open(base)?;
+    let held = base.located().into_iter().filter(|located| located.entry.slot().is_some());
+    let bare = held.map(|located| located.entry.page).filter(|page| given_back.contains(*page));
+    bare.for_each(|page| changed.insert(page));
+    Ok(())
+}
+
 /// Appends what differs from what is kept.
 fn write_differences(
     mapping: &Mapping,
+    changed: PageSet,
     kept: &Chain,
     writer: &mut Writer,
 ) -> Result<(), MemoryError> {
     let former = kept.located();
-    let mut candidates = mapping.changed()?;
+    let mut candidates = changed;
     former.iter().for_each(|located| candidates.insert(located.entry.page));
     let mut former = former.iter().map(|located| located.entry).peekable();
 

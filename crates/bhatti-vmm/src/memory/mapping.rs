@@ -12,13 +12,14 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use bhatti_engine::Piece;
 use camino::Utf8PathBuf;
 
 use super::MemoryError;
-use super::maps::{NotFound, guest_memory};
+use super::maps::{NotFound, guest_memory, laid_out};
 use super::pages::{PAGE, PageSet, Run, pages_in};
 
-pub use super::maps::{Anonymous, Ground, Piece, TEMPLATE_NAME, ZERO_NAME};
+pub use super::maps::{Anonymous, Ground, TEMPLATE_NAME, ZERO_NAME};
 
 /// `/proc/PID/pagemap`: eight bytes a page. Read 256 KiB at a time, which is 128 MiB of memory.
 const PAGEMAP_CHUNK: usize = 32 << 10;
@@ -36,6 +37,8 @@ pub struct Mapping {
     pieces: Vec<Piece>,
     pages: u32,
     ground: Ground,
+    /// Pages that the VMM has given back: they are over nothing, and not over the ground.
+    given_back: PageSet,
 }
 
 impl Mapping {
@@ -47,12 +50,8 @@ impl Mapping {
     /// for ever.
     pub fn find(pid: i32, bytes: u64, anonymous: Anonymous<'_>) -> Result<Self, MemoryError> {
         let maps = open(pid, "maps", OpenFor::Read)?;
-        let mut found = guest_memory(maps, bytes, anonymous).map_err(|error| match error {
-            NotFound::Io(source) => {
-                MemoryError::File { action: "read", path: path(pid, "maps"), source }
-            }
-            NotFound::Why(why) => no_mapping(why),
-        })?;
+        let mut found =
+            guest_memory(maps, bytes, anonymous).map_err(|error| not_found(pid, error))?;
         if let Anonymous::InTwo { at, holds, .. } = anonymous {
             let mem = open(pid, "mem", OpenFor::Read)?;
             let mut there = vec![0; holds.len()];
@@ -65,13 +64,26 @@ impl Mapping {
             }
         }
         match (found.pop(), found.pop()) {
-            (Some((pieces, ground)), None) => Self::at(pid, pieces, ground),
+            (Some((pieces, ground)), None) => Self::over(pid, pieces, ground, &[]),
             _ => Err(no_mapping(format!("there are several mappings of {bytes} bytes"))),
         }
     }
 
-    /// Guest memory of which is known where it is. About the pid, see [`Self::find`].
-    pub fn at(pid: i32, pieces: Vec<Piece>, ground: Ground) -> Result<Self, MemoryError> {
+    /// Guest memory of which is known where it is, also if the VMM has given parts of it back.
+    /// About the pid, see [`Self::find`].
+    pub fn at(pid: i32, pieces: Vec<Piece>) -> Result<Self, MemoryError> {
+        let maps = open(pid, "maps", OpenFor::Read)?;
+        let (ground, given_back) =
+            laid_out(maps, &pieces).map_err(|error| not_found(pid, error))?;
+        Self::over(pid, pieces, ground, &given_back)
+    }
+
+    fn over(
+        pid: i32,
+        pieces: Vec<Piece>,
+        ground: Ground,
+        given_back: &[Piece],
+    ) -> Result<Self, MemoryError> {
         let bytes = pieces.iter().try_fold(0, |sum: u64, piece| {
             let whole = piece.bytes > 0 && (piece.start | piece.bytes).is_multiple_of(PAGE as u64);
             piece.start.checked_add(piece.bytes)?;
@@ -82,7 +94,13 @@ impl Mapping {
         };
         let mem = open(pid, "mem", OpenFor::ReadAndWrite)?;
         let pagemap = open(pid, "pagemap", OpenFor::Read)?;
-        Ok(Self { pid, mem, pagemap, pieces, pages, ground })
+        let given_back = pages_of(&pieces, given_back, pages);
+        Ok(Self { pid, mem, pagemap, pieces, pages, ground, given_back })
+    }
+
+    /// Where in the VMM it lies, in the guest's order.
+    pub fn pieces(&self) -> &[Piece] {
+        &self.pieces
     }
 
     /// How many pages of memory the machine has.
@@ -95,8 +113,15 @@ impl Mapping {
         self.ground
     }
 
-    /// The pages that may differ from what the mapping started with. Every page that does is
-    /// there, if the machine is paused; some may be there that do not.
+    /// The pages of which the VMM has given back what they started with: they are zero, but for those
+    /// that have [changed](Self::changed) since.
+    pub(super) fn given_back(&self) -> &PageSet {
+        &self.given_back
+    }
+
+    /// The pages that may differ from what the mapping started with, or from zero if that was [given
+    /// back](Self::given_back). Every page that does is there, if the machine is paused; some may be
+    /// there that do not.
     pub fn changed(&self) -> Result<PageSet, MemoryError> {
         let mut set = PageSet::new(self.pages);
         let mut chunk = vec![0; PAGEMAP_CHUNK * 8];
@@ -109,7 +134,9 @@ impl Mapping {
                 .read_exact_at(chunk, address / PAGE as u64 * 8)
                 .map_err(|error| self.error("read", "pagemap", error))?;
             for (entry, page) in chunk.as_chunks().0.iter().zip(page..) {
-                if is_changed(u64::from_ne_bytes(*entry), self.ground) {
+                let ground =
+                    if self.given_back.contains(page) { Ground::Zero } else { self.ground };
+                if is_changed(u64::from_ne_bytes(*entry), ground) {
                     set.insert(page);
                 }
             }
@@ -190,6 +217,33 @@ impl Mapping {
             io::ErrorKind::UnexpectedEof | io::ErrorKind::WriteZero => MemoryError::Gone,
             _ => MemoryError::File { action, path: path(self.pid, name), source },
         }
+    }
+}
+
+/// Which of a memory's pages lie in these parts of its pieces.
+fn pages_of(pieces: &[Piece], parts: &[Piece], pages: u32) -> PageSet {
+    let mut set = PageSet::new(pages);
+    let mut before = 0;
+    for piece in pieces {
+        for part in parts.iter().filter(|part| (piece.start..piece.end()).contains(&part.start)) {
+            // Of a whole number of pages, as all mappings are, and no more than `pages`.
+            let first = before + (part.start - piece.start) / PAGE as u64;
+            let behind = first + part.bytes / PAGE as u64;
+            (first..behind).filter_map(|page| u32::try_from(page).ok()).for_each(|page| {
+                set.insert(page);
+            });
+        }
+        before += piece.bytes / PAGE as u64;
+    }
+    set
+}
+
+fn not_found(pid: i32, error: NotFound) -> MemoryError {
+    match error {
+        NotFound::Io(source) => {
+            MemoryError::File { action: "read", path: path(pid, "maps"), source }
+        }
+        NotFound::Why(why) => no_mapping(why),
     }
 }
 

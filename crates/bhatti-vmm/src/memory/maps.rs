@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read};
 
+use bhatti_engine::Piece;
+
 /// The name a template's memfd has, and so a clone's memory in `/proc/PID/maps`.
 pub const TEMPLATE_NAME: &str = "bhatti-memory";
 
@@ -46,15 +48,6 @@ pub enum Anonymous<'a> {
     Not,
 }
 
-/// Guest memory that lies in one range of the VMM's addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Piece {
-    /// Where it begins, in the VMM.
-    pub start: u64,
-    /// In bytes.
-    pub bytes: u64,
-}
-
 /// Why there is none.
 pub(super) enum NotFound {
     Io(io::Error),
@@ -82,6 +75,12 @@ impl Area {
 
     fn piece(&self) -> Piece {
         Piece { start: self.start, bytes: self.bytes() }
+    }
+
+    /// The part of it that lies in `piece`.
+    fn within(&self, piece: Piece) -> Option<Piece> {
+        let (start, end) = (self.start.max(piece.start), self.end.min(piece.end()));
+        (start < end).then(|| Piece { start, bytes: end - start })
     }
 
     /// Whether both are parts of one mapping. Neighbours without a name need have nothing to do with
@@ -115,6 +114,34 @@ pub(super) fn guest_memory(
         return Err(NotFound::Why(format!("none of {there:?} bytes is {bytes} bytes long")));
     }
     Ok(found)
+}
+
+/// What guest memory that lies in these `pieces` is over, and where in them there is memory of no file
+/// in place of what was there: zero before anybody wrote it.
+pub(super) fn laid_out(
+    maps: impl Read,
+    pieces: &[Piece],
+) -> Result<(Ground, Vec<Piece>), NotFound> {
+    let areas = areas(maps, true)?;
+    let parts: Vec<(Piece, &Area)> = pieces
+        .iter()
+        .flat_map(|piece| areas.iter().filter_map(|area| Some((area.within(*piece)?, area))))
+        .collect();
+    let there: u128 = parts.iter().map(|(part, _)| u128::from(part.bytes)).sum();
+    if there != pieces.iter().map(|piece| u128::from(piece.bytes)).sum() {
+        return Err(NotFound::Why(format!("{there} bytes are left of {pieces:?}")));
+    }
+    let (named, nameless): (Vec<_>, Vec<_>) = parts.into_iter().partition(|(_, area)| area.named);
+    // Memory that was never of a file has nothing in the place of another.
+    let (over, replaced) =
+        if named.is_empty() { (nameless, Vec::new()) } else { (named, nameless) };
+    let ground = over.first().map(|(_, area)| area.ground);
+    match ground {
+        Some(ground) if over.iter().all(|(_, area)| area.ground == ground) => {
+            Ok((ground, replaced.into_iter().map(|(part, _)| part).collect()))
+        }
+        _ => Err(NotFound::Why(format!("{pieces:?} are over several things"))),
+    }
 }
 
 /// All private, writable mappings of a known kind.
@@ -319,6 +346,38 @@ mod tests {
                 .iter()
                 .all(|found| found.0 == 0x7f00_0300_0000 || found.0 == 0x7f00_0340_0000)
         );
+    }
+
+    #[test]
+    fn what_is_known_where_it_is_may_have_holes_of_nothing() {
+        let piece = |start: u64, bytes: u64| Piece { start, bytes };
+        let out = |maps: &str, pieces: &[Piece]| {
+            laid_out(maps.as_bytes(), pieces).map_err(|error| match error {
+                NotFound::Io(error) => error.to_string(),
+                NotFound::Why(why) => why,
+            })
+        };
+        // The kernel shows what lies beside the memory, and is of no file either, as one with a hole.
+        let maps = "\
+1000-3000 rw-p 00000000 00:00 0
+3000-5000 rw-p 00001000 00:01 77     /memfd:bhatti-memory (deleted)
+5000-6000 rw-p 00000000 00:00 0
+6000-8000 rw-p 00004000 00:01 77     /memfd:bhatti-memory (deleted)
+8000-9000 rw-p 00000000 00:00 0
+9000-a000 r--p 00000000 00:01 77     /memfd:bhatti-memory (deleted)
+b000-c000 rw-p 00000000 00:05 7      /dev/zero
+";
+        let holes = vec![piece(0x2000, 0x1000), piece(0x5000, 0x1000)];
+        assert_eq!(out(maps, &[piece(0x2000, 0x5000)]), Ok((Ground::Template, holes)));
+        let other_way = [piece(0x6000, 0x3000), piece(0x4000, 0x2000)];
+        let holes = vec![piece(0x8000, 0x1000), piece(0x5000, 0x1000)];
+        assert_eq!(out(maps, &other_way), Ok((Ground::Template, holes)));
+        assert_eq!(out(maps, &[piece(0x1000, 0x2000)]), Ok((Ground::Zero, Vec::new())));
+        assert!(out(maps, &[piece(0x8000, 0x2000)]).unwrap_err().contains("4096 bytes are left"));
+        let both = [piece(0x3000, 0x1000), piece(0xb000, 0x1000)];
+        assert!(out(maps, &both).unwrap_err().contains("several"));
+        assert!(out(maps, &[piece(u64::MAX - 1, u64::MAX)]).is_err());
+        assert!(out(maps, &[]).is_err());
     }
 
     #[test]

@@ -48,6 +48,14 @@ impl PageSet {
         }
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.words.iter().all(|word| *word == 0)
+    }
+
+    pub fn contains(&self, page: u32) -> bool {
+        page < self.pages && self.words[page as usize / 64] & (1 << (page % 64)) != 0
+    }
+
     /// In ascending order.
     pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
         self.words.iter().zip(0u32..).flat_map(|(&word, index)| {

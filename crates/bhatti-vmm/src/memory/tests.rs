@@ -445,6 +445,78 @@ fn memory_in_two_parts_is_saved_and_loaded_in_the_guests_order() {
     assert_eq!(other.byte(FIRST), 7);
 }
 
+/// As Firecracker gives back what a guest has freed: also what a template has something else for.
+#[test]
+fn memory_that_was_given_back_is_zero_and_stays_it() {
+    const FIRST: u32 = PAGES - 300;
+    let shelf = Shelf::new();
+    let base = shelf.dir("base");
+    save(&filled((0..40).chain([FIRST - 1, FIRST, PAGES - 1]), 1), &base, None);
+    let templates = Templates::new(1, u64::MAX);
+    let template = templates.get(std::slice::from_ref(&base), BYTES).unwrap();
+    for first in [PAGES, FIRST] {
+        let mut clone = Machine::parted(Some(template.descriptor()), PAGES, first);
+        let at = clone.mapping().pieces().to_vec();
+        assert_eq!(at.len(), if first == PAGES { 1 } else { 2 });
+        let mapping = || super::Mapping::at(clone.pid, at.clone()).unwrap();
+        assert!(mapping().given_back().is_empty());
+        // Of the template's own, changed before, changed after, never there; and both ends of both parts.
+        clone.fill(6, 2);
+        for page in [0, 5, 6, 7, 100, FIRST - 1, FIRST, PAGES - 1] {
+            clone.give_back(page);
+        }
+        clone.fill(7, 3);
+        clone.look(100);
+        let mapping = || super::Mapping::at(clone.pid, at.clone()).unwrap();
+        assert_eq!(mapping().ground(), Ground::Template);
+        let given_back: Vec<u32> = mapping().given_back().iter().collect();
+        assert_eq!(given_back, [0, 5, 6, 7, 100, FIRST - 1, FIRST, PAGES - 1]);
+        let error = super::Mapping::find(clone.pid, BYTES, super::Anonymous::Not).unwrap_err();
+        assert!(matches!(error, MemoryError::NoMapping { .. }), "who only looks at names is lost");
+
+        let own = shelf.dir(&format!("own-{first}"));
+        let saved = chain::save(&mapping(), &own, None, Some(&base)).unwrap();
+        assert!(saved.written < 8 * PAGE as u64, "only one page has data: {saved:?}");
+        let mut woken = Machine::over(template.descriptor(), PAGES);
+        chain::load(&own, Some(&template), &woken.mapping()).unwrap();
+        for (page, byte) in [(0, 0), (1, 1), (5, 0), (6, 0), (7, 3), (100, 0), (FIRST, 0)] {
+            assert_eq!(woken.byte(page), byte, "page {page}");
+        }
+        let mut all = vec![0; BYTES as usize];
+        mapping().read(super::pages::Run { first: 0, count: PAGES }, &mut all).unwrap();
+        assert!(all == woken.memory());
+
+        // What the woken one gives back has been said of it before.
+        let again = shelf.dir(&format!("again-{first}"));
+        let at = woken.mapping().pieces().to_vec();
+        woken.give_back(7);
+        let mapping = super::Mapping::at(woken.pid, at).unwrap();
+        chain::save(&mapping, &again, Some(&own), Some(&base)).unwrap();
+        let later = Machine::over(template.descriptor(), PAGES);
+        chain::load(&again, Some(&template), &later.mapping()).unwrap();
+        assert_eq!((later.byte(7), later.byte(1), later.byte(0)), (0, 1, 0));
+    }
+}
+
+#[test]
+fn a_machine_without_a_template_may_give_back_too() {
+    let shelf = Shelf::new();
+    let mut machine = filled([3, 4], 1);
+    let at = machine.mapping().pieces().to_vec();
+    machine.give_back(3);
+    machine.give_back(9);
+    let mapping = super::Mapping::at(machine.pid, at.clone()).unwrap();
+    assert_eq!(mapping.ground(), Ground::Zero);
+    let dir = shelf.dir("1");
+    chain::save(&mapping, &dir, None, None).unwrap();
+    let woken = revived(&dir);
+    assert_eq!([3, 4, 9].map(|page| woken.byte(page)), [0, 1, 0]);
+    // What is not all there is nothing that can be saved.
+    let beyond = bhatti_engine::Piece { bytes: 1 << 40, ..at[0] };
+    let error = super::Mapping::at(machine.pid, vec![beyond]).unwrap_err();
+    assert!(matches!(error, MemoryError::NoMapping { .. }), "{error:?}");
+}
+
 #[test]
 fn a_vmm_that_never_gives_its_memory_makes_nobody_wait() {
     let machine = Machine::stalling(PAGES);

@@ -14,6 +14,7 @@ use super::super::pages::{PAGE, Run};
 const COMMAND: usize = 6;
 const READ: u8 = 0;
 const FILL: u8 = 1;
+const GIVE_BACK: u8 = 2;
 
 /// Ends its process when dropped.
 pub(in super::super) struct Machine {
@@ -74,6 +75,11 @@ impl Machine {
     /// Makes the whole page that byte.
     pub(in super::super) fn fill(&mut self, page: u32, byte: u8) {
         self.command(page, FILL, byte);
+    }
+
+    /// Puts memory of nothing in the place of a page, as Firecracker does with what its guest has freed.
+    pub(in super::super) fn give_back(&mut self, page: u32) {
+        self.command(page, GIVE_BACK, 0);
     }
 
     /// Reads a page, as a guest does that only looks.
@@ -148,10 +154,18 @@ fn live(file: RawFd, bytes: usize, first: usize, stalling: bool, commands: RawFd
             let at = u32::from_ne_bytes([a, b, c, d]) as usize * PAGE;
             let place = if at < first { bytes - first + at } else { at - first };
             let page = memory.cast::<u8>().add(place);
-            if what == FILL {
-                page.write_bytes(byte, PAGE);
-            } else {
-                page.read_volatile();
+            match what {
+                FILL => page.write_bytes(byte, PAGE),
+                GIVE_BACK => {
+                    let access = libc::PROT_READ | libc::PROT_WRITE;
+                    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+                    if libc::mmap(page.cast(), PAGE, access, flags, -1, 0) == libc::MAP_FAILED {
+                        libc::_exit(1);
+                    }
+                }
+                _ => {
+                    page.read_volatile();
+                }
             }
         }
     }
