@@ -57,6 +57,16 @@ impl Reserved {
     }
 }
 
+/// How many of them nobody has, or has been promised.
+fn available() -> u64 {
+    let count = |name| {
+        let path = format!("/sys/kernel/mm/hugepages/hugepages-2048kB/{name}");
+        let text = std::fs::read_to_string(path).expect("this kernel has huge pages");
+        text.trim().parse::<u64>().expect("a number")
+    };
+    count("free_hugepages") - count("resv_hugepages")
+}
+
 impl Drop for Reserved {
     fn drop(&mut self) {
         std::fs::write(RESERVED, &self.0).ok();
@@ -74,7 +84,9 @@ fn memory_on_huge_pages_is_given_kept_and_given_back_vm() {
 
         let reserved = Reserved::pages(128 + 4);
         create(&daemon, "huge", 256, &["--hugepages"]);
+        assert_eq!(available(), 4, "all of its memory is on them");
         keeps_its_memory(&daemon, "huge");
+        assert_eq!(available(), 4, "and is again after it slept");
         // There are no pages for two.
         let refused = ["create", "--name", "two", "--memory", "256", "--hugepages"];
         daemon.cli(&refused).fails(1);

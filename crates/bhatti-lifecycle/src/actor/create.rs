@@ -94,17 +94,25 @@ impl Actor {
         Ok(())
     }
 
-    /// Clones the golden snapshot of that image and shape, or boots.
+    /// Clones the golden snapshot of that image and shape, or boots. A machine on huge pages boots:
+    /// it could share no memory with a golden snapshot, and Firecracker brings a machine back on
+    /// the kind of pages it was saved on, whatever is asked for.
     async fn make_from_image(
         &mut self,
         row: &SandboxRow,
         file: Utf8PathBuf,
     ) -> Result<Made, WakeError> {
         let shape = Shape { milli_cpus: row.cpus.milli(), memory: row.memory };
+        let found = async {
+            if row.hugepages {
+                return None;
+            }
+            golden::find_or_make(&self.world, &row.image, &file, shape).await
+        };
         let found = tokio::select! {
             biased;
             () = self.interrupt.cancelled() => return Err(WakeError::ShuttingDown),
-            found = golden::find_or_make(&self.world, &row.image, &file, shape) => found,
+            found = found => found,
         };
         if let Some(golden) = found {
             let id = golden.row.id.clone();
@@ -142,12 +150,10 @@ impl Actor {
         let spec = machine::spec(world, row, self.owner.subnet_index, root).await?;
         let root_disk = Some(to_json("root disk", &spec.root)?);
         let snapshot = world.layout.golden(&golden.row.id);
-        // Huge pages are shared with nobody.
-        let base = (!row.hugepages).then(|| snapshot.clone());
-        let shared = base.is_some().then(|| golden.row.id.clone());
-        let frozen = Frozen { snapshot, base, clone: true };
+        let frozen = Frozen { base: Some(snapshot.clone()), snapshot, clone: true };
         self.machine = Some(machine::restore(world, row, spec, frozen, &self.interrupt).await?);
-        let change = Change { root_disk, golden: Some(shared), ..Change::default() };
+        let change =
+            Change { root_disk, golden: Some(Some(golden.row.id.clone())), ..Change::default() };
         let reason = "created from a golden snapshot".to_owned();
         Ok(Made { change, reason, golden: Some(golden.hold), clone_of: Some(golden.row) })
     }
