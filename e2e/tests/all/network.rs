@@ -270,7 +270,9 @@ fn a_policy_holds_through_everything_vm() {
         daemon.cli(&["edit", "q", "--egress", "public"]).ok();
         let talker = format!("python3 -c '{TALKER}' > /tmp/talker 2>&1");
         daemon.cli(&["exec", "q", "--detach", "--", "sh", "-c", &talker]).ok();
-        let says = |wanted: &str| (daemon.sh("q", "cat /tmp/talker") == wanted).then_some(());
+        // Until its shell has run there is no such file: a detached command is answered before.
+        let heard = || daemon.sh("q", "if [ -e /tmp/talker ]; then cat /tmp/talker; fi");
+        let says = |wanted: &str| (heard() == wanted).then_some(());
         wait_for("it speaks", || says("connected\n"));
         daemon.cli(&["edit", "q", "--egress", "deny", "--allow-cidr", LAN]).ok();
         wait_for("it is cut", || says("connected\ncut\n"));
