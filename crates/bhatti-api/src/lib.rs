@@ -27,7 +27,7 @@ pub use json::{BadJson, from_json, to_json, to_json_pretty};
 pub use ports::Port;
 pub use publish::{NO_PUBLIC_PROXY, Publish, PublishRule, Published, TOKEN_HEADER, TOKEN_NAME};
 pub use sandbox::{
-    CreateSandbox, FileSpec, NetPolicy, PatchSandbox, Sandbox, StartSandbox, Transition,
+    CreateSandbox, FileSpec, HeldBack, NetPolicy, PatchSandbox, Sandbox, StartSandbox, Transition,
 };
 pub use session::{
     CLOSE_ASLEEP, CLOSE_TAKEN, DEFAULT_IDLE_SEC, MAX_TERMINAL_CHUNK, PipedRequest, Session,

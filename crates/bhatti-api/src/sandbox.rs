@@ -59,6 +59,22 @@ pub struct Sandbox {
     /// How many packets of it were denied; for one sandbox that has a policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress_denied: Option<u64>,
+    /// How often its limits held it back since its machine was started; for one sandbox that has a machine
+    /// and limits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_back: Option<HeldBack>,
+}
+
+/// How often a sandbox had to wait because it had used what its limits allow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HeldBack {
+    /// Reading or writing its disk.
+    pub disk: u64,
+    /// Sending to the network.
+    pub sent: u64,
+    /// Receiving from it.
+    pub received: u64,
 }
 
 /// What a sandbox may reach beyond its owner's other sandboxes.

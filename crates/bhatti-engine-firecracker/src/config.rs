@@ -22,6 +22,8 @@ pub(crate) const VSOCK: &str = "vsock.sock";
 pub(crate) const HANDOVER: &str = "memory.sock";
 /// Where the saved state is read from.
 pub(crate) const STATE_PIPE: &str = "state.pipe";
+/// Where it says how often its limits held the machine back ([`crate::counters`]).
+pub(crate) const METRICS_PIPE: &str = "metrics.pipe";
 /// Never opened: the saving of the state ends in an error before.
 pub(crate) const NO_MEMORY_FILE: &str = "none";
 
@@ -146,6 +148,7 @@ pub(crate) struct Action {
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) enum ActionType {
     InstanceStart,
+    FlushMetrics,
 }
 
 /// `PATCH /vm`.

@@ -29,6 +29,7 @@ use tokio::time::timeout;
 use crate::api::Api;
 use crate::arch::Arch;
 use crate::config::{InstanceInfo, InstanceState};
+use crate::counters::Counters;
 use crate::launch::{Origin, watched};
 use crate::limits::Limits;
 use crate::probe::{self, Program};
@@ -125,7 +126,8 @@ impl FirecrackerEngine {
         let (most_memory, most_vcpus) = (Some(Arch::HOST.most_memory()), Some(MOST_VCPUS));
         let userfaultfd = handover::device();
         let hugepages = userfaultfd.is_some();
-        let capabilities = Capabilities { hugepages, most_memory, most_vcpus };
+        let counts_limits = config.limits.any();
+        let capabilities = Capabilities { hugepages, most_memory, most_vcpus, counts_limits };
         let (name, accel) = (EngineName::Firecracker, Accel::Kvm);
         let info = EngineInfo { name, version, accel, why, warnings, capabilities };
         let templates = Templates::new(IDLE_TEMPLATES, IDLE_TEMPLATE_BYTES);
@@ -242,9 +244,11 @@ impl Inner {
         let console = VmmLog::of_descriptor(record.pid, libc::STDOUT_FILENO).ok();
         // Its template, if it stands on one, is kept by its own mapping of it.
         let ground = None;
+        let counters = Counters::found(&dir);
         // One that does not answer is taken for running: then whoever wants to reach it tries.
         let runs = state != Some(InstanceState::Paused);
-        let parts = Parts { record, owner, dir, process, group, api, log, console, ground, runs };
+        let parts =
+            Parts { record, owner, dir, process, group, api, log, console, counters, ground, runs };
         Ok(Some(FirecrackerVm::watch(parts, Arc::clone(&self.host))))
     }
 }

@@ -28,8 +28,9 @@ use crate::api::Api;
 use crate::arch::Arch;
 use crate::config::{
     API_SOCKET, Action, ActionType, Balloon, BootSource, Drive, Entropy, GUEST_CID, HugePages,
-    INTERFACE, MachineConfig, NetworkInterface, VSOCK, Vsock,
+    INTERFACE, METRICS_PIPE, MachineConfig, NetworkInterface, VSOCK, Vsock,
 };
+use crate::counters::Counters;
 use crate::disk;
 use crate::engine::{Inner, SECCOMP_FILTER};
 use crate::limits::{self, Limits};
@@ -87,15 +88,23 @@ pub(crate) struct Started {
     hugepages: bool,
     log: VmmLog,
     console: VmmLog,
+    counters: Option<Counters>,
     group: Group,
 }
 
 /// A process that was started.
 struct Launched {
     pid: i32,
+    says: Says,
+    tap: Option<Tap>,
+}
+
+/// What a VMM says, and where.
+struct Says {
     log: VmmLog,
     console: VmmLog,
-    tap: Option<Tap>,
+    /// Where it is to count.
+    metrics: Option<File>,
 }
 
 impl Inner {
@@ -127,10 +136,13 @@ impl Inner {
         })
         .await?;
 
-        let Launched { pid, log, console, tap } = launched;
+        let Launched { pid, says: Says { log, console, metrics }, tap } = launched;
         let api = Api::new(Arc::clone(&dir), owner);
-        match self.until_served(&api, &log, pid).await {
-            Ok(process) => {
+        let served = self.until_served(&api, &log, pid).await;
+        let counters = metrics.map(Counters::of).transpose();
+        let counters = counters.map_err(|error| dir.error("listen to", METRICS_PIPE, error));
+        match served.and_then(|process| Ok((process, counters?))) {
+            Ok((process, counters)) => {
                 let record = VmRecord {
                     id,
                     engine: EngineName::Firecracker,
@@ -157,6 +169,7 @@ impl Inner {
                     hugepages,
                     log,
                     console,
+                    counters,
                     group,
                 })
             }
@@ -175,7 +188,7 @@ impl Inner {
     ) -> Result<Launched, EngineError> {
         let (_, disk_bytes) = disk::open_own(&spec.root, dir)?;
         // A former VMM may have left them, and this one makes its own.
-        for name in [API_SOCKET, VSOCK] {
+        for name in [API_SOCKET, VSOCK, METRICS_PIPE] {
             dir.remove(name).map_err(|error| dir.error("remove", name, error))?;
         }
         let jail = self.jail.for_machine(Accel::Kvm, spec.owner);
@@ -205,7 +218,7 @@ impl Inner {
         };
         let result = self.spawn(spec, dir, cgroups, jail, inherit, disk_bytes, tap.as_ref());
         match result {
-            Ok((pid, log, console)) => Ok(Launched { pid, log, console, tap }),
+            Ok((pid, says)) => Ok(Launched { pid, says, tap }),
             Err(error) => {
                 if let Some(tap) = tap {
                     tap.abandon();
@@ -225,9 +238,11 @@ impl Inner {
         inherit: Vec<RawFd>,
         disk_bytes: u64,
         tap: Option<&Tap>,
-    ) -> Result<(i32, VmmLog, VmmLog), EngineError> {
+    ) -> Result<(i32, Says), EngineError> {
         let make = || VmmLog::create().map_err(|e| dir.error("make a log for", "", e));
         let (log, console) = (make()?, make()?);
+        let metrics = self.limits.any().then(|| dir.make_pipe(METRICS_PIPE, spec.owner));
+        let metrics = metrics.transpose().map_err(|e| dir.error("make", METRICS_PIPE, e))?;
         let network = tap.map(Tap::network).transpose();
         let confinement = Confinement {
             cgroups,
@@ -248,8 +263,11 @@ impl Inner {
         if self.has_own_filter {
             command.args(["--seccomp-filter", SECCOMP_FILTER]);
         }
+        if metrics.is_some() {
+            command.args(["--metrics-path", METRICS_PIPE]);
+        }
         let pid = confine::spawn(&command, confinement, &log)?;
-        Ok((pid, log, console))
+        Ok((pid, Says { log, console, metrics }))
     }
 
     /// Waits until Firecracker answers on its socket.
@@ -348,14 +366,16 @@ impl Started {
 
     /// Watches it from now on.
     pub(crate) fn watch(self) -> Parts {
-        let Self { dir, process, api, record, owner, origin, log, console, group, .. } = self;
+        let Self {
+            dir, process, api, record, owner, origin, log, console, counters, group, ..
+        } = self;
         let ground = match origin {
             Origin::Kernel => None,
             Origin::Snapshot { memory, .. } => Some(memory),
         };
         let runs = ground.is_none();
         let (log, console) = (Some(log), Some(console));
-        Parts { record, owner, dir, process, group, api, log, console, ground, runs }
+        Parts { record, owner, dir, process, group, api, log, console, counters, ground, runs }
     }
 
     /// Ends it and removes its traces; gives the cause back, or why it ended by itself.

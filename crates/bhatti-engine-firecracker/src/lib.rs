@@ -26,6 +26,7 @@
 mod api;
 mod arch;
 mod config;
+mod counters;
 mod disk;
 mod engine;
 mod handover;

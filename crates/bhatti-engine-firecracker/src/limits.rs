@@ -53,6 +53,11 @@ impl TokenBucket {
 }
 
 impl Limits {
+    /// Whether there is one.
+    pub(crate) fn any(&self) -> bool {
+        *self != Self::default()
+    }
+
     /// For a disk that is made.
     pub(crate) fn disk(&self) -> Option<RateLimiter> {
         limiter(self.disk_bytes, self.disk_operations)

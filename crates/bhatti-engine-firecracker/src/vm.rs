@@ -5,9 +5,12 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use bhatti_engine::{Carrier, EngineError, Exit, Private, RootDisk, Save, Saved, Vm, VmRecord};
+use bhatti_engine::{
+    Carrier, EngineError, Exit, HeldBack, Private, RootDisk, Save, Saved, Vm, VmRecord,
+};
 use bhatti_vmm::blocking;
 use bhatti_vmm::cgroup::Group;
 use bhatti_vmm::fingerprint::Host;
@@ -16,11 +19,13 @@ use bhatti_vmm::machine_dir::{CONSOLE_LOG, MachineDir};
 use bhatti_vmm::process::Process;
 use bhatti_vmm::vmm_log::VmmLog;
 use camino::{Utf8Path, Utf8PathBuf};
+use hyper::Method;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::api::Api;
-use crate::config::{self, InstanceInfo, InstanceState, VmState};
+use crate::config::{self, Action, ActionType, InstanceInfo, InstanceState, VmState};
+use crate::counters::Counters;
 use crate::launch::Ground;
 use crate::link::{self, Closer};
 use crate::watcher::Watcher;
@@ -28,11 +33,14 @@ use crate::{disk, saving};
 
 /// As much of a console as anybody is given.
 const CONSOLE_BYTES: usize = 64 << 10;
+/// How long it may take to say what it has counted. Short, for its next request waits for that.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The handle of a machine.
 pub(crate) struct FirecrackerVm {
     machine: Arc<Shared>,
     console: Option<Arc<VmmLog>>,
+    counters: Option<Arc<Counters>>,
     killed: Arc<AtomicBool>,
     watcher: JoinHandle<()>,
 }
@@ -68,6 +76,8 @@ pub(crate) struct Parts {
     pub log: Option<VmmLog>,
     /// `None` as well.
     pub console: Option<VmmLog>,
+    /// `None` if nobody counts.
+    pub counters: Option<Counters>,
     pub ground: Option<Ground>,
     /// Whether it runs, and does not stand.
     pub runs: bool,
@@ -76,8 +86,10 @@ pub(crate) struct Parts {
 impl FirecrackerVm {
     /// Starts watching.
     pub(crate) fn watch(parts: Parts, host: Arc<Host>) -> Arc<Self> {
-        let Parts { record, owner, dir, process, group, api, log, console, ground, runs } = parts;
+        let Parts { record, owner, dir, process, group, api, log, console, counters, ground, runs } =
+            parts;
         let (process, console) = (Arc::new(process), console.map(Arc::new));
+        let counters = counters.map(Arc::new);
         let killed = Arc::new(AtomicBool::new(false));
         let (exit_sender, exit) = watch::channel(None);
         let watcher = Watcher {
@@ -87,6 +99,7 @@ impl FirecrackerVm {
             dir: Arc::clone(&dir),
             console: console.clone(),
             log,
+            counters: counters.clone(),
             killed: Arc::clone(&killed),
         };
         let watcher = tokio::spawn(watcher.run(exit_sender));
@@ -94,7 +107,7 @@ impl FirecrackerVm {
         let runs = watch::Sender::new(runs);
         let machine =
             Shared { record, owner, dir, process, host, api, ground, exit, turn, link, runs };
-        Arc::new(Self { machine: Arc::new(machine), console, killed, watcher })
+        Arc::new(Self { machine: Arc::new(machine), console, counters, killed, watcher })
     }
 }
 
@@ -251,6 +264,19 @@ impl Vm for FirecrackerVm {
         seen.ok().flatten().unwrap_or_else(|| Exit::Died {
             detail: "nobody watches this machine any more".to_owned(),
         })
+    }
+
+    async fn held_back(&self) -> Option<HeldBack> {
+        let counters = self.counters.as_ref()?;
+        // Who saves or stops the machine is not waited for, nor kept waiting: it says the rest by itself.
+        if let Ok(_turn) = self.machine.turn.try_lock() {
+            let flush = Action { action_type: ActionType::FlushMetrics };
+            let put = self.machine.api.tell(Method::PUT, "/actions", &flush, FLUSH_PATIENCE);
+            if let Err(error) = put.await {
+                tracing::debug!(%error, "a machine's limits are counted later");
+            }
+        }
+        Some(counters.sum())
     }
 
     async fn console(&self) -> Vec<u8> {

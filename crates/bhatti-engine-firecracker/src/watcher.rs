@@ -14,6 +14,8 @@ use bhatti_vmm::process::{Process, Status};
 use bhatti_vmm::vmm_log::VmmLog;
 use tokio::sync::watch;
 
+use crate::counters::Counters;
+
 /// How many of its complaints people are shown, and as much of each.
 const COMPLAINTS: usize = 3;
 const SHOWN: usize = 300;
@@ -26,6 +28,7 @@ pub(crate) struct Watcher {
     pub dir: Arc<MachineDir>,
     pub console: Option<Arc<VmmLog>>,
     pub log: Option<VmmLog>,
+    pub counters: Option<Arc<Counters>>,
     /// Set before the process is killed by us.
     pub killed: Arc<AtomicBool>,
 }
@@ -33,7 +36,18 @@ pub(crate) struct Watcher {
 impl Watcher {
     /// Watches until the machine has ended and its traces are gone.
     pub(crate) async fn run(self, exit: watch::Sender<Option<Exit>>) {
-        let status = self.process.ended().await.unwrap_or_else(|error| {
+        let counters = self.counters.clone();
+        let collecting = async {
+            if let Some(counters) = counters {
+                counters.collect().await;
+            }
+            std::future::pending().await
+        };
+        let ended = tokio::select! {
+            ended = self.process.ended() => ended,
+            never = collecting => never,
+        };
+        let status = ended.unwrap_or_else(|error| {
             tracing::error!(%error, dir = %self.dir.path(), "cannot collect a VMM");
             Status::Unknown
         });

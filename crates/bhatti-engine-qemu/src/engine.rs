@@ -132,7 +132,12 @@ impl QemuEngine {
         let accel = acceleration.accel();
         let name = format!("qemu {} {}", fingerprint::series(&version), arch.machine_type());
         let host = Arc::new(Host::observe(&name, accel, acceleration.tsc_khz()));
-        let capabilities = Capabilities { hugepages: true, most_memory: None, most_vcpus: None };
+        let capabilities = Capabilities {
+            hugepages: true,
+            most_memory: None,
+            most_vcpus: None,
+            counts_limits: false,
+        };
         let name = EngineName::Qemu;
         let info = EngineInfo { name, version, accel, why, warnings, capabilities };
         let templates = Templates::new(IDLE_TEMPLATES, IDLE_TEMPLATE_BYTES);

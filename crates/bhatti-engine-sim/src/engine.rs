@@ -40,7 +40,12 @@ impl SimEngine {
             accel: Accel::None,
             why: "a test asks for it".to_owned(),
             warnings: Vec::new(),
-            capabilities: Capabilities { hugepages: true, most_memory: None, most_vcpus: None },
+            capabilities: Capabilities {
+                hugepages: true,
+                most_memory: None,
+                most_vcpus: None,
+                counts_limits: false,
+            },
         };
         Self { host, info, fingerprint: FINGERPRINT.to_owned() }
     }

@@ -130,6 +130,13 @@ pub trait Vm: Send + Sync {
     /// Resolves when the machine has ended, however that happened. Cancel-safe.
     async fn exited(&self) -> Exit;
 
+    /// How often the limits of its disk and its network have held the machine back, since it was
+    /// started or, of one that was adopted, since some moment before that. `None`: nobody counts. Wakes
+    /// nothing, takes a second at most and may be a minute old if the VMM is busy.
+    async fn held_back(&self) -> Option<HeldBack> {
+        None
+    }
+
     /// The last bytes of the guest's console, at most 64 KiB. Bounded however much was printed.
     /// After the machine has ended: what was there at its end, if it could be saved.
     async fn console(&self) -> Vec<u8>;
@@ -168,13 +175,15 @@ pub struct Capabilities {
     pub most_memory: Option<Mib>,
     /// The most virtual CPUs a machine can have, if that is known.
     pub most_vcpus: Option<u32>,
+    /// Whether machines have limits here that are counted ([`Vm::held_back`]).
+    pub counts_limits: bool,
 }
 
 impl EngineInfo {
     /// Whether there can be such a machine; [`EngineError::Unsupported`] if not.
     pub fn supports(&self, shape: Shape, hugepages: bool) -> Result<(), EngineError> {
         let Self { name, capabilities, .. } = self;
-        let Capabilities { hugepages: huge, most_memory, most_vcpus } = *capabilities;
+        let Capabilities { hugepages: huge, most_memory, most_vcpus, .. } = *capabilities;
         let (Mib(memory), vcpus) = (shape.memory, shape.vcpus());
         let none_with = match (most_memory, most_vcpus) {
             (Some(Mib(most)), _) if memory > most => format!("with more than {most} MB of memory"),
@@ -256,6 +265,17 @@ pub struct Save {
     pub since: Option<Utf8PathBuf>,
     /// As it was at [`Engine::restore`]; `None` for a machine that was booted.
     pub base: Option<Utf8PathBuf>,
+}
+
+/// How often a machine had to wait because it had used what its limits allow, since it was started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HeldBack {
+    /// Reading or writing its disk.
+    pub disk: u64,
+    /// Sending to its network.
+    pub sent: u64,
+    /// Receiving from it.
+    pub received: u64,
 }
 
 /// What a save came to.
@@ -451,7 +471,7 @@ mod tests {
             accel: Accel::Kvm,
             why: String::new(),
             warnings: Vec::new(),
-            capabilities: Capabilities { hugepages, most_memory, most_vcpus },
+            capabilities: Capabilities { hugepages, most_memory, most_vcpus, counts_limits: false },
         };
         let all = info(true, None, None);
         let little = info(false, Some(Mib(3072)), Some(32));

@@ -21,6 +21,6 @@ mod error;
 
 pub use engine::{
     Accel, Below, BootSpec, Capabilities, Carrier, DiskFormat, Engine, EngineInfo, EngineName,
-    Exit, Nic, Piece, Private, RestoreSpec, RootDisk, Save, Saved, Shape, Vm, VmRecord,
+    Exit, HeldBack, Nic, Piece, Private, RestoreSpec, RootDisk, Save, Saved, Shape, Vm, VmRecord,
 };
 pub use error::EngineError;

@@ -173,6 +173,10 @@ impl Actor {
                 let guest = up.filter(|_| self.phase() == Phase::Hot).and_then(Machine::link);
                 drop(reply.send(Ok(guest)));
             }
+            Command::Machine { reply } => {
+                let machine = self.machine.as_ref().map(|machine| Arc::clone(&machine.vm));
+                drop(reply.send(Ok(machine)));
+            }
             Command::Start { force, why, reply } => {
                 let from = self.phase();
                 let started = self.make_usable(force).await.map(drop);

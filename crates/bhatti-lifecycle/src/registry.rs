@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bhatti_engine::Engine;
+use bhatti_engine::{Engine, HeldBack};
 use bhatti_guest_client::Guest;
 use bhatti_storage::Layout;
 use bhatti_store::{Db, PatchRow, Reserved, SandboxRow, StoreError, Unreadable, UserRow};
@@ -20,6 +20,10 @@ use crate::machine::{self, World, as_request_error};
 use crate::recover::{Plan, plan};
 use crate::spec::{CreateSpec, PatchSpec};
 use crate::{Events, Lease, Op, ServiceError, Settings, Taps, Tasks, WakeError, admit};
+
+/// How long an actor may take to say what it has: whoever looks at all sandboxes does not wait for one
+/// of them.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// What a [`Sandboxes`] is made of.
 pub struct Deps {
@@ -346,6 +350,17 @@ impl Sandboxes {
             .ok()
     }
 
+    /// How often its limits have held it back since its machine was started. Wakes nothing; `None`: it
+    /// has no machine or no limits that are counted, or its actor is busy.
+    pub async fn held_back(&self, row: &SandboxRow) -> Option<HeldBack> {
+        if !self.inner.world.engine.info().capabilities.counts_limits {
+            return None;
+        }
+        let handle = self.handle(row).ok()?;
+        let asked = tokio::time::timeout(LOOK, handle.machine()).await;
+        asked.ok()?.ok()??.held_back().await
+    }
+
     /// Changes the record.
     ///
     /// Safe to drop: whoever has to know what is recorded is told whether or not anybody waits.
@@ -448,13 +463,11 @@ impl Sandboxes {
     /// Its guest, if it is awake, without keeping it so: it may fall asleep while it is asked
     /// something, and then does not answer. `None` also if its actor is busy.
     pub async fn guest_if_hot(&self, row: &SandboxRow) -> Option<Guest> {
-        /// Whoever looks at all sandboxes does not wait for one of them.
-        const PATIENCE: Duration = Duration::from_secs(2);
         let handle = self.handle(row).ok()?;
         if handle.standing().phase != Phase::Hot {
             return None;
         }
-        tokio::time::timeout(PATIENCE, handle.peek()).await.ok()?.ok()?
+        tokio::time::timeout(LOOK, handle.peek()).await.ok()?.ok()?
     }
 
     /// Whether it has no machine, and will have one when it is used, once its actor has done what it

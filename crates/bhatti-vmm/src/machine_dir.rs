@@ -93,6 +93,11 @@ impl MachineDir {
         let path = self.short(name);
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR)?;
         std::os::unix::fs::lchown(&path, Some(owner.uid), Some(owner.gid))?;
+        self.open_pipe(name)
+    }
+
+    /// The reading end of a pipe that is there, not blocking.
+    pub fn open_pipe(&self, name: &str) -> io::Result<File> {
         let pipe = self.open_file(name)?;
         if !pipe.metadata()?.file_type().is_fifo() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "not a pipe"));

@@ -46,12 +46,14 @@ fn a_guest_is_as_fast_as_its_limits_and_no_slower_without() {
             let least = Duration::from_secs(mib / per_second) / 2;
             assert!(took > least, "{what} took {took:?}: nothing limits it");
         }
+        how_often_is_told(&mut daemon);
 
         // Limits are those of today, also for what was saved under others.
         daemon.cli(&["stop", "s"]).ok();
         assert_eq!(daemon.terminate(), 0, "a clean end");
         daemon.reconfigure(ENGINE);
         daemon.run();
+        assert!(daemon.json(&["inspect", "s"])["held_back"].is_null(), "nothing is counted");
         daemon.cli(&["start", "s"]).ok();
         for (Use { what, run, .. }, limited) in USES.iter().zip(limited) {
             // A busy host makes it slow now and then, a limit each time.
@@ -64,6 +66,28 @@ fn a_guest_is_as_fast_as_its_limits_and_no_slower_without() {
         daemon.cli(&["destroy", "s", "-y"]).ok();
         daemon.assert_nothing_left();
     });
+}
+
+/// Of a machine that was just held back in all it did.
+fn how_often_is_told(daemon: &mut TestDaemon) {
+    let told = |daemon: &TestDaemon| {
+        let held_back = daemon.json(&["inspect", "s"])["held_back"].take();
+        ["disk", "sent", "received"].map(|what| held_back[what].as_u64().unwrap_or_default())
+    };
+    let first = told(daemon);
+    println!("held back on its disk, sending and receiving: {first:?} times");
+    assert!(first.iter().all(|times| *times > 0), "{first:?}");
+    let shown = daemon.cli(&["inspect", "s"]).ok();
+    assert!(shown.contains("  Limits:   reached: disk "), "{shown}");
+    reads_disk(daemon);
+    assert!(told(daemon)[0] > first[0], "it is asked, and says so at once");
+
+    // Another daemon counts on, from what it finds.
+    daemon.kill_9();
+    daemon.run();
+    assert_eq!(told(daemon)[1..], [0, 0]);
+    reads_disk(daemon);
+    assert!(told(daemon)[0] > 0, "it hears nothing of a machine it has found");
 }
 
 /// Past the guest's page cache.

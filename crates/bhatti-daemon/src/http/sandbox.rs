@@ -79,6 +79,7 @@ pub(super) fn view(row: SandboxRow) -> Sandbox {
         last_transition,
         net_policy: (row.net_policy != NetPolicy::default()).then(|| written(&row.net_policy)),
         egress_denied: None,
+        held_back: None,
     }
 }
 

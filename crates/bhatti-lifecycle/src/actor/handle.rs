@@ -1,6 +1,8 @@
 //! What everybody else holds of a sandbox, and what can be asked of its actor through it.
 
-use bhatti_engine::RootDisk;
+use std::sync::Arc;
+
+use bhatti_engine::{RootDisk, Vm};
 use bhatti_guest_client::Guest;
 use bhatti_store::SnapshotRow;
 use bhatti_types::{GoldenId, Phase};
@@ -48,6 +50,10 @@ pub(crate) enum Command {
     /// Neither wakes it nor keeps it awake.
     Peek {
         reply: Reply<Option<Guest>>,
+    },
+    /// Neither wakes it nor keeps it awake.
+    Machine {
+        reply: Reply<Option<Arc<dyn Vm>>>,
     },
     /// `force`: lose what must be lost, rather than not start.
     Start {
@@ -126,6 +132,11 @@ impl Handle {
     /// The guest, if it is up. It may be put to sleep at any moment, and then does not answer.
     pub(crate) async fn peek(&self) -> Result<Option<Guest>, WakeError> {
         self.ask(|reply| Command::Peek { reply }).await
+    }
+
+    /// The machine, if there is one, hot or warm. It may end at any moment.
+    pub(crate) async fn machine(&self) -> Result<Option<Arc<dyn Vm>>, WakeError> {
+        self.ask(|reply| Command::Machine { reply }).await
     }
 
     /// Makes it hot. Safe to drop: the actor finishes.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use bhatti_api::{ExecDetached, PatchSandbox, PublishRule, Sandbox, Transition};
+use bhatti_api::{ExecDetached, HeldBack, PatchSandbox, PublishRule, Sandbox, Transition};
 use bhatti_client::Created;
 use bhatti_types::{Labels, Status, Thermal};
 use serde::Serialize;
@@ -205,6 +205,9 @@ pub(crate) fn inspected(
         (Status::Stopped | Status::Unknown, _, 0) => line("Disk:", "— (stopped)"),
         (Status::Stopped | Status::Unknown, _, size) => line("Disk:", &format!("{size} MB")),
     }
+    if let Some(held_back) = sandbox.held_back {
+        line("Limits:", &reached(held_back));
+    }
     out.push_str("\nNetwork:\n");
     let mut line =
         |caption: &str, value: &str| put(&mut out, format_args!("  {caption:<10}{value}\n"));
@@ -230,6 +233,21 @@ pub(crate) fn inspected(
         out.push_str("\n  keep_hot: true\n");
     }
     out
+}
+
+/// Which limits it has come to, and how often.
+fn reached(HeldBack { disk, sent, received }: HeldBack) -> String {
+    let uses = [("disk", disk), ("sending", sent), ("receiving", received)];
+    let said = uses.iter().filter(|(_, times)| *times > 0).map(|(what, times)| match times {
+        1 => format!("{what} once"),
+        _ => format!("{what} {times} times"),
+    });
+    let said: Vec<String> = said.collect();
+    if said.is_empty() {
+        "never reached".to_owned()
+    } else {
+        format!("reached: {}", said.join(", "))
+    }
 }
 
 /// Where a detached command's output goes.

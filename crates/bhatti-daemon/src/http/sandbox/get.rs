@@ -6,6 +6,7 @@ use axum::Extension;
 use axum::extract::State;
 use axum::http::StatusCode;
 use bhatti_api::Sandbox;
+use bhatti_engine::HeldBack;
 use bhatti_types::NetPolicy;
 
 use super::view;
@@ -25,5 +26,11 @@ pub(in crate::http) async fn get(
         true => None,
         false => api.sandboxes.denied(&caller, &row).await,
     };
-    Ok(Written(StatusCode::OK, Sandbox { egress_denied: denied, ..view(row) }))
+    let held_back = api.sandboxes.held_back(&row).await;
+    let held_back = held_back.map(|HeldBack { disk, sent, received }| bhatti_api::HeldBack {
+        disk,
+        sent,
+        received,
+    });
+    Ok(Written(StatusCode::OK, Sandbox { egress_denied: denied, held_back, ..view(row) }))
 }

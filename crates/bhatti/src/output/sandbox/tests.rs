@@ -144,6 +144,17 @@ Network:
     );
     let again = inspected(&sandbox(r#"{"stopped_at":"2026-04-02T00:00:00Z"}"#), None, &[]);
     assert!(!again.contains("Stopped:"), "it runs: {again}");
+    let limits = |held_back: &str| {
+        let shown = sandbox(&format!(r#"{{"held_back":{held_back}}}"#));
+        let shown = inspected(&shown, None, &[]);
+        let line = shown.lines().find_map(|line| line.strip_prefix("  Limits:   "));
+        line.expect("a line").to_owned()
+    };
+    assert_eq!(limits("{}"), "never reached");
+    assert_eq!(
+        limits(r#"{"disk":1,"sent":0,"received":12}"#),
+        "reached: disk once, receiving 12 times"
+    );
 }
 
 #[test]
