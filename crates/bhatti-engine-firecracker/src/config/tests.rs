@@ -184,6 +184,8 @@ fn requests_to_boot_are_as_described() {
     );
     let start = Action { action_type: ActionType::InstanceStart };
     check("InstanceActionInfo", start, json!({"action_type": "InstanceStart"}));
+    let count = Action { action_type: ActionType::FlushMetrics };
+    check("InstanceActionInfo", count, json!({"action_type": "FlushMetrics"}));
 }
 
 #[test]
