@@ -67,8 +67,9 @@ impl Arch {
     /// How the memory of a machine that was booted with that much is told from what else its VMM has.
     ///
     /// Beyond 3 GiB it is in two pieces, and neither has a name. The first of them has the words for
-    /// the kernel where Firecracker puts them; a Linux never uses that page for anything else, and
-    /// who overwrites it by intent has a sandbox that cannot be frozen.
+    /// the kernel where Firecracker puts them, and is looked for right after it was started; where it was
+    /// found is recorded. Of a machine from before that was, a guest may have overwritten them by intent: it
+    /// cannot be frozen.
     pub(crate) fn booted_memory(self, memory: Mib) -> Anonymous<'static> {
         const BELOW_DEVICES: Mib = Mib(3 << 10);
         const KERNEL_LINE: u64 = 0x2_0000;

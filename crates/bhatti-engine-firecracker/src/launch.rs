@@ -327,8 +327,8 @@ impl Started {
         self.settle().await
     }
 
-    /// Finds the memory of a machine that was just booted, as who saves it will have to: what could
-    /// not be frozen is no machine. On huge pages it is also given all that it was promised.
+    /// Finds the memory of a machine that was just booted, for whoever will save it: what could not be
+    /// frozen is no machine. On huge pages it is also given all that it was promised.
     async fn can_be_saved(&mut self) -> Result<(), EngineError> {
         let memory = self.shape.memory;
         let mapping = self.find_memory(Arch::HOST.booted_memory(memory))?;

@@ -268,7 +268,8 @@ impl Vm for FirecrackerVm {
 
     async fn held_back(&self) -> Option<HeldBack> {
         let counters = self.counters.as_ref()?;
-        // Who saves or stops the machine is not waited for, nor kept waiting: it says the rest by itself.
+        // Who saves or stops the machine is not waited for: it says the rest by itself. Who wants to
+        // meanwhile waits a second at most.
         if let Ok(_turn) = self.machine.turn.try_lock() {
             let flush = Action { action_type: ActionType::FlushMetrics };
             let put = self.machine.api.tell(Method::PUT, "/actions", &flush, FLUSH_PATIENCE);

@@ -21,10 +21,6 @@ use crate::recover::{Plan, plan};
 use crate::spec::{CreateSpec, PatchSpec};
 use crate::{Events, Lease, Op, ServiceError, Settings, Taps, Tasks, WakeError, admit};
 
-/// How long an actor may take to say what it has: whoever looks at all sandboxes does not wait for one
-/// of them.
-const LOOK: Duration = Duration::from_secs(2);
-
 /// What a [`Sandboxes`] is made of.
 pub struct Deps {
     pub engine: Arc<dyn Engine>,
@@ -353,11 +349,16 @@ impl Sandboxes {
     /// How often its limits have held it back since its machine was started. Wakes nothing; `None`: it
     /// has no machine or no limits that are counted, or its actor is busy.
     pub async fn held_back(&self, row: &SandboxRow) -> Option<HeldBack> {
+        /// An actor that is at nothing answers at once, and nobody looks at a sandbox for this.
+        const PATIENCE: Duration = Duration::from_millis(100);
         if !self.inner.world.engine.info().capabilities.counts_limits {
             return None;
         }
         let handle = self.handle(row).ok()?;
-        let asked = tokio::time::timeout(LOOK, handle.machine()).await;
+        if !matches!(handle.standing().phase, Phase::Hot | Phase::Warm) {
+            return None;
+        }
+        let asked = tokio::time::timeout(PATIENCE, handle.machine()).await;
         asked.ok()?.ok()??.held_back().await
     }
 
@@ -463,11 +464,13 @@ impl Sandboxes {
     /// Its guest, if it is awake, without keeping it so: it may fall asleep while it is asked
     /// something, and then does not answer. `None` also if its actor is busy.
     pub async fn guest_if_hot(&self, row: &SandboxRow) -> Option<Guest> {
+        /// Whoever looks at all sandboxes does not wait for one of them.
+        const PATIENCE: Duration = Duration::from_secs(2);
         let handle = self.handle(row).ok()?;
         if handle.standing().phase != Phase::Hot {
             return None;
         }
-        tokio::time::timeout(LOOK, handle.peek()).await.ok()?.ok()?
+        tokio::time::timeout(PATIENCE, handle.peek()).await.ok()?.ok()?
     }
 
     /// Whether it has no machine, and will have one when it is used, once its actor has done what it

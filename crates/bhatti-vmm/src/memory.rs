@@ -11,8 +11,8 @@
 //! A VMM's guest memory is always a private mapping: of `/dev/zero` (the machine has its memory
 //! alone), of a [`template`] (it shares with its siblings what it has not changed), or of huge
 //! pages. So the kernel itself knows what a machine has changed, and nothing has to be logged
-//! while it runs. Where a VMM gives memory back that its guest has freed, it maps nothing in its
-//! place: such pages are zero, whatever the template has there.
+//! while it runs. Where a VMM gives back memory of a file that its guest has freed, it maps nothing in
+//! its place: such pages are zero, whatever the template has there.
 //!
 //! Promises, each held by a test in `memory/tests.rs` or beside the code:
 //! - What is loaded equals what was saved; every page is hashed before anybody sees it. A file
