@@ -12,7 +12,8 @@
 //! alone), of a [`template`] (it shares with its siblings what it has not changed), or of huge
 //! pages. So the kernel itself knows what a machine has changed, and nothing has to be logged
 //! while it runs. Where a VMM gives back memory of a file that its guest has freed, it maps nothing in
-//! its place: such pages are zero, whatever the template has there.
+//! its place: such pages are zero. What the machine has not looked at since is nobody's, and may be
+//! what the template has there once the machine has slept.
 //!
 //! Promises, each held by a test in `memory/tests.rs` or beside the code:
 //! - What is loaded equals what was saved; every page is hashed before anybody sees it. A file

@@ -68,14 +68,8 @@ pub fn save(
     base: Option<&Utf8Path>,
 ) -> Result<Saved, MemoryError> {
     check_ground(mapping, base.is_some())?;
-    let mut changed = mapping.changed()?;
-    let base = match base {
-        Some(base) => {
-            bare_what_was_given_back(mapping, base, &mut changed)?;
-            identity(base)?
-        }
-        None => 0,
-    };
+    let changed = mapping.changed()?;
+    let base = base.map_or(Ok(0), identity)?;
     let kept = Chain::kept(since, mapping, base, into);
     let place = Place {
         pages: mapping.pages(),
@@ -116,7 +110,7 @@ pub fn load(dir: &Utf8Path, base: Option<&Template>, mapping: &Mapping) -> Resul
         chain.each_piece(|first, count, content| {
             match (content, base) {
                 (Some(content), _) => mapping.write(first, content),
-                (None, Some(_)) => mapping.write(first, &ZEROS[..count as usize * PAGE]),
+                (None, Some(base)) => zero(mapping, base, Run { first, count }, &strays),
                 // Zero over zero.
                 (None, None) => Ok(()),
             }
@@ -136,6 +130,19 @@ pub fn load(dir: &Utf8Path, base: Option<&Template>, mapping: &Mapping) -> Resul
     Ok(())
 }
 
+/// Makes pages over a template zero that are not. A page that is zero there already stays shared: what
+/// was written once and freed is mostly of no program the template has.
+fn zero(mapping: &Mapping, base: &Template, run: Run, strays: &PageSet) -> Result<(), MemoryError> {
+    let mut there = vec![0; PAGE];
+    for page in run.first..run.first + run.count {
+        base.read(page, &mut there)?;
+        if there != ZEROS[..PAGE] || strays.contains(page) {
+            mapping.write(page, &ZEROS[..PAGE])?;
+        }
+    }
+    Ok(())
+}
+
 /// What identifies the memory of a snapshot.
 pub(crate) fn identity(dir: &Utf8Path) -> Result<u128, MemoryError> {
     Ok(Place::read(&dir.join(TOP))?.id)
@@ -148,24 +155,6 @@ fn check_ground(mapping: &Mapping, has_base: bool) -> Result<(), MemoryError> {
     }
     let why = format!("it is over {:?}, base: {has_base}", mapping.ground());
     Err(MemoryError::NoMapping { why })
-}
-
-/// Adds the pages that a machine has given back and that its base has something else for than the zero
-/// they are now. Nobody has written them, so nothing else tells.
-fn bare_what_was_given_back(
-    mapping: &Mapping,
-    base: &Utf8Path,
-    changed: &mut PageSet,
-) -> Result<(), MemoryError> {
-    let given_back = mapping.given_back();
-    if given_back.is_empty() {
-        return Ok(());
-    }
-    let base = Chain::open(base)?;
-    let held = base.located().into_iter().filter(|located| located.entry.slot().is_some());
-    let bare = held.map(|located| located.entry.page).filter(|page| given_back.contains(*page));
-    bare.for_each(|page| changed.insert(page));
-    Ok(())
 }
 
 /// Appends what differs from what is kept.

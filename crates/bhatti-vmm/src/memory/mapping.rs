@@ -113,15 +113,9 @@ impl Mapping {
         self.ground
     }
 
-    /// The pages of which the VMM has given back what they started with: they are zero, but for those
-    /// that have [changed](Self::changed) since.
-    pub(super) fn given_back(&self) -> &PageSet {
-        &self.given_back
-    }
-
-    /// The pages that may differ from what the mapping started with, or from zero if that was [given
-    /// back](Self::given_back). Every page that does is there, if the machine is paused; some may be
-    /// there that do not.
+    /// The pages that may differ from what the mapping started with. Every page that does is there, if
+    /// the machine is paused; some may be there that do not. Of what was given back, every page that the
+    /// machine has looked at since is there: what it has not is whatever it was, to it.
     pub fn changed(&self) -> Result<PageSet, MemoryError> {
         let mut set = PageSet::new(self.pages);
         let mut chunk = vec![0; PAGEMAP_CHUNK * 8];
@@ -134,9 +128,8 @@ impl Mapping {
                 .read_exact_at(chunk, address / PAGE as u64 * 8)
                 .map_err(|error| self.error("read", "pagemap", error))?;
             for (entry, page) in chunk.as_chunks().0.iter().zip(page..) {
-                let ground =
-                    if self.given_back.contains(page) { Ground::Zero } else { self.ground };
-                if is_changed(u64::from_ne_bytes(*entry), ground) {
+                let alone = self.ground == Ground::Huge || self.given_back.contains(page);
+                if is_changed(u64::from_ne_bytes(*entry), alone) {
                     set.insert(page);
                 }
             }
@@ -247,9 +240,10 @@ fn not_found(pid: i32, error: NotFound) -> MemoryError {
     }
 }
 
-fn is_changed(entry: u64, ground: Ground) -> bool {
-    let kept = entry & FILE == 0 || ground == Ground::Huge;
-    entry & SWAPPED != 0 || (entry & PRESENT != 0 && kept)
+/// `alone`: nothing lies below the page, so if it is there at all, it may be anything. Some kernels say of
+/// a huge page of zeros that it is of a file.
+fn is_changed(entry: u64, alone: bool) -> bool {
+    entry & SWAPPED != 0 || (entry & PRESENT != 0 && (alone || entry & FILE == 0))
 }
 
 enum OpenFor {
@@ -281,17 +275,16 @@ mod tests {
 
     #[test]
     fn what_the_kernel_marks_decides() {
-        for (entry, ground, expected) in [
-            (0, Ground::Zero, false),
-            (PRESENT, Ground::Zero, true),
-            (PRESENT | FILE, Ground::Template, false),
-            (PRESENT, Ground::Template, true),
-            (SWAPPED, Ground::Template, true),
-            (SWAPPED | FILE, Ground::Template, true),
-            (PRESENT | FILE, Ground::Huge, true),
-            (0, Ground::Huge, false),
+        for (entry, alone, expected) in [
+            (0, false, false),
+            (PRESENT | FILE, false, false),
+            (PRESENT, false, true),
+            (SWAPPED, false, true),
+            (SWAPPED | FILE, false, true),
+            (PRESENT | FILE, true, true),
+            (0, true, false),
         ] {
-            assert_eq!(is_changed(entry, ground), expected, "{entry:x} {ground:?}");
+            assert_eq!(is_changed(entry, alone), expected, "{entry:x} {alone}");
         }
     }
 }

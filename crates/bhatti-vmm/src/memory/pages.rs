@@ -48,10 +48,6 @@ impl PageSet {
         }
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.words.iter().all(|word| *word == 0)
-    }
-
     pub fn contains(&self, page: u32) -> bool {
         page < self.pages && self.words[page as usize / 64] & (1 << (page % 64)) != 0
     }
