@@ -133,12 +133,16 @@ pub fn load(dir: &Utf8Path, base: Option<&Template>, mapping: &Mapping) -> Resul
 /// Makes pages over a template zero that are not. A page that is zero there already stays shared: what
 /// was written once and freed is mostly of no program the template has.
 fn zero(mapping: &Mapping, base: &Template, run: Run, strays: &PageSet) -> Result<(), MemoryError> {
-    let mut there = vec![0; PAGE];
-    for page in run.first..run.first + run.count {
-        base.read(page, &mut there)?;
-        if there != ZEROS[..PAGE] || strays.contains(page) {
-            mapping.write(page, &ZEROS[..PAGE])?;
-        }
+    let mut there = vec![0; run.count as usize * PAGE];
+    base.read(run.first, &mut there)?;
+    let (pages, _) = there.as_chunks::<PAGE>();
+    let bare: Vec<u32> = (run.first..)
+        .zip(pages)
+        .filter(|(page, there)| there[..] != ZEROS[..PAGE] || strays.contains(*page))
+        .map(|(page, _)| page)
+        .collect();
+    for part in bare.chunk_by(|a, b| a + 1 == *b) {
+        mapping.write(part[0], &ZEROS[..part.len() * PAGE])?;
     }
     Ok(())
 }
