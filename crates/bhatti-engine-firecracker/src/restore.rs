@@ -196,7 +196,7 @@ impl Started {
         let is_huge = pieces.is_some();
         let mapping = match pieces {
             // It is held, so it lives.
-            Some(pieces) => Mapping::at(pid, pieces)?,
+            Some(pieces) => Mapping::at(pid, pieces, false)?,
             None => of_process(&self.process, pid, size.bytes(), Anonymous::Not)?,
         };
         let pieces = mapping.pieces().to_vec();

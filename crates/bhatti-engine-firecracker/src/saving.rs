@@ -135,7 +135,7 @@ fn read_memory(
         [] => of_process(process, pid, memory.bytes(), Anonymous::Not).or_else(|_| {
             of_process(process, pid, memory.bytes(), Arch::HOST.booted_memory(memory))
         })?,
-        pieces => known(process, pid, pieces)?,
+        pieces => known(process, pid, pieces, save.base.is_some())?,
     };
     let Save { into, since, base } = save;
     let saved = chain::save(&mapping, &into, since.as_deref(), base.as_deref())?;

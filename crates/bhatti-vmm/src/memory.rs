@@ -119,9 +119,14 @@ pub fn of_process(
     its_own(process, Mapping::find(pid, bytes, anonymous)?)
 }
 
-/// The same, of which is known where it is.
-pub fn known(process: &Process, pid: i32, pieces: &[Piece]) -> Result<Mapping, EngineError> {
-    its_own(process, Mapping::at(pid, pieces.to_vec())?)
+/// The same, of which is known where it is and whether it was a template's.
+pub fn known(
+    process: &Process,
+    pid: i32,
+    pieces: &[Piece],
+    of_template: bool,
+) -> Result<Mapping, EngineError> {
+    its_own(process, Mapping::at(pid, pieces.to_vec(), of_template)?)
 }
 
 /// It lives, so what was found under its pid is its own.

@@ -69,12 +69,12 @@ impl Mapping {
         }
     }
 
-    /// Guest memory of which is known where it is, also if the VMM has given parts of it back.
-    /// About the pid, see [`Self::find`].
-    pub fn at(pid: i32, pieces: Vec<Piece>) -> Result<Self, MemoryError> {
+    /// Guest memory of which is known where it is and whether it was a template's, also if the VMM has
+    /// given parts of it back, or all. About the pid, see [`Self::find`].
+    pub fn at(pid: i32, pieces: Vec<Piece>, of_template: bool) -> Result<Self, MemoryError> {
         let maps = open(pid, "maps", OpenFor::Read)?;
         let (ground, given_back) =
-            laid_out(maps, &pieces).map_err(|error| not_found(pid, error))?;
+            laid_out(maps, &pieces, of_template).map_err(|error| not_found(pid, error))?;
         Self::over(pid, pieces, ground, &given_back)
     }
 

@@ -119,10 +119,12 @@ pub(super) fn guest_memory(
 }
 
 /// What guest memory that lies in these `pieces` is over, and where in them there is memory of no file
-/// in place of what was there: zero before anybody wrote it.
+/// in place of what was there: zero before anybody wrote it. If all of it was a template's, which the
+/// caller knows, there may be nothing left of that.
 pub(super) fn laid_out(
     maps: impl Read,
     pieces: &[Piece],
+    of_template: bool,
 ) -> Result<(Ground, Vec<Piece>), NotFound> {
     let areas = areas(maps, true)?;
     let parts: Vec<(Piece, &Area)> = pieces
@@ -136,8 +138,10 @@ pub(super) fn laid_out(
     let (named, nameless): (Vec<_>, Vec<_>) = parts.into_iter().partition(|(_, area)| area.named);
     // Memory that was never of a file has nothing in the place of another.
     let (over, replaced) =
-        if named.is_empty() { (nameless, Vec::new()) } else { (named, nameless) };
+        if named.is_empty() && !of_template { (nameless, Vec::new()) } else { (named, nameless) };
+    let of_nothing = over.is_empty() && !replaced.is_empty();
     let ground = over.first().map(|(_, area)| area.ground);
+    let ground = ground.or_else(|| of_nothing.then_some(Ground::Template));
     match ground {
         Some(ground) if over.iter().all(|(_, area)| area.ground == ground) => {
             Ok((ground, replaced.into_iter().map(|(part, _)| part).collect()))
@@ -353,12 +357,13 @@ mod tests {
     #[test]
     fn what_is_known_where_it_is_may_have_holes_of_nothing() {
         let piece = |start: u64, bytes: u64| Piece { start, bytes };
-        let out = |maps: &str, pieces: &[Piece]| {
-            laid_out(maps.as_bytes(), pieces).map_err(|error| match error {
+        let out_of = |maps: &str, pieces: &[Piece], of_template| {
+            laid_out(maps.as_bytes(), pieces, of_template).map_err(|error| match error {
                 NotFound::Io(error) => error.to_string(),
                 NotFound::Why(why) => why,
             })
         };
+        let out = |maps: &str, pieces: &[Piece]| out_of(maps, pieces, false);
         // The kernel shows what lies beside the memory, and is of no file either, as one with a hole.
         let maps = "\
 1000-3000 rw-p 00000000 00:00 0
@@ -374,12 +379,14 @@ b000-c000 rw-p 00000000 00:05 7      /dev/zero
         let other_way = [piece(0x6000, 0x3000), piece(0x4000, 0x2000)];
         let holes = vec![piece(0x8000, 0x1000), piece(0x5000, 0x1000)];
         assert_eq!(out(maps, &other_way), Ok((Ground::Template, holes)));
-        assert_eq!(out(maps, &[piece(0x1000, 0x2000)]), Ok((Ground::Zero, Vec::new())));
+        let all = [piece(0x1000, 0x2000)];
+        assert_eq!(out(maps, &all), Ok((Ground::Zero, Vec::new())));
+        assert_eq!(out_of(maps, &all, true), Ok((Ground::Template, all.to_vec())));
         assert!(out(maps, &[piece(0x8000, 0x2000)]).unwrap_err().contains("4096 bytes are left"));
         let both = [piece(0x3000, 0x1000), piece(0xb000, 0x1000)];
         assert!(out(maps, &both).unwrap_err().contains("several"));
         assert!(out(maps, &[piece(u64::MAX - 1, u64::MAX)]).is_err());
-        assert!(out(maps, &[]).is_err());
+        assert!(out(maps, &[]).is_err() && out_of(maps, &[], true).is_err());
     }
 
     #[test]

@@ -458,7 +458,7 @@ fn memory_that_was_given_back_costs_nothing_and_is_zero_where_it_was_looked_at()
         let mut clone = Machine::parted(Some(template.descriptor()), PAGES, first);
         let at = clone.mapping().pieces().to_vec();
         assert_eq!(at.len(), if first == PAGES { 1 } else { 2 });
-        let mapping = || super::Mapping::at(clone.pid, at.clone()).unwrap();
+        let mapping = || super::Mapping::at(clone.pid, at.clone(), true).unwrap();
         let mut changed: Vec<u32> = mapping().changed().unwrap().iter().collect();
         // Of the template's own, changed before, changed after, looked at after, never there; and both
         // ends of both parts.
@@ -470,7 +470,7 @@ fn memory_that_was_given_back_costs_nothing_and_is_zero_where_it_was_looked_at()
         clone.look(8);
         clone.look(100);
         changed.extend([7, 8, 100]);
-        let mapping = || super::Mapping::at(clone.pid, at.clone()).unwrap();
+        let mapping = || super::Mapping::at(clone.pid, at.clone(), true).unwrap();
         assert_eq!(mapping().ground(), Ground::Template);
         let seen: Vec<u32> = mapping().changed().unwrap().iter().collect();
         assert_eq!(seen, changed, "nobody knows what is in the others");
@@ -501,12 +501,32 @@ fn memory_that_was_given_back_costs_nothing_and_is_zero_where_it_was_looked_at()
         let again = shelf.dir(&format!("again-{first}"));
         let at = woken.mapping().pieces().to_vec();
         woken.give_back(7);
-        let mapping = super::Mapping::at(woken.pid, at).unwrap();
+        let mapping = super::Mapping::at(woken.pid, at, true).unwrap();
         chain::save(&mapping, &again, Some(&own), Some(&base)).unwrap();
         let later = Machine::over(template.descriptor(), PAGES);
         chain::load(&again, Some(&template), &later.mapping()).unwrap();
         assert_eq!((later.byte(7), later.byte(8), later.byte(1)), (0, 0, 1));
     }
+}
+
+/// Nothing of its template is left in it, and it can still be put to sleep.
+#[test]
+fn a_clone_may_give_back_all_of_its_memory() {
+    let shelf = Shelf::new();
+    let base = shelf.dir("base");
+    save(&filled([0, 1, PAGES - 1], 1), &base, None);
+    let templates = Templates::new(1, u64::MAX);
+    let template = templates.get(std::slice::from_ref(&base), BYTES).unwrap();
+    let mut clone = Machine::over(template.descriptor(), PAGES);
+    let at = clone.mapping().pieces().to_vec();
+    (0..PAGES).for_each(|page| clone.give_back(page));
+    clone.fill(1, 3);
+    let own = shelf.dir("own");
+    let mapping = super::Mapping::at(clone.pid, at, true).unwrap();
+    chain::save(&mapping, &own, None, Some(&base)).unwrap();
+    let woken = Machine::over(template.descriptor(), PAGES);
+    chain::load(&own, Some(&template), &woken.mapping()).unwrap();
+    assert_eq!([0, 1, 2, PAGES - 1].map(|page| woken.byte(page)), [1, 3, 0, 1]);
 }
 
 #[test]
@@ -516,7 +536,7 @@ fn a_machine_without_a_template_may_give_back_too() {
     let at = machine.mapping().pieces().to_vec();
     machine.give_back(3);
     machine.give_back(9);
-    let mapping = super::Mapping::at(machine.pid, at.clone()).unwrap();
+    let mapping = super::Mapping::at(machine.pid, at.clone(), false).unwrap();
     assert_eq!(mapping.ground(), Ground::Zero);
     let dir = shelf.dir("1");
     chain::save(&mapping, &dir, None, None).unwrap();
@@ -524,7 +544,7 @@ fn a_machine_without_a_template_may_give_back_too() {
     assert_eq!([3, 4, 9].map(|page| woken.byte(page)), [0, 1, 0]);
     // What is not all there is nothing that can be saved.
     let beyond = bhatti_engine::Piece { bytes: 1 << 40, ..at[0] };
-    let error = super::Mapping::at(machine.pid, vec![beyond]).unwrap_err();
+    let error = super::Mapping::at(machine.pid, vec![beyond], false).unwrap_err();
     assert!(matches!(error, MemoryError::NoMapping { .. }), "{error:?}");
 }
 
