@@ -37,8 +37,10 @@ pub(crate) fn build(
 ) -> Result<Kernel> {
     let apt = Apt::of(arch, dir)?;
     let package = apt.fresh_enough(|| apt.resolve(&arch.kernel_package(), "linux-image-"))?;
-    let wanted =
-        [modules::WANTED, modules::WANTED_FOR_VSOCK].map(|names| names.join(" ")).join("; ");
+    let wanted: String = modules::WANTED
+        .iter()
+        .map(|(dir, names)| format!("{dir}: {}; ", names.join(" ")))
+        .collect();
     let key = stamp::key([RECIPE, &package.name, &package.version, &wanted]);
     if cache == Cache::Use
         && let Some(vmlinux) = stamp::finished(dir, VMLINUX, &key)

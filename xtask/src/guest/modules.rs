@@ -16,14 +16,20 @@ use anyhow::{Context as _, Result, bail};
 use super::cpio::{Entry, Tree};
 use crate::process;
 
-/// What a guest needs before it can reach its disk and its host, in this order; dependencies are
-/// found. Each one costs every boot some milliseconds, so nothing is here in advance of its use.
-pub(crate) const WANTED: &[&str] =
-    &["virtio_mmio", "virtio_console", "virtio_blk", "virtio_net", "virtio_rng", "overlay"];
-
-/// What only a machine with virtio's socket device loads, which is one of Firecracker's, from a
-/// directory of its own. The last reports to it which memory the guest has freed.
-pub(crate) const WANTED_FOR_VSOCK: &[&str] = &["vmw_vsock_virtio_transport", "virtio_balloon"];
+/// Where modules lie and which: each directory holds, beside those, what they need and no directory
+/// before it has. Each module costs every boot some milliseconds, so nothing is here in advance of
+/// its use.
+pub(crate) const WANTED: &[(&str, &[&str])] = &[
+    // What a guest needs before it can reach its disk and its host, in this order.
+    (
+        "modules",
+        &["virtio_mmio", "virtio_console", "virtio_blk", "virtio_net", "virtio_rng", "overlay"],
+    ),
+    // What only a machine with virtio's socket device loads, which is one of Firecracker's.
+    ("modules/vsock", &["vmw_vsock_virtio_transport"]),
+    // What such a machine loads when it has run for a while: this reports which memory is free.
+    ("modules/later", &["virtio_balloon"]),
+];
 
 /// Reads, strips and numbers the wanted modules and all they depend on.
 pub(crate) fn collect(release_dir: &Path, scratch: &Path) -> Result<Tree> {
@@ -34,7 +40,7 @@ pub(crate) fn collect(release_dir: &Path, scratch: &Path) -> Result<Tree> {
         builtin.lines().map(|line| canonical(Path::new(line))).collect();
 
     let mut contents: BTreeMap<String, Vec<u8>> = BTreeMap::new();
-    let wanted: Vec<&str> = WANTED.iter().chain(WANTED_FOR_VSOCK).copied().collect();
+    let wanted: Vec<&str> = WANTED.iter().flat_map(|(_, names)| *names).copied().collect();
     let order = load_order(&wanted, |name| {
         if builtin.contains(name) {
             return Ok(Needs::Nothing);
@@ -46,16 +52,16 @@ pub(crate) fn collect(release_dir: &Path, scratch: &Path) -> Result<Tree> {
         Ok(Needs::Load(needs))
     })?;
 
-    // What comes behind the last of the common ones is there for vsock alone.
-    let common = order.iter().rposition(|name| WANTED.contains(&name.as_str()));
-    let mut tree = Tree::from([
-        ("modules".to_owned(), Entry::Directory),
-        ("modules/vsock".to_owned(), Entry::Directory),
-    ]);
+    let mut tree: Tree =
+        WANTED.iter().map(|(dir, _)| ((*dir).to_owned(), Entry::Directory)).collect();
     for (number, name) in order.iter().enumerate() {
         let content = contents.remove(name).context("every module in the order was read")?;
         let entry = Entry::File { mode: 0o644, content: without_signature(content) };
-        let dir = if Some(number) > common { "modules/vsock" } else { "modules" };
+        let comes_last = |names: &[&str]| order.iter().rposition(|n| names.contains(&n.as_str()));
+        let (dir, _) = WANTED
+            .iter()
+            .find(|(_, names)| comes_last(names) >= Some(number))
+            .context("each module in the order is wanted, or needed by one behind it")?;
         tree.insert(format!("{dir}/{number:02}-{name}.ko"), entry);
     }
     Ok(tree)

@@ -58,6 +58,8 @@ pub struct Machine {
     pub guest: Arc<Guest>,
     /// Where the host comes from.
     pub port: carrier::Port,
+    /// Drivers that can wait, and cost less when they do.
+    pub later: Vec<modules::Module>,
 }
 
 /// Boots. Must run as PID 1 in an initramfs, once, before any thread exists.
@@ -69,8 +71,10 @@ pub fn boot() -> Result<Machine, BootError> {
     let loaded = modules::load_all(Path::new("/modules"));
     // The console itself may be a virtio device.
     console::attach();
+    let mut later = Vec::new();
     if vsock::has_device() {
         modules::load_all(Path::new("/modules/vsock"));
+        later = modules::open_all(Path::new("/modules/later"));
     }
     timeline.mark("modules");
     // While /dev and /sys are where we put them.
@@ -115,7 +119,7 @@ pub fn boot() -> Result<Machine, BootError> {
     report(format_args!("booted, with {loaded} kernel modules"));
     let mut guest = Guest::new(Arc::new(Reaper::default()), account, (UID, GID));
     guest.hold = Hold::new(groups);
-    Ok(Machine { guest: Arc::new(guest), port })
+    Ok(Machine { guest: Arc::new(guest), port, later })
 }
 
 /// Device nodes and links that programs expect and devtmpfs does not make.

@@ -4,6 +4,7 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::kmod::{ModuleInitFlags, finit_module};
@@ -12,35 +13,71 @@ use crate::console::report;
 
 const NO_PARAMETERS: &CStr = c"";
 
+/// How long after the agent began to serve [`Module::load_later`] loads. Longer than it takes to
+/// make a snapshot that others are cloned from, so that what a driver does when it is loaded is
+/// not done again by every clone in its first moments; and short beside the life of a machine
+/// whose memory is worth having back.
+const LATER: Duration = Duration::from_secs(20);
+
+/// A module's file, which can be loaded when the initramfs is gone.
+#[derive(Debug)]
+pub struct Module {
+    name: String,
+    file: File,
+}
+
 /// Loads every `NN-name.ko` in `directory`. Failures are reported and skipped: whether the
 /// machine can live without a module shows when its device is needed.
 ///
 /// Returns how many are loaded now. A directory that does not exist holds none: the kernel may
 /// have everything built in.
 pub fn load_all(directory: &Path) -> usize {
-    let files = match list(directory) {
-        Ok(files) => files,
-        Err(error) => {
-            report(format_args!("cannot list {}: {error}", directory.display()));
-            return 0;
-        }
-    };
-    let mut loaded = 0;
-    for name in files {
-        match load(&directory.join(&name)) {
-            Ok(()) => loaded += 1,
-            Err(error) => report(format_args!("module {name} not loaded: {error}")),
-        }
-    }
-    loaded
+    open_all(directory).iter().filter(|module| module.load()).count()
 }
 
-fn load(path: &Path) -> io::Result<()> {
-    let file = File::open(path)?;
-    match finit_module(&file, NO_PARAMETERS, ModuleInitFlags::empty()) {
-        // Built in, or loaded before us.
-        Ok(()) | Err(Errno::EEXIST) => Ok(()),
-        Err(error) => Err(error.into()),
+/// Opens every `NN-name.ko` in `directory`, in the order they are to be loaded in. Failures are
+/// reported and skipped.
+pub fn open_all(directory: &Path) -> Vec<Module> {
+    let names = list(directory).unwrap_or_else(|error| {
+        report(format_args!("cannot list {}: {error}", directory.display()));
+        Vec::new()
+    });
+    let open = |name: String| match File::open(directory.join(&name)) {
+        Ok(file) => Some(Module { name, file }),
+        Err(error) => {
+            report(format_args!("module {name} not opened: {error}"));
+            None
+        }
+    };
+    names.into_iter().filter_map(open).collect()
+}
+
+impl Module {
+    /// False: that was reported.
+    fn load(&self) -> bool {
+        match finit_module(&self.file, NO_PARAMETERS, ModuleInitFlags::empty()) {
+            // Built in, or loaded before us.
+            Ok(()) | Err(Errno::EEXIST) => true,
+            Err(error) => {
+                report(format_args!("module {} not loaded: {error}", self.name));
+                false
+            }
+        }
+    }
+
+    /// Loads them when the machine has run for a while ([`LATER`]).
+    pub async fn load_later(modules: Vec<Self>) {
+        if modules.is_empty() {
+            return;
+        }
+        tokio::time::sleep(LATER).await;
+        let loaded = tokio::task::spawn_blocking(move || {
+            for module in modules {
+                module.load();
+            }
+        });
+        // It fails only when the agent ends.
+        loaded.await.ok();
     }
 }
 

@@ -36,6 +36,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::boot::Machine;
+use crate::boot::modules::Module;
 use crate::console::{Chain, report};
 use crate::guest::Guest;
 use crate::serve::carrier::Port;
@@ -56,7 +57,9 @@ pub fn serve_until_power_off(machine: Machine) {
     }
 }
 
-async fn run(Machine { guest, port }: Machine) {
+async fn run(Machine { guest, port, later }: Machine) {
+    // Nobody waits for it: it ends with the agent.
+    drop(tokio::spawn(Module::load_later(later)));
     let reaper = Arc::clone(&guest.reaper);
     let reaping = tokio::spawn(async move { reaper.run().await });
     let serving = tokio::spawn(serve(Arc::clone(&guest), port));
