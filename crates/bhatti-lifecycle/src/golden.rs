@@ -49,7 +49,14 @@ const USE_NOTED_EVERY: SignedDuration = SignedDuration::from_mins(1);
 
 /// Counts as part of what a golden snapshot was made with: raise it when what is done to the
 /// machine before it is frozen changes.
-const RECIPE: u32 = 4;
+const RECIPE: u32 = 5;
+
+/// How old a machine is at least when it is frozen. KVM before Linux 6.7 takes the time stamp counter
+/// that a restore sets for an attempt to bring CPUs into step if it is within a second of the one the
+/// new CPU has, which began at zero a moment ago, and keeps that one. The guest's clock is behind its
+/// timers then, and each clone does nothing for as long as its golden machine had lived: a second, and
+/// what a slow host takes from making the CPU to setting its counter.
+const OLD_ENOUGH: Duration = Duration::from_millis(1500);
 
 /// Those that are being made, and those that could not be.
 #[derive(Default)]
@@ -363,11 +370,13 @@ async fn build(
         hugepages: false,
     };
     let vm = world.engine.boot(spec).await.map_err(WakeError::Engine)?;
+    // Its CPUs are there by now.
+    let old_enough = Instant::now() + OLD_ENOUGH;
     let stopping = world.tasks.stopping();
     let saved = tokio::select! {
         biased;
         () = stopping.cancelled() => Err(WakeError::ShuttingDown),
-        saved = freeze(world, &vm, nobody, into.clone()) => saved,
+        saved = freeze(world, &vm, nobody, old_enough, into.clone()) => saved,
     };
     end(world, &vm).await;
     let bytes = saved?;
@@ -380,6 +389,7 @@ async fn freeze(
     world: &World,
     vm: &Arc<dyn Vm>,
     nobody: Configure,
+    old_enough: Instant,
     into: Utf8PathBuf,
 ) -> Result<u64, WakeError> {
     let reach = Reach {
@@ -390,6 +400,7 @@ async fn freeze(
     };
     let guest = guest::reach(world, vm, reach).await?;
     warm_up(&guest).await;
+    tokio::time::sleep_until(old_enough).await;
     guest.quiesce(QUIESCE).await?;
     vm.pause().await.map_err(WakeError::Engine)?;
     let save = Save { into, since: None, base: None };
