@@ -51,11 +51,11 @@ const USE_NOTED_EVERY: SignedDuration = SignedDuration::from_mins(1);
 /// machine before it is frozen changes.
 const RECIPE: u32 = 5;
 
-/// How old a machine is at least when it is frozen. KVM before Linux 6.7 takes the time stamp counter
-/// that a restore sets for an attempt to bring CPUs into step if it is within a second of the one the
-/// new CPU has, which began at zero a moment ago, and keeps that one. The guest's clock is behind its
-/// timers then, and each clone does nothing for as long as its golden machine had lived: a second, and
-/// what a slow host takes from making the CPU to setting its counter.
+/// How old a machine is at least when it is frozen (ADR 0033). KVM, that of Linux 6.1, takes the time
+/// stamp counter that a restore sets for an attempt to bring CPUs into step if it is within a second of
+/// the one the new CPU has, which began at zero a moment ago, and keeps that one. The guest's clock is
+/// behind its timers then, and each clone does nothing for as long as its golden machine had lived. So: a
+/// second, and what a slow host takes from making a CPU to setting its counter.
 const OLD_ENOUGH: Duration = Duration::from_millis(1500);
 
 /// Those that are being made, and those that could not be.
